@@ -1,1 +1,3 @@
+//! A message broker that speaks RocketMQ's protocol and whose commit log is a Raft log.
 
+pub mod raft;
