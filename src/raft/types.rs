@@ -327,20 +327,15 @@ mod tests {
     fn member_strategy() -> impl Strategy<Value = Membership> {
         let ids = || proptest::collection::btree_set(0..9u64, 1..5);
         let addr = "[a-z0-9.:]{0,20}";
-        let nodes = proptest::collection::btree_map(0..9u64, (addr, addr), 9..10);
+        let nodes = proptest::collection::vec((addr, addr), 9);
         (proptest::collection::vec(ids(), 1..3), nodes).prop_map(|(configs, nodes)| {
-            let nodes: BTreeMap<_, _> = nodes
+            let nodes = nodes
                 .into_iter()
-                .map(|(id, (raft_addr, broker_addr))| {
-                    (
-                        id,
-                        BrokerNode {
-                            raft_addr,
-                            broker_addr,
-                        },
-                    )
-                })
-                .collect();
+                .map(|(raft_addr, broker_addr)| BrokerNode {
+                    raft_addr,
+                    broker_addr,
+                });
+            let nodes: BTreeMap<_, _> = (0..).zip(nodes).collect();
             Membership::new(configs, nodes).unwrap()
         })
     }
