@@ -1,3 +1,4 @@
 //! A message broker that speaks RocketMQ's protocol and whose commit log is a Raft log.
 
+pub mod config;
 pub mod raft;

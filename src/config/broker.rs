@@ -1,0 +1,194 @@
+//! The configuration of a broker.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::host;
+use super::schema::config_struct;
+use super::value::{BrokerRole, FlushDiskType, Peer};
+
+const KIB: u32 = 1024;
+const MIB: u32 = 1024 * KIB;
+
+config_struct! {
+    /// Everything that a broker is told. Names, meanings and defaults are those of RocketMQ's
+    /// `BrokerConfig`, `MessageStoreConfig` and `NettyServerConfig` (4.9.8) in one struct, because
+    /// they come from one file; the keys of this broker's own stand at the end.
+    pub struct BrokerConfig {
+        /// The cluster that the broker belongs to.
+        "brokerClusterName" => broker_cluster_name: String = "DefaultCluster".into();
+        /// The name under which clients know the broker, the same for all nodes of a group. The
+        /// machine's name by default; in a group, `dLegerGroup`.
+        "brokerName" => broker_name: String = host::host_name();
+        /// 0 is the master. In a group the role decides: 0 for the leader, for a follower one more
+        /// than the number in its self id.
+        "brokerId" => broker_id: u64 = 0;
+        /// The address that clients are told.
+        "brokerIP1" => broker_ip1: String = host::local_address().to_string();
+        /// The address for replication by the classic protocol.
+        "brokerIP2" => broker_ip2: String = host::local_address().to_string();
+        /// Name servers, `host:port` with semicolons between them.
+        "namesrvAddr" => namesrv_addr: Vec<String> = Vec::new();
+        /// Port for clients. The port two below it is open too (Java's VIP channel); the one above
+        /// is kept for replication by the classic protocol.
+        "listenPort" => listen_port: u16 = 10911, in 3..=65534;
+        /// The address that `listenPort` is opened on.
+        "bindAddress" => bind_address: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        /// What the broker lets clients do: 4 read, 2 write, 6 both.
+        "brokerPermission" => broker_permission: u8 = 6, in 0..=7;
+
+        /// Queues of a topic that is created automatically.
+        "defaultTopicQueueNums" => default_topic_queue_nums: u32 = 8, in 1..=65535;
+        /// Whether a send to an unknown topic creates it.
+        "autoCreateTopicEnable" => auto_create_topic_enable: bool = true;
+        /// Whether a topic of the cluster's name exists.
+        "clusterTopicEnable" => cluster_topic_enable: bool = true;
+        /// Whether a topic of the broker's name exists.
+        "brokerTopicEnable" => broker_topic_enable: bool = true;
+        /// Whether an unknown consumer group is created when it appears.
+        "autoCreateSubscriptionGroup" => auto_create_subscription_group: bool = true;
+        /// Whether the topic for message traces exists.
+        "traceTopicEnable" => trace_topic_enable: bool = false;
+        /// The topic for message traces.
+        "msgTraceTopicName" => msg_trace_topic_name: String = "RMQ_SYS_TRACE_TOPIC".into();
+        /// The region that send responses name.
+        "regionId" => region_id: String = "DefaultRegion".into();
+        /// Whether send responses ask clients to trace.
+        "traceOn" => trace_on: bool = true;
+
+        /// Whether a pull that finds nothing waits for messages.
+        "longPollingEnable" => long_polling_enable: bool = true;
+        /// Milliseconds that such a pull waits if long polling is off.
+        "shortPollingTimeMills" => short_polling_time_mills: Duration = Duration::from_secs(1),
+            in 1..=60_000;
+        /// Whether consumers are told at once that their group has changed.
+        "notifyConsumerIdsChangedEnable" => notify_consumer_ids_changed_enable: bool = true;
+        /// Bytes in one answer to a pull from the newest part of the log.
+        "maxTransferBytesOnMessageInMemory" => max_transfer_bytes_on_message_in_memory: u32
+            = 256 * KIB, in 1..=67_108_864;
+        /// Messages in such an answer.
+        "maxTransferCountOnMessageInMemory" => max_transfer_count_on_message_in_memory: u32 = 32,
+            in 1..=65_536;
+        /// Bytes in one answer to a pull from older parts of the log.
+        "maxTransferBytesOnMessageInDisk" => max_transfer_bytes_on_message_in_disk: u32 = 64 * KIB,
+            in 1..=67_108_864;
+        /// Messages in such an answer.
+        "maxTransferCountOnMessageInDisk" => max_transfer_count_on_message_in_disk: u32 = 8,
+            in 1..=65_536;
+        /// Messages that a query by key gives if it does not say how many.
+        "defaultQueryMaxNum" => default_query_max_num: u32 = 32, in 1..=65_536;
+        /// Messages that a query by key gives at most.
+        "maxMsgsNumBatch" => max_msgs_num_batch: u32 = 64, in 1..=65_536;
+        /// Delays of the levels 1, 2, … of delayed messages and retries.
+        "messageDelayLevel" => message_delay_level: Vec<Duration> = default_delay_levels();
+
+        /// Milliseconds between registrations with the name servers.
+        "registerNameServerPeriod" => register_name_server_period: Duration
+            = Duration::from_secs(30);
+        /// Milliseconds that a registration may take.
+        "registerBrokerTimeoutMills" => register_broker_timeout_mills: Duration
+            = Duration::from_secs(6), in 100..=600_000;
+        /// Whether every registration carries all topics, changed or not.
+        "forceRegister" => force_register: bool = true;
+        /// Seconds after which a silent client connection is closed.
+        "serverChannelMaxIdleTimeSeconds" => server_channel_max_idle_time_seconds: u32 = 120,
+            in 1..=86_400;
+
+        /// The directory of everything that the broker stores.
+        "storePathRootDir" => store_path_root_dir: PathBuf = host::user_home().join("store");
+        /// The directory of the commit log; `commitlog` under the root by default.
+        "storePathCommitLog" => store_path_commit_log: Option<PathBuf> = None;
+        /// Bytes of a commit log file.
+        "mappedFileSizeCommitLog" => mapped_file_size_commit_log: u32 = 1024 * MIB,
+            in 4096..=2_147_483_647;
+        /// Bytes of a consume queue file, 20 for each message.
+        "mappedFileSizeConsumeQueue" => mapped_file_size_consume_queue: u32 = 300_000 * 20,
+            in 20..=2_147_483_640;
+        /// Whether messages can be queried by key.
+        "messageIndexEnable" => message_index_enable: bool = true;
+        /// Hash slots of a key index file.
+        "maxHashSlotNum" => max_hash_slot_num: u32 = 5_000_000, in 1..=100_000_000;
+        /// Entries of a key index file.
+        "maxIndexNum" => max_index_num: u32 = 20_000_000, in 2..=100_000_000;
+        /// Bytes of a message's body at most.
+        "maxMessageSize" => max_message_size: u32 = 4 * MIB, in 1..=2_147_352_575;
+        /// When a send is acknowledged.
+        "flushDiskType" => flush_disk_type: FlushDiskType = FlushDiskType::AsyncFlush;
+        /// Milliseconds between flushes of the commit log if they are asynchronous.
+        "flushIntervalCommitLog" => flush_interval_commit_log: Duration
+            = Duration::from_millis(500), in 1..=60_000;
+        /// Milliseconds between flushes of the consume queues.
+        "flushIntervalConsumeQueue" => flush_interval_consume_queue: Duration
+            = Duration::from_secs(1), in 1..=600_000;
+        /// Milliseconds between writes of the readable view of the consumer offsets.
+        "flushConsumerOffsetInterval" => flush_consumer_offset_interval: Duration
+            = Duration::from_secs(5), in 100..=600_000;
+
+        /// The part that the broker plays outside a group.
+        "brokerRole" => broker_role: BrokerRole = BrokerRole::AsyncMaster;
+        /// Whether the broker is a node of a Raft group.
+        "enableDLegerCommitLog" => enable_dleger_commit_log: bool = false;
+        /// The name of the group.
+        "dLegerGroup" => dleger_group: String = String::new();
+        /// The nodes that form the group: `n0-host:port;n1-host:port;n2-host:port`.
+        "dLegerPeers" => dleger_peers: Vec<Peer> = Vec::new();
+        /// Which of them this node is.
+        "dLegerSelfId" => dleger_self_id: String = String::new();
+
+        /// The address that the Raft listener is opened on, if it is not to be on every address:
+        /// `host` or `host:port` (with the port of this node's `dLegerPeers` entry by default).
+        "raftBindAddress" => raft_bind_address: String = String::new();
+        /// Whether this node asks to join a group that exists, and never forms one.
+        "raftJoin" => raft_join: bool = false;
+        /// Whether a node that lost its store is taken back by the leader without an operator.
+        "autoRejoin" => auto_rejoin: bool = true;
+        /// Milliseconds between a leader's heartbeats.
+        "raftHeartbeatIntervalMillis" => raft_heartbeat_interval_millis: Duration
+            = Duration::from_millis(50), in 5..=10_000;
+        /// Least milliseconds of silence before an election; see `raftElectionTimeoutMaxMillis`.
+        "raftElectionTimeoutMinMillis" => raft_election_timeout_min_millis: Duration
+            = Duration::from_millis(200), in 20..=60_000;
+        /// Most milliseconds of an election's random wait, and how long a leader's lease lasts.
+        "raftElectionTimeoutMaxMillis" => raft_election_timeout_max_millis: Duration
+            = Duration::from_millis(300), in 30..=120_000;
+        /// Milliseconds that a stop may take before unanswered requests are given up.
+        "drainTimeoutMillis" => drain_timeout_millis: Duration = Duration::from_secs(10),
+            in 0..=600_000;
+    }
+}
+
+impl BrokerConfig {
+    /// Where the commit log lies.
+    pub fn commit_log_dir(&self) -> PathBuf {
+        match &self.store_path_commit_log {
+            Some(dir) => dir.clone(),
+            None => self.store_path_root_dir.join("commitlog"),
+        }
+    }
+
+    /// This node's own entry of `dLegerPeers`; `None` outside a group.
+    pub fn self_peer(&self) -> Option<&Peer> {
+        if !self.enable_dleger_commit_log {
+            return None;
+        }
+        self.dleger_peers
+            .iter()
+            .find(|peer| peer.id == self.dleger_self_id)
+    }
+
+    /// The address that clients are told, `brokerIP1:listenPort`.
+    pub fn broker_addr(&self) -> String {
+        format!("{}:{}", self.broker_ip1, self.listen_port)
+    }
+}
+
+/// `1s 5s 10s 30s 1m … 10m 20m 30m 1h 2h`.
+fn default_delay_levels() -> Vec<Duration> {
+    let minutes = (1..=10).chain([20, 30, 60, 120]).map(|n| n * 60);
+    [1, 5, 10, 30]
+        .into_iter()
+        .chain(minutes)
+        .map(Duration::from_secs)
+        .collect()
+}
