@@ -1,4 +1,5 @@
 //! A message broker that speaks RocketMQ's protocol and whose commit log is a Raft log.
 
 pub mod config;
+pub mod meta;
 pub mod raft;
