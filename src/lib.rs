@@ -3,3 +3,5 @@
 pub mod config;
 pub mod meta;
 pub mod raft;
+pub mod remoting;
+pub mod shutdown;

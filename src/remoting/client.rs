@@ -1,0 +1,181 @@
+//! Calls to other processes, one kept connection per address.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rmq_wire::code::response;
+use rmq_wire::frame::Command;
+use tokio::time::{Instant, timeout_at};
+
+use super::conn::{self, CallError, Conn};
+use super::{Dialer, Limits, Reply, Request, Service, Tcp};
+use crate::shutdown::{Shutdown, Trigger};
+
+/// Longest wait for a connection, as in the Java client (`connectTimeoutMillis`).
+const CONNECT_LIMIT: Duration = Duration::from_secs(3);
+/// Beyond so many addresses, those without a connection are forgotten.
+const SLOTS_KEPT: usize = 64;
+
+/// Dials on first use, shares one connection per address and dials again after its end. Cheap to
+/// clone; the last clone closes the connections.
+#[derive(Clone)]
+pub struct Client(Arc<Inner>);
+
+struct Inner {
+    dialer: Box<dyn Dialer>,
+    limits: Arc<Limits>,
+    slots: Mutex<HashMap<String, Slot>>,
+    shutdown: Shutdown,
+    _trigger: Trigger,
+}
+
+/// Held over dialing, so that concurrent callers of one address share the attempt.
+type Slot = Arc<tokio::sync::Mutex<Option<Arc<Conn>>>>;
+
+impl Default for Client {
+    fn default() -> Self {
+        Self::new(Tcp, Limits::default())
+    }
+}
+
+impl Client {
+    /// Requests that come up a connection from the other side are answered as not supported.
+    pub fn new(dialer: impl Dialer, limits: Limits) -> Self {
+        let (trigger, shutdown) = Shutdown::new();
+        // A client's connection owes no first frame, and nothing of it needs draining.
+        let limits = Limits {
+            first_frame: limits.idle,
+            drain: Duration::ZERO,
+            ..limits
+        };
+        Self(Arc::new(Inner {
+            dialer: Box::new(dialer),
+            limits: Arc::new(limits),
+            slots: Mutex::default(),
+            shutdown,
+            _trigger: trigger,
+        }))
+    }
+
+    /// Sends a request to `addr` (`host:port`) and waits for its answer, whatever its code.
+    ///
+    /// A connection from which nothing at all came within `limit` is closed, so that the next call
+    /// does not meet a dead peer's silence again.
+    ///
+    /// # Errors
+    /// See [`CallError`]; after `Connect` and `Busy` nothing was sent.
+    pub async fn call(
+        &self,
+        addr: &str,
+        command: Command,
+        limit: Duration,
+    ) -> Result<Command, CallError> {
+        let begun = Instant::now();
+        let deadline = begun + limit;
+        let conn = self.connect(addr, deadline, limit).await?;
+        let result = conn.call_until(command, deadline, limit).await;
+        if matches!(result, Err(CallError::Timeout { .. })) && conn.last_read() <= begun {
+            conn.close();
+        }
+        result
+    }
+
+    /// Sends a request that is not answered, connecting first if need be.
+    ///
+    /// # Errors
+    /// See [`CallError`]. Success does not say that the request has arrived.
+    pub async fn oneway(
+        &self,
+        addr: &str,
+        command: Command,
+        limit: Duration,
+    ) -> Result<(), CallError> {
+        let conn = self.connect(addr, Instant::now() + limit, limit).await?;
+        conn.oneway(command)
+    }
+
+    /// Closes the connection to `addr`, if there is one.
+    pub async fn disconnect(&self, addr: &str) {
+        let slot = self.slot(addr);
+        if let Some(conn) = slot.lock().await.take() {
+            conn.close();
+        }
+    }
+
+    async fn connect(
+        &self,
+        addr: &str,
+        deadline: Instant,
+        limit: Duration,
+    ) -> Result<Arc<Conn>, CallError> {
+        let slot = self.slot(addr);
+        let connecting = async {
+            let mut slot = slot.lock().await;
+            if let Some(conn) = slot.as_ref().filter(|conn| !conn.is_closed()) {
+                return Ok(Arc::clone(conn));
+            }
+            let stream = self.0.dialer.dial(addr).await?;
+            let conn = Conn::new(&stream, &self.0.limits);
+            let limits = Arc::clone(&self.0.limits);
+            let shutdown = self.0.shutdown.clone();
+            tokio::spawn(conn::run(
+                stream,
+                Arc::clone(&conn),
+                Arc::new(Nothing),
+                limits,
+                shutdown,
+            ));
+            Ok(Arc::clone(slot.insert(conn)))
+        };
+        match timeout_at(deadline.min(Instant::now() + CONNECT_LIMIT), connecting).await {
+            Ok(Ok(conn)) => Ok(conn),
+            Ok(Err(source)) => Err(CallError::Connect {
+                addr: addr.to_owned(),
+                source,
+            }),
+            Err(_) => {
+                let ms = limit.min(CONNECT_LIMIT).as_millis();
+                let source = std::io::Error::new(
+                    std::io::ErrorKind::TimedOut,
+                    format!("no connection within {ms} ms"),
+                );
+                Err(CallError::Connect {
+                    addr: addr.to_owned(),
+                    source,
+                })
+            }
+        }
+    }
+
+    fn slot(&self, addr: &str) -> Slot {
+        let mut slots = self.0.slots.lock().expect("no panic under this lock");
+        if let Some(slot) = slots.get(addr) {
+            return Arc::clone(slot);
+        }
+        if slots.len() >= SLOTS_KEPT {
+            // A locked slot is being dialed.
+            slots.retain(|_, slot| {
+                slot.try_lock().map_or(true, |conn| {
+                    conn.as_ref().is_some_and(|conn| !conn.is_closed())
+                })
+            });
+        }
+        Arc::clone(slots.entry(addr.to_owned()).or_default())
+    }
+}
+
+/// Serves nobody.
+struct Nothing;
+
+impl Service for Nothing {
+    fn call(self: Arc<Self>, request: Request) -> impl Future<Output = Option<Reply>> + Send {
+        let code = request.command.code;
+        let remark = format!("request type {code} not supported");
+        let reply = request
+            .command
+            .reply_error(response::REQUEST_CODE_NOT_SUPPORTED, remark);
+        std::future::ready(Some(reply.into()))
+    }
+}

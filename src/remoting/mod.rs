@@ -1,0 +1,28 @@
+//! RocketMQ's remoting protocol over connections: who reads and writes frames, matches answers to
+//! requests, and bounds what a peer can cost. What is in a frame is `rmq_wire`'s; what a request
+//! means is the [`Service`]'s.
+//!
+//! - `net`: the seam to the network (listener, dialer, stream)
+//! - `server`: accepts and drains; `client`: one kept connection per address
+//! - `conn`: one connection, the same from both ends; `reader` is its half that starts handlers,
+//!   `outbox` the bounded queue before its writing half
+//! - `service`: what a server implements; `limits`: the bounds
+
+mod client;
+mod conn;
+mod limits;
+mod net;
+mod outbox;
+mod reader;
+mod server;
+mod service;
+
+#[cfg(test)]
+mod tests;
+
+pub use client::Client;
+pub use conn::{CallError, Conn};
+pub use limits::{Limits, LogLimit};
+pub use net::{Dialer, Dialing, Listener, Stream, Tcp};
+pub use server::serve;
+pub use service::{Reply, Request, Service};

@@ -1,0 +1,328 @@
+//! The reading half of a connection: frames out of bytes, handlers out of frames.
+
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::{Buf, Bytes, BytesMut};
+use rmq_wire::code::response;
+use rmq_wire::frame::{self, Command, FrameError};
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, sleep_until};
+
+use super::outbox::PushError;
+use super::{Conn, Limits, LogLimit, Reply, Request, Service};
+use crate::shutdown::Shutdown;
+
+/// An idle connection holds no more than this.
+const BUFFER_BYTES_MIN: usize = 4 * 1024;
+/// A busy one reads at most so much at once.
+const BUFFER_BYTES_BUSY: usize = 64 * 1024;
+/// Frames up to this size are copied out of the read buffer, so that a request that waits long
+/// does not keep the buffer and its other frames alive.
+const COPY_FRAME_BYTES_MAX: usize = 4 * 1024;
+/// The length field before each frame.
+const LENGTH_BYTES: usize = 4;
+/// The unit in which bytes in flight are counted; a semaphore's permits would not suffice for
+/// bytes on a 32-bit machine.
+const UNIT_BYTES: usize = 1024;
+
+static BAD_FRAMES: LogLimit = LogLimit::new();
+static OVERRUNS: LogLimit = LogLimit::new();
+static PANICS: LogLimit = LogLimit::new();
+
+/// How reading came to its end.
+#[derive(Debug, PartialEq)]
+pub(super) enum Ended {
+    /// The connection is of no more use.
+    Over,
+    /// The server stops; requests in flight may finish.
+    Drain,
+}
+
+pub(super) struct Reader<'a, S> {
+    input: Box<dyn AsyncRead + Send + Unpin>,
+    buffer: BytesMut,
+    /// When the first byte of the frame that is incomplete in the buffer was seen.
+    partial_since: Option<Instant>,
+    had_frame: bool,
+    conn: &'a Arc<Conn>,
+    service: &'a Arc<S>,
+    limits: &'a Limits,
+    shutdown: Shutdown,
+    in_flight: Arc<Semaphore>,
+    in_flight_units: u32,
+}
+
+impl<'a, S: Service> Reader<'a, S> {
+    pub(super) fn new(
+        input: Box<dyn AsyncRead + Send + Unpin>,
+        conn: &'a Arc<Conn>,
+        service: &'a Arc<S>,
+        limits: &'a Limits,
+        shutdown: Shutdown,
+    ) -> Self {
+        let units = u32::try_from(limits.in_flight_bytes / UNIT_BYTES).unwrap_or(u32::MAX);
+        Self {
+            input,
+            buffer: BytesMut::new(),
+            partial_since: None,
+            had_frame: false,
+            conn,
+            service,
+            limits,
+            shutdown,
+            in_flight: Arc::new(Semaphore::new(units as usize)),
+            in_flight_units: units,
+        }
+    }
+
+    /// Reads no more and waits until no request is in flight.
+    pub(super) async fn in_flight_done(self) {
+        self.in_flight
+            .acquire_many(self.in_flight_units)
+            .await
+            .expect("never closed")
+            .forget();
+    }
+
+    pub(super) async fn run(&mut self) -> Ended {
+        let conn = Arc::clone(self.conn);
+        let mut shutdown = self.shutdown.clone();
+        let ended = tokio::select! {
+            biased;
+            () = conn.closed() => Ended::Over,
+            () = shutdown.asked() => Ended::Drain,
+            reason = self.read() => {
+                if let Some(reason) = reason && let Some(more) = BAD_FRAMES.pass() {
+                    tracing::warn!(peer = %conn.peer(), more, "connection closed: {reason}");
+                }
+                Ended::Over
+            }
+        };
+        ended
+    }
+
+    /// Reads until the end of the input (`None`) or a broken rule.
+    async fn read(&mut self) -> Option<Broken> {
+        let mut alarm = pin!(sleep_until(self.deadline()));
+        loop {
+            self.make_room();
+            tokio::select! {
+                biased;
+                read = self.input.read_buf(&mut self.buffer) => match read {
+                    Ok(0) | Err(_) => return None,
+                    Ok(_) => {
+                        self.conn.has_read();
+                        if let Err(broken) = self.take_frames().await {
+                            return Some(broken);
+                        }
+                        // The alarm may be set for the end of an idle time, long after that of
+                        // a partial frame; moving it only then keeps it cheap.
+                        if self.deadline() < alarm.deadline() {
+                            alarm.as_mut().reset(self.deadline());
+                        }
+                    }
+                },
+                () = &mut alarm => {
+                    if self.deadline() <= Instant::now() {
+                        return self.overdue();
+                    }
+                    if self.buffer.is_empty() {
+                        self.buffer = BytesMut::new();
+                    }
+                    alarm.as_mut().reset(self.deadline());
+                }
+            }
+        }
+    }
+
+    fn deadline(&self) -> Instant {
+        match self.partial_since {
+            Some(since) => since + self.limits.partial_frame,
+            None if !self.had_frame => self.conn.opened() + self.limits.first_frame,
+            None => self.conn.last_active() + self.limits.idle,
+        }
+    }
+
+    fn overdue(&self) -> Option<Broken> {
+        match self.partial_since {
+            Some(_) => Some(Broken::Partial(self.buffer.len())),
+            None if !self.had_frame => Some(Broken::Silent),
+            // An idle connection has done nothing wrong.
+            None => None,
+        }
+    }
+
+    /// Space for the next read: what is known to be missing, but never far more than what has
+    /// arrived, so that a length field alone allocates nothing.
+    fn make_room(&mut self) {
+        let (len, capacity) = (self.buffer.len(), self.buffer.capacity());
+        if len == capacity {
+            self.buffer
+                .reserve(len.clamp(BUFFER_BYTES_MIN, BUFFER_BYTES_BUSY));
+        }
+    }
+
+    async fn take_frames(&mut self) -> Result<(), Broken> {
+        while let Some(raw) = self.next_frame()? {
+            self.had_frame = true;
+            self.start(raw).await?;
+        }
+        self.partial_since = match (self.buffer.is_empty(), self.partial_since) {
+            (true, _) => None,
+            (false, since) => Some(since.unwrap_or_else(Instant::now)),
+        };
+        Ok(())
+    }
+
+    /// The next complete frame without its length field.
+    fn next_frame(&mut self) -> Result<Option<Bytes>, Broken> {
+        let Some(len) = frame::peek_len(&self.buffer)? else {
+            return Ok(None);
+        };
+        let total = LENGTH_BYTES + len;
+        if self.buffer.len() < total {
+            return Ok(None);
+        }
+        self.partial_since = None;
+        self.buffer.advance(LENGTH_BYTES);
+        if len > COPY_FRAME_BYTES_MAX {
+            return Ok(Some(self.buffer.split_to(len).freeze()));
+        }
+        let raw = Bytes::copy_from_slice(&self.buffer[..len]);
+        self.buffer.advance(len);
+        Ok(Some(raw))
+    }
+
+    async fn start(&mut self, raw: Bytes) -> Result<(), Broken> {
+        let permit_bytes = raw.len().max(Limits::REQUEST_BYTES_MIN);
+        let command = Command::decode(raw.clone())?;
+        if command.is_response() {
+            self.conn.complete(command);
+            return Ok(());
+        }
+        // A peer that does not read its answers gets no new ones made.
+        self.conn.outbox.has_room().await;
+        let answer = Answer::to(&command, self.conn, self.admit(permit_bytes).await);
+        let request = Request {
+            command,
+            raw,
+            conn: Some(Arc::clone(self.conn)),
+            peer: self.conn.peer(),
+        };
+        let mut work = Guarded(Box::pin(Arc::clone(self.service).call(request)));
+        match std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut work).poll(cx))).await {
+            Poll::Ready(outcome) => {
+                if let Some(reply) = answer.try_send(outcome) {
+                    tokio::spawn(async move { answer.push(reply).await });
+                }
+            }
+            Poll::Pending => {
+                tokio::spawn(async move {
+                    if let Some(reply) = answer.try_send(work.await) {
+                        answer.push(reply).await;
+                    }
+                });
+            }
+        }
+        Ok(())
+    }
+
+    async fn admit(&mut self, bytes: usize) -> OwnedSemaphorePermit {
+        let units = u32::try_from(bytes / UNIT_BYTES).unwrap_or(u32::MAX);
+        Arc::clone(&self.in_flight)
+            .acquire_many_owned(units.min(self.in_flight_units))
+            .await
+            .expect("never closed")
+    }
+}
+
+/// The rule that a peer broke.
+#[derive(Debug, thiserror::Error)]
+enum Broken {
+    #[error("bad frame: {0}")]
+    Frame(#[from] FrameError),
+    #[error("no complete frame in time, {0} bytes of one")]
+    Partial(usize),
+    #[error("no frame at all in time")]
+    Silent,
+}
+
+/// Where the outcome of one request goes.
+struct Answer {
+    conn: Arc<Conn>,
+    /// What an answer needs of its request, without the request's fields and body.
+    request: Command,
+    _in_flight: OwnedSemaphorePermit,
+}
+
+impl Answer {
+    fn to(command: &Command, conn: &Arc<Conn>, in_flight: OwnedSemaphorePermit) -> Self {
+        let mut request = Command::request(command.code);
+        request.opaque = command.opaque;
+        request.flag = command.flag;
+        request.serialize = command.serialize;
+        Self {
+            conn: Arc::clone(conn),
+            request,
+            _in_flight: in_flight,
+        }
+    }
+
+    /// Sends the answer, if there is one to send; gives it back if there is no room for it.
+    fn try_send(&self, outcome: Result<Option<Reply>, Panicked>) -> Option<Reply> {
+        let reply = match outcome {
+            Ok(reply) => reply?,
+            Err(Panicked) => {
+                if let Some(more) = PANICS.pass() {
+                    let (code, peer) = (self.request.code, self.conn.peer());
+                    tracing::error!(code, %peer, more, "the handler of a request panicked");
+                }
+                self.request
+                    .reply_error(response::SYSTEM_ERROR, "internal error")
+                    .into()
+            }
+        };
+        if self.request.is_oneway() {
+            return None;
+        }
+        // A closed connection needs no answer.
+        (self.conn.outbox.try_push(&reply) == Ok(false)).then_some(reply)
+    }
+
+    /// Sends the answer when there is room for it; until then the request is in flight.
+    async fn push(self, reply: Reply) {
+        match self.conn.outbox.push(&reply).await {
+            Ok(()) | Err(PushError::Closed) => {}
+            Err(PushError::Overrun(bytes)) => {
+                if let Some(more) = OVERRUNS.pass() {
+                    let peer = self.conn.peer();
+                    tracing::warn!(%peer, bytes, more, "connection closed: too many unread answers");
+                }
+                self.conn.close();
+            }
+        }
+    }
+}
+
+/// A handler panicked; the panic hook has said where.
+struct Panicked;
+
+/// Turns a panic of a handler into a value (release builds abort instead).
+struct Guarded<F>(Pin<Box<F>>);
+
+impl<F: Future> Future for Guarded<F> {
+    type Output = Result<F::Output, Panicked>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        // A handler that panicked is never polled again; what it shared is its own to protect.
+        match catch_unwind(AssertUnwindSafe(|| self.0.as_mut().poll(cx))) {
+            Ok(poll) => poll.map(Ok),
+            Err(_) => Poll::Ready(Err(Panicked)),
+        }
+    }
+}

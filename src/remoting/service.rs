@@ -1,0 +1,74 @@
+//! What a server does with requests: the trait, the request and the forms of an answer.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rmq_wire::frame::Command;
+
+use super::Conn;
+
+/// One request as it arrived.
+#[derive(Debug, Clone)]
+pub struct Request {
+    pub command: Command,
+    /// The whole frame without its length field, for passing on unchanged.
+    pub raw: Bytes,
+    /// The connection it came on; none when another node forwarded it.
+    pub conn: Option<Arc<Conn>>,
+    /// The client, also when another node forwarded the request.
+    pub peer: SocketAddr,
+}
+
+/// The forms in which an answer can be given.
+#[derive(Debug, Clone)]
+pub enum Reply {
+    Command(Command),
+    /// A command whose body is the concatenation of these parts, which are not copied.
+    Parts(Command, Vec<Bytes>),
+    /// A whole frame without its length field, such as another node's answer to a forwarded
+    /// request. Its opaque must already be that of the request.
+    Frame(Bytes),
+}
+
+impl Reply {
+    pub(super) fn body_len(&self) -> usize {
+        match self {
+            Self::Command(command) => command.body.len(),
+            Self::Parts(_, parts) => parts.iter().map(Bytes::len).sum(),
+            Self::Frame(frame) => frame.len(),
+        }
+    }
+}
+
+impl From<Command> for Reply {
+    fn from(command: Command) -> Self {
+        Self::Command(command)
+    }
+}
+
+/// Answers requests.
+///
+/// Requests of one connection run concurrently, but each is polled for the first time in the order
+/// of arrival, before the next one is looked at. What a handler does before its first suspension
+/// point therefore happens in order; it must be short, since it delays the connection.
+pub trait Service: Send + Sync + 'static {
+    /// Answers one request; `None` answers nothing. What is returned for a oneway request is
+    /// dropped.
+    ///
+    /// The future is never cancelled, not even by the end of the connection. One that waits long
+    /// must therefore also wait for [`Conn::closed`].
+    fn call(self: Arc<Self>, request: Request) -> impl Future<Output = Option<Reply>> + Send;
+
+    /// A connection was opened. Runs before its first request.
+    fn opened(&self, conn: &Arc<Conn>) {
+        let _ = conn;
+    }
+
+    /// The connection is closed. Runs exactly once per opened connection, possibly before its last
+    /// requests have finished.
+    fn closed(&self, conn: &Arc<Conn>) {
+        let _ = conn;
+    }
+}
