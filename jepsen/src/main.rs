@@ -1,1 +1,160 @@
-fn main() {}
+//! The fault-injection suite's command line.
+#![expect(
+    clippy::print_stdout,
+    reason = "a command-line tool reports on standard output"
+)]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, ensure};
+use clap::{Parser, Subcommand, ValueEnum};
+use jepsen::run::{self, Nemesis, Plan};
+
+#[derive(Parser)]
+#[command(about = "Attacks a three-node group and judges what its clients saw")]
+struct Arguments {
+    /// The rmq executable; by default the one beside this program, built first when cargo runs us.
+    #[arg(long, global = true)]
+    rmq: Option<PathBuf>,
+    /// Where the nodes' files go; kept after a failed run. A new temporary directory by default.
+    #[arg(long, global = true)]
+    dir: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Action,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// One run.
+    Test {
+        /// Faults, separated by commas; each strikes in turn.
+        #[arg(long, value_delimiter = ',', default_value = "kill-leader")]
+        nemesis: Vec<Nemesis>,
+        /// How often each fault strikes.
+        #[arg(long, default_value_t = 20)]
+        rounds: u32,
+        /// Draws pauses and victims; a run is repeated by its seed.
+        #[arg(long, default_value_t = 7)]
+        seed: u64,
+        /// SYNC_FLUSH on every node instead of ASYNC_FLUSH.
+        #[arg(long)]
+        sync_flush: bool,
+    },
+    /// A set of runs.
+    Suite {
+        /// Which.
+        which: Suite,
+    },
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Suite {
+    /// What every change must pass, a few minutes.
+    Ci,
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    let arguments = Arguments::parse();
+    let rmq = match arguments.rmq {
+        Some(path) => path,
+        None => built()?,
+    };
+    let plan = |nemeses, rounds, seed, sync_flush| Plan {
+        nemeses,
+        rounds,
+        seed,
+        sync_flush,
+    };
+    let plans = match arguments.command {
+        Action::Test {
+            nemesis,
+            rounds,
+            seed,
+            sync_flush,
+        } => {
+            vec![plan(nemesis, rounds, seed, sync_flush)]
+        }
+        Action::Suite { which: Suite::Ci } => vec![
+            plan(vec![Nemesis::KillLeader], 20, 7, false),
+            plan(vec![Nemesis::KillFollower, Nemesis::KillAll], 2, 11, true),
+            plan(vec![Nemesis::PauseLeader], 1, 13, false),
+        ],
+    };
+    let mut failed = 0;
+    for plan in &plans {
+        let dir = match &arguments.dir {
+            Some(dir) => dir.clone(),
+            None => {
+                std::env::temp_dir().join(format!("jepsen-{}-{}", std::process::id(), plan.seed))
+            }
+        };
+        failed += u32::from(!judge(&rmq, &dir, plan)?);
+    }
+    println!("{} passed, {failed} failed", plans.len() - failed as usize);
+    Ok(if failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// Runs one plan and prints what came of it. Whether it passed.
+fn judge(rmq: &Path, dir: &Path, plan: &Plan) -> anyhow::Result<bool> {
+    println!("run: {plan:?}");
+    let report = run::run(rmq, dir, plan)
+        .with_context(|| format!("the run did not finish; its files are in {}", dir.display()))?;
+    println!("  {}", report.summary);
+    for nemesis in &plan.nemeses {
+        let mut gaps: Vec<u64> = report
+            .gaps_ms
+            .iter()
+            .filter(|(n, _)| n == nemesis)
+            .map(|(_, ms)| *ms)
+            .collect();
+        gaps.sort_unstable();
+        if let (Some(median), Some(worst)) = (gaps.get(gaps.len() / 2), gaps.last()) {
+            println!(
+                "  {nemesis:?}: next acknowledgement after {median} ms (median), {worst} ms (worst)"
+            );
+        }
+    }
+    if report.wrong.is_empty() {
+        println!("  passed");
+        std::fs::remove_dir_all(dir)?;
+        return Ok(true);
+    }
+    for line in &report.wrong {
+        println!("  FAILED {line}");
+    }
+    println!("  files are kept in {}; seed {}", dir.display(), plan.seed);
+    Ok(false)
+}
+
+/// The executable beside this one. Under cargo it is built first, so that a run never tests an old one.
+fn built() -> anyhow::Result<PathBuf> {
+    let own = std::env::current_exe().context("cannot find this program's own path")?;
+    let beside = own.with_file_name("rmq");
+    if let Some(cargo) = std::env::var_os("CARGO") {
+        let mut build = Command::new(cargo);
+        build.args([
+            "build",
+            "--quiet",
+            "--locked",
+            "--package",
+            "rmq",
+            "--bin",
+            "rmq",
+        ]);
+        if own.parent().is_some_and(|d| d.ends_with("release")) {
+            build.arg("--release");
+        }
+        ensure!(build.status()?.success(), "rmq does not build");
+    }
+    ensure!(
+        beside.is_file(),
+        "{} is missing: build rmq, or name it with --rmq",
+        beside.display()
+    );
+    Ok(beside)
+}

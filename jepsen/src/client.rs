@@ -1,0 +1,193 @@
+//! A small blocking client of the wire protocol. It retries nothing and hides nothing: every call ends
+//! as answered, definitely not done, or unknown, because the checkers need that distinction.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use rmq_wire::code::{request, response};
+use rmq_wire::frame::{self, Command};
+use rmq_wire::record::Record;
+
+/// How an operation ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome<T> {
+    /// It was done and acknowledged.
+    Ok(T),
+    /// It was certainly not done.
+    Fail(String),
+    /// It may or may not have been done, now or later.
+    Unknown(String),
+}
+
+/// One connection to one node.
+pub struct Client {
+    stream: TcpStream,
+    opaque: i32,
+}
+
+impl Client {
+    /// Connects within `timeout`, which also bounds every later read and write.
+    pub fn connect(address: SocketAddr, timeout: Duration) -> io::Result<Self> {
+        let stream = TcpStream::connect_timeout(&address, timeout)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(timeout))?;
+        stream.set_write_timeout(Some(timeout))?;
+        Ok(Self { stream, opaque: 0 })
+    }
+
+    /// Sends a request and waits for its answer.
+    pub fn call(&mut self, mut command: Command) -> io::Result<Command> {
+        self.opaque += 1;
+        command.opaque = self.opaque;
+        let mut out = BytesMut::new();
+        command.encode(&mut out);
+        self.stream.write_all(&out)?;
+        loop {
+            let mut length = [0; 4];
+            self.stream.read_exact(&mut length)?;
+            let length = frame::peek_len(&length)
+                .map_err(io::Error::other)?
+                .ok_or_else(|| io::Error::other("a length of four bytes is complete"))?;
+            let mut body = vec![0; length];
+            self.stream.read_exact(&mut body)?;
+            let answer = Command::decode(Bytes::from(body)).map_err(io::Error::other)?;
+            if answer.is_response() && answer.opaque == self.opaque {
+                return Ok(answer);
+            }
+        }
+    }
+
+    /// Sends one message to one queue. The answer is its queue offset.
+    pub fn send(&mut self, topic: &str, queue: u32, body: &str) -> Outcome<u64> {
+        let mut command = Command::request(request::SEND_MESSAGE_V2);
+        let now = "1700000000000";
+        for (key, value) in [
+            ("a", "jepsen"),
+            ("b", topic),
+            ("c", "TBW102"),
+            ("d", "4"),
+            ("e", &queue.to_string()),
+            ("f", "0"),
+            ("g", now),
+            ("h", "0"),
+            ("i", &format!("KEYS\u{1}{body}\u{2}")),
+            ("j", "0"),
+            ("k", "false"),
+            ("m", "false"),
+        ] {
+            command.ext.insert(key, value);
+        }
+        command.body = Bytes::copy_from_slice(body.as_bytes());
+        match self.call(command) {
+            Err(e) => Outcome::Unknown(e.to_string()),
+            Ok(answer) => match answer.code {
+                response::SUCCESS => match number(&answer, "queueOffset") {
+                    Some(offset) => Outcome::Ok(offset),
+                    None => Outcome::Unknown("an acknowledgement without queueOffset".into()),
+                },
+                // Refused before anything was proposed.
+                response::SERVICE_NOT_AVAILABLE
+                | response::NO_PERMISSION
+                | response::TOPIC_NOT_EXIST
+                | response::SYSTEM_BUSY
+                | response::MESSAGE_ILLEGAL => Outcome::Fail(describe(&answer)),
+                _ => Outcome::Unknown(describe(&answer)),
+            },
+        }
+    }
+
+    /// Every message of a queue from `from` on, as (queue offset, body), up to its present end.
+    pub fn read_queue(&mut self, topic: &str, queue: u32) -> io::Result<Vec<(u64, String)>> {
+        let end = self.queue_number(request::GET_MAX_OFFSET, topic, queue)?;
+        let mut at = self.queue_number(request::GET_MIN_OFFSET, topic, queue)?;
+        let mut found = Vec::new();
+        while at < end {
+            let mut command = Command::request(request::PULL_MESSAGE);
+            for (key, value) in [
+                ("consumerGroup", "jepsen_read"),
+                ("topic", topic),
+                ("queueId", &queue.to_string()),
+                ("queueOffset", &at.to_string()),
+                ("maxMsgNums", "32"),
+                ("sysFlag", "4"),
+                ("commitOffset", "0"),
+                ("suspendTimeoutMillis", "0"),
+                ("subscription", "*"),
+                ("subVersion", "0"),
+                ("expressionType", "TAG"),
+            ] {
+                command.ext.insert(key, value);
+            }
+            let answer = self.call(command)?;
+            match answer.code {
+                response::SUCCESS => {
+                    let mut rest = &answer.body[..];
+                    while !rest.is_empty() {
+                        let r = Record::decode(rest).map_err(io::Error::other)?;
+                        let body = String::from_utf8_lossy(r.body).into_owned();
+                        found.push((u64::try_from(r.queue_offset).unwrap_or(u64::MAX), body));
+                        rest = &rest[r.size..];
+                    }
+                }
+                response::PULL_RETRY_IMMEDIATELY | response::PULL_NOT_FOUND => {}
+                _ => return Err(io::Error::other(describe(&answer))),
+            }
+            at = number(&answer, "nextBeginOffset")
+                .ok_or_else(|| io::Error::other("a pull answer without nextBeginOffset"))?;
+        }
+        Ok(found)
+    }
+
+    /// GET_MAX_OFFSET or GET_MIN_OFFSET of a queue.
+    pub fn queue_number(&mut self, code: i32, topic: &str, queue: u32) -> io::Result<u64> {
+        let mut command = Command::request(code);
+        command.ext.insert("topic", topic);
+        command.ext.insert("queueId", queue);
+        let answer = self.call(command)?;
+        number(&answer, "offset").ok_or_else(|| io::Error::other(describe(&answer)))
+    }
+
+    /// Commits a consumer group's offset, waiting for the answer.
+    pub fn commit_offset(&mut self, group: &str, topic: &str, offset: u64) -> Outcome<()> {
+        let mut command = Command::request(request::UPDATE_CONSUMER_OFFSET);
+        command.ext.insert("consumerGroup", group);
+        command.ext.insert("topic", topic);
+        command.ext.insert("queueId", 0);
+        command.ext.insert("commitOffset", offset);
+        match self.call(command) {
+            Ok(answer) if answer.code == response::SUCCESS => Outcome::Ok(()),
+            Ok(answer) => Outcome::Unknown(describe(&answer)),
+            Err(e) => Outcome::Unknown(e.to_string()),
+        }
+    }
+
+    /// A consumer group's offset; `None` if the group has none.
+    pub fn query_offset(&mut self, group: &str, topic: &str) -> io::Result<Option<u64>> {
+        let mut command = Command::request(request::QUERY_CONSUMER_OFFSET);
+        command.ext.insert("consumerGroup", group);
+        command.ext.insert("topic", topic);
+        command.ext.insert("queueId", 0);
+        let answer = self.call(command)?;
+        match answer.code {
+            response::SUCCESS => Ok(number(&answer, "offset")),
+            response::QUERY_NOT_FOUND => Ok(None),
+            _ => Err(io::Error::other(describe(&answer))),
+        }
+    }
+}
+
+/// A number among an answer's fields.
+pub fn number(answer: &Command, field: &str) -> Option<u64> {
+    answer.ext.get(field)?.parse().ok()
+}
+
+/// An answer's code and remark in one line.
+pub fn describe(answer: &Command) -> String {
+    format!(
+        "code {} {}",
+        answer.code,
+        answer.remark.as_deref().unwrap_or_default()
+    )
+}

@@ -1,0 +1,340 @@
+//! A name server and a group of nodes as real processes on loopback, each with its own store.
+
+use std::fs;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command as Process, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use rmq_wire::code::request;
+use rmq_wire::frame::Command;
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::client::{Client, Outcome, describe};
+
+/// Bytes of a segment: small, so that segments roll within a run.
+const SEGMENT: u64 = 8 << 20;
+/// How long a single question to a node may take.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// What to start.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Nodes of the group; 1 is a single broker without `enableDLegerCommitLog`.
+    pub nodes: usize,
+    /// SYNC_FLUSH instead of ASYNC_FLUSH.
+    pub sync_flush: bool,
+    /// A name server that runs already, instead of one of ours.
+    pub namesrv: Option<SocketAddr>,
+    /// More lines for every node's properties file.
+    pub more: String,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            nodes: 3,
+            sync_flush: false,
+            namesrv: None,
+            more: String::new(),
+        }
+    }
+}
+
+/// A running cluster. Dropping it ends the processes that it started, and no others.
+pub struct Cluster {
+    rmq: PathBuf,
+    own_namesrv: Option<Child>,
+    /// The name server that the nodes register with.
+    pub namesrv: SocketAddr,
+    nodes: Vec<Node>,
+}
+
+/// One node of the group.
+pub struct Node {
+    /// Where clients reach it.
+    pub address: SocketAddr,
+    /// Its `storePathRootDir`.
+    pub store: PathBuf,
+    conf: PathBuf,
+    child: Option<Child>,
+}
+
+impl Cluster {
+    /// Starts what `options` say with all files under `dir`, and waits for a leader.
+    pub fn start(rmq: &Path, dir: &Path, options: &Options) -> anyhow::Result<Self> {
+        let ports = free_runs(1 + options.nodes)?;
+        fs::create_dir_all(dir)?;
+        let mut own_namesrv = None;
+        let namesrv = match options.namesrv {
+            Some(address) => address,
+            None => {
+                let conf = dir.join("namesrv.conf");
+                fs::write(
+                    &conf,
+                    format!("listenPort={}\nbindAddress=127.0.0.1\n", ports[0]),
+                )?;
+                own_namesrv = Some(spawn(rmq, "namesrv", &conf)?);
+                SocketAddr::from(([127, 0, 0, 1], ports[0]))
+            }
+        };
+        // Three ports a node: its VIP channel two below the clients' port, and Raft between them.
+        let raft = |node: usize| ports[1 + node] + 1;
+        let clients = |node: usize| ports[1 + node] + 2;
+        let peers: Vec<String> = (0..options.nodes)
+            .map(|n| format!("n{n}-127.0.0.1:{}", raft(n)))
+            .collect();
+        let flush = if options.sync_flush {
+            "SYNC_FLUSH"
+        } else {
+            "ASYNC_FLUSH"
+        };
+        let mut nodes = Vec::new();
+        for n in 0..options.nodes {
+            let (conf, store) = (dir.join(format!("n{n}.conf")), dir.join(format!("n{n}")));
+            let mut text = format!(
+                "brokerClusterName=jepsen\nbrokerName=jepsen\nbrokerIP1=127.0.0.1\n\
+                 bindAddress=127.0.0.1\nnamesrvAddr={namesrv}\nlistenPort={}\n\
+                 storePathRootDir={}\nflushDiskType={flush}\n\
+                 mappedFileSizeCommitLog={SEGMENT}\nmaxMessageSize=1048576\n\
+                 mappedFileSizeConsumeQueue=60000\nmaxHashSlotNum=50000\nmaxIndexNum=200000\n{}",
+                clients(n),
+                store.display(),
+                options.more,
+            );
+            if options.nodes > 1 {
+                text += &format!(
+                    "\nenableDLegerCommitLog=true\ndLegerGroup=jepsen\ndLegerPeers={}\n\
+                     dLegerSelfId=n{n}\n",
+                    peers.join(";"),
+                );
+            }
+            fs::write(&conf, text)?;
+            let address = SocketAddr::from(([127, 0, 0, 1], clients(n)));
+            nodes.push(Node {
+                address,
+                store,
+                conf,
+                child: None,
+            });
+        }
+        let mut cluster = Self {
+            rmq: rmq.into(),
+            own_namesrv,
+            namesrv,
+            nodes,
+        };
+        for n in 0..options.nodes {
+            cluster.start_node(n)?;
+        }
+        cluster.wait_for_leader(Duration::from_secs(60))?;
+        Ok(cluster)
+    }
+
+    /// Starts a node that is not running.
+    pub fn start_node(&mut self, node: usize) -> anyhow::Result<()> {
+        let n = &mut self.nodes[node];
+        ensure!(n.child.is_none(), "node {node} is running");
+        n.child = Some(spawn(&self.rmq, "broker", &n.conf)?);
+        Ok(())
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self, node: usize) -> anyhow::Result<()> {
+        let mut child = self.nodes[node]
+            .child
+            .take()
+            .context("the node is not running")?;
+        child.kill()?;
+        child.wait()?;
+        Ok(())
+    }
+
+    /// SIGSTOP or SIGCONT.
+    pub fn signal(&self, node: usize, signal: Signal) -> anyhow::Result<()> {
+        let child = self.nodes[node]
+            .child
+            .as_ref()
+            .context("the node is not running")?;
+        let pid = i32::try_from(child.id())
+            .ok()
+            .and_then(Pid::from_raw)
+            .context("pid")?;
+        Ok(kill_process(pid, signal)?)
+    }
+
+    /// SIGTERM, and waits for the end; whether the node drained and left with exit code 0.
+    pub fn stop(&mut self, node: usize) -> anyhow::Result<bool> {
+        self.signal(node, Signal::TERM)?;
+        let mut child = self.nodes[node]
+            .child
+            .take()
+            .context("the node is not running")?;
+        Ok(child.wait()?.success())
+    }
+
+    /// Process id of a running node.
+    pub fn pid(&self, node: usize) -> Option<u32> {
+        self.nodes[node].child.as_ref().map(Child::id)
+    }
+
+    /// All nodes, running or not.
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// Client addresses of all nodes.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.nodes.iter().map(|n| n.address).collect()
+    }
+
+    /// The node that the name server shows as broker id 0.
+    pub fn leader(&self) -> anyhow::Result<usize> {
+        let mut command = Command::request(request::GET_ROUTEINFO_BY_TOPIC);
+        // A broker has a topic of its own name.
+        command.ext.insert("topic", "jepsen");
+        command.ext.insert("acceptStandardJsonOnly", "true");
+        let answer = Client::connect(self.namesrv, PATIENCE)?.call(command)?;
+        let route: serde_json::Value = serde_json::from_slice(&answer.body)
+            .with_context(|| format!("route answer {}", describe(&answer)))?;
+        let shown = route["brokerDatas"][0]["brokerAddrs"]["0"]
+            .as_str()
+            .unwrap_or_default();
+        self.nodes
+            .iter()
+            .position(|n| n.address.to_string() == shown)
+            .with_context(|| format!("the name server shows no leader: {route}"))
+    }
+
+    /// Waits until the name server shows a running node as leader and that node takes writes.
+    pub fn wait_for_leader(&self, patience: Duration) -> anyhow::Result<usize> {
+        let end = Instant::now() + patience;
+        loop {
+            let found = self.leader().and_then(|n| {
+                ensure!(
+                    self.nodes[n].child.is_some(),
+                    "the name server still shows dead node {n}"
+                );
+                let mut client = Client::connect(self.nodes[n].address, PATIENCE)?;
+                match client.commit_offset("jepsen_ready", "jepsen", 0) {
+                    Outcome::Ok(()) => Ok(n),
+                    other => bail!("node {n}: {other:?}"),
+                }
+            });
+            match found {
+                Ok(n) => return Ok(n),
+                Err(e) if Instant::now() > end => return Err(e.context("no leader")),
+                Err(_) => std::thread::sleep(Duration::from_millis(50)),
+            }
+        }
+    }
+
+    /// Waits until all nodes have committed equally far, with no writes under way, and answers how far:
+    /// the physical offset below which the logs must be equal.
+    pub fn wait_until_even(&self, patience: Duration) -> anyhow::Result<u64> {
+        let end = Instant::now() + patience;
+        loop {
+            let ends: Vec<io::Result<u64>> = self
+                .nodes
+                .iter()
+                .map(|n| committed_end(n.address))
+                .collect();
+            if let Ok(list) = ends
+                .iter()
+                .map(|r| r.as_ref().copied())
+                .collect::<Result<Vec<_>, _>>()
+                && list.iter().all(|e| *e == list[0])
+            {
+                return Ok(list[0]);
+            }
+            ensure!(Instant::now() < end, "the nodes do not converge: {ends:?}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// The first byte below `end` in which two nodes' commit logs differ, as a message.
+    pub fn compare_logs(&self, end: u64) -> anyhow::Result<Option<String>> {
+        let mut base = 0;
+        while base < end {
+            let name = format!("{base:020}");
+            let length = usize::try_from(SEGMENT.min(end - base))?;
+            let mut first: Option<Vec<u8>> = None;
+            for (n, node) in self.nodes.iter().enumerate() {
+                let path = node.store.join("commitlog").join(&name);
+                let mut bytes = fs::read(&path).with_context(|| path.display().to_string())?;
+                ensure!(
+                    bytes.len() >= length,
+                    "{} is shorter than {length}",
+                    path.display()
+                );
+                bytes.truncate(length);
+                match &first {
+                    None => first = Some(bytes),
+                    Some(f) if *f == bytes => {}
+                    Some(f) => {
+                        let at = f.iter().zip(&bytes).position(|(a, b)| a != b).unwrap_or(0);
+                        let at = base + at as u64;
+                        return Ok(Some(format!("node 0 and node {n} differ at byte {at}")));
+                    }
+                }
+            }
+            base += SEGMENT;
+        }
+        Ok(None)
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        let nodes = self.nodes.iter_mut().filter_map(|n| n.child.as_mut());
+        for child in nodes.chain(&mut self.own_namesrv) {
+            if let Err(e) = child.kill().and_then(|()| child.wait().map(drop)) {
+                eprintln!("cannot end process {}: {e}", child.id());
+            }
+        }
+    }
+}
+
+/// Starts a process of ours; its output goes beside its properties file.
+fn spawn(rmq: &Path, role: &str, conf: &Path) -> anyhow::Result<Child> {
+    let log = fs::File::options()
+        .create(true)
+        .append(true)
+        .open(conf.with_extension("log"))?;
+    Process::new(rmq)
+        .args([role, "-c"])
+        .arg(conf)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .spawn()
+        .with_context(|| format!("cannot start {} {role}", rmq.display()))
+}
+
+/// The end of what a node has committed, from its runtime information.
+fn committed_end(address: SocketAddr) -> io::Result<u64> {
+    let mut client = Client::connect(address, PATIENCE)?;
+    let answer = client.call(Command::request(request::GET_BROKER_RUNTIME_INFO))?;
+    let info: serde_json::Value = serde_json::from_slice(&answer.body).map_err(io::Error::other)?;
+    info["table"]["commitLogMaxOffset"]
+        .as_str()
+        .and_then(|s| s.parse().ok())
+        .ok_or_else(|| io::Error::other("no commitLogMaxOffset"))
+}
+
+/// First ports of runs of three that were free a moment ago, below the range that the kernel gives to
+/// outgoing connections.
+fn free_runs(count: usize) -> anyhow::Result<Vec<u16>> {
+    let mut found = Vec::new();
+    let mut at = 20_000 + u16::try_from(std::process::id() % 9_000)?;
+    while found.len() < count {
+        ensure!(at < 32_000, "no free ports between 20000 and 32000");
+        if (0..3).all(|i| TcpListener::bind(("127.0.0.1", at + i)).is_ok()) {
+            found.push(at);
+        }
+        at += 3;
+    }
+    Ok(found)
+}

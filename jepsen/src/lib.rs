@@ -1,0 +1,10 @@
+//! The fault-injection suite: a group of real processes, faults, and checkers that judge what clients saw.
+//!
+//! `client` speaks the protocol, `cluster` owns the processes, `run` is workload and nemesis, `history`
+//! what was seen, `check` the promises. The tests of whole processes use `cluster` and `client` too.
+
+pub mod check;
+pub mod client;
+pub mod cluster;
+pub mod history;
+pub mod run;

@@ -1,0 +1,318 @@
+//! One run: producers and a committing consumer group at work while faults strike, then quiet, then
+//! everything is read back and judged.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use rustix::process::Signal;
+
+use crate::check::CHECKERS;
+use crate::client::{Client, Outcome};
+use crate::cluster::{Cluster, Options};
+use crate::history::{Fault, History, OffsetOp, Send};
+
+/// Queues and producers; each producer has one queue, and one more shares queue 0.
+const QUEUES: u32 = 4;
+const TOPIC: &str = "jepsen_queue";
+const GROUP: &str = "jepsen_group";
+/// A producer gives an operation up after this; then its outcome is unknown.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// Within this a leader must be back after every fault, or the run fails. It is far beyond what is
+/// expected, because a slow machine must not fail a test; the report tells what it really was.
+const LIVENESS: Duration = Duration::from_secs(60);
+
+/// A fault and how it ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Nemesis {
+    /// kill -9 of the leader, started again once another leads.
+    KillLeader,
+    /// kill -9 of a follower, started again.
+    KillFollower,
+    /// SIGSTOP of the leader for ten seconds, then SIGCONT.
+    PauseLeader,
+    /// kill -9 of all nodes at once, all started again.
+    KillAll,
+}
+
+/// What to run.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// The faults, each `rounds` times in turn.
+    pub nemeses: Vec<Nemesis>,
+    /// How often each fault strikes.
+    pub rounds: u32,
+    /// Draws the pauses and the victims.
+    pub seed: u64,
+    /// SYNC_FLUSH instead of ASYNC_FLUSH.
+    pub sync_flush: bool,
+}
+
+/// What a run found.
+pub struct Report {
+    /// Violations; empty is a pass.
+    pub wrong: Vec<String>,
+    /// One line for people.
+    pub summary: String,
+    /// Milliseconds from each fault to the first acknowledgement of a send invoked after it, with the
+    /// fault's name; the downtime that a client sees that tries every node.
+    pub gaps_ms: Vec<(Nemesis, u64)>,
+}
+
+struct Shared {
+    start: Instant,
+    stop: AtomicBool,
+    nodes: Vec<SocketAddr>,
+    history: Mutex<History>,
+}
+
+impl Shared {
+    fn now(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    fn history(&self) -> std::sync::MutexGuard<'_, History> {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+}
+
+/// Runs `plan` against nodes of `rmq` with their files under `dir`.
+pub fn run(rmq: &Path, dir: &Path, plan: &Plan) -> anyhow::Result<Report> {
+    let options = Options {
+        sync_flush: plan.sync_flush,
+        ..Options::default()
+    };
+    let mut cluster = Cluster::start(rmq, dir, &options)?;
+    let shared = Arc::new(Shared {
+        start: Instant::now(),
+        stop: AtomicBool::new(false),
+        nodes: cluster.addresses(),
+        history: Mutex::default(),
+    });
+    let mut workers = Vec::new();
+    for producer in 0..=QUEUES {
+        let shared = shared.clone();
+        workers.push(thread::spawn(move || produce(&shared, producer)));
+    }
+    let consumer = shared.clone();
+    workers.push(thread::spawn(move || commit(&consumer)));
+
+    let mut rng = StdRng::seed_from_u64(plan.seed);
+    let struck = strike_all(&mut cluster, &shared, plan, &mut rng);
+    shared.stop.store(true, Ordering::Relaxed);
+    for w in workers {
+        w.join()
+            .map_err(|_| anyhow::anyhow!("a workload thread panicked"))?;
+    }
+    let gaps = struck?;
+
+    let leader = cluster.wait_for_leader(LIVENESS)?;
+    let end = cluster.wait_until_even(LIVENESS)?;
+    let mut wrong = Vec::new();
+    if let Some(difference) = cluster.compare_logs(end)? {
+        wrong.push(format!(
+            "the logs are not identical below {end}: {difference}"
+        ));
+    }
+    let mut history = std::mem::take(&mut *shared.history());
+    let mut client = Client::connect(cluster.addresses()[leader], LIVENESS)?;
+    for queue in 0..QUEUES {
+        history.found.insert(
+            queue,
+            client.read_queue(TOPIC, queue).context("final read")?,
+        );
+    }
+    for (name, checker) in CHECKERS {
+        let found = checker(&history);
+        let more = found.len().saturating_sub(5);
+        wrong.extend(found.into_iter().take(5).map(|f| format!("{name}: {f}")));
+        if more > 0 {
+            wrong.push(format!("{name}: and {more} more"));
+        }
+    }
+    let acked = history
+        .sends
+        .iter()
+        .filter(|s| matches!(s.outcome, Outcome::Ok(_)))
+        .count();
+    let unknown = history
+        .sends
+        .iter()
+        .filter(|s| matches!(s.outcome, Outcome::Unknown(_)))
+        .count();
+    let summary = format!(
+        "{} sends: {acked} acknowledged, {unknown} unknown, {} refused; {} faults; log of {end} bytes",
+        history.sends.len(),
+        history.sends.len() - acked - unknown,
+        history.faults.len(),
+    );
+    Ok(Report {
+        wrong,
+        summary,
+        gaps_ms: gaps,
+    })
+}
+
+/// Injects the plan's faults one after the other, each only when the group is whole again.
+fn strike_all(
+    cluster: &mut Cluster,
+    shared: &Shared,
+    plan: &Plan,
+    rng: &mut StdRng,
+) -> anyhow::Result<Vec<(Nemesis, u64)>> {
+    let mut gaps = Vec::new();
+    for round in 0..plan.rounds {
+        for &nemesis in &plan.nemeses {
+            let leader = cluster.wait_for_leader(LIVENESS)?;
+            wait_for_acks(shared, shared.now())?;
+            thread::sleep(Duration::from_millis(rng.random_range(300..1200)));
+            let from = shared.now();
+            shared.history().faults.push(Fault {
+                what: format!("{nemesis:?} round {round}"),
+                from,
+                first_ack: None,
+            });
+            match nemesis {
+                Nemesis::KillLeader => {
+                    cluster.kill(leader)?;
+                    gaps.push((nemesis, wait_for_acks(shared, from)?));
+                    cluster.start_node(leader)?;
+                }
+                Nemesis::KillFollower => {
+                    let follower = (leader + rng.random_range(1..cluster.nodes().len()))
+                        % cluster.nodes().len();
+                    cluster.kill(follower)?;
+                    gaps.push((nemesis, wait_for_acks(shared, from)?));
+                    cluster.start_node(follower)?;
+                }
+                Nemesis::PauseLeader => {
+                    cluster.signal(leader, Signal::STOP)?;
+                    thread::sleep(Duration::from_secs(10));
+                    cluster.signal(leader, Signal::CONT)?;
+                    gaps.push((nemesis, wait_for_acks(shared, from)?));
+                }
+                Nemesis::KillAll => {
+                    for node in 0..cluster.nodes().len() {
+                        cluster.kill(node)?;
+                    }
+                    for node in 0..cluster.nodes().len() {
+                        cluster.start_node(node)?;
+                    }
+                    gaps.push((nemesis, wait_for_acks(shared, from)?));
+                }
+            }
+            let first_ack = first_ack(shared, from);
+            if let Some(fault) = shared.history().faults.last_mut() {
+                fault.first_ack = first_ack;
+            }
+        }
+    }
+    wait_for_acks(shared, shared.now())?;
+    Ok(gaps)
+}
+
+/// When the first send that was invoked after `from` was acknowledged.
+fn first_ack(shared: &Shared, from: u64) -> Option<u64> {
+    let history = shared.history();
+    let acks = history
+        .sends
+        .iter()
+        .filter(|s| s.invoked > from && matches!(s.outcome, Outcome::Ok(_)));
+    acks.map(|s| s.ended).min()
+}
+
+/// Waits for an acknowledgement of a send that was invoked after `from`; answers after how many
+/// milliseconds it came.
+fn wait_for_acks(shared: &Shared, from: u64) -> anyhow::Result<u64> {
+    let end = Instant::now() + LIVENESS;
+    loop {
+        if let Some(ack) = first_ack(shared, from) {
+            return Ok((ack - from) / 1_000_000);
+        }
+        anyhow::ensure!(
+            Instant::now() < end,
+            "nothing was acknowledged for {LIVENESS:?}"
+        );
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Sends unique messages one after the other to one queue, through whichever node answers.
+fn produce(shared: &Shared, producer: u32) {
+    let queue = producer % QUEUES;
+    let mut node = producer as usize;
+    let mut connection = None;
+    for seq in 0u64.. {
+        if shared.stopped() {
+            return;
+        }
+        let body = format!("{producer}:{seq}");
+        let address = shared.nodes[node % shared.nodes.len()];
+        let client = match connection.take() {
+            Some(c) => c,
+            None => match Client::connect(address, PATIENCE) {
+                Ok(c) => c,
+                Err(_) => {
+                    node += 1;
+                    thread::sleep(Duration::from_millis(5));
+                    continue;
+                }
+            },
+        };
+        let mut client = client;
+        let invoked = shared.now();
+        let outcome = client.send(TOPIC, queue, &body);
+        let ended = shared.now();
+        if matches!(outcome, Outcome::Ok(_)) {
+            connection = Some(client);
+        } else {
+            node += 1;
+            thread::sleep(Duration::from_millis(5));
+        }
+        shared.history().sends.push(Send {
+            queue,
+            body,
+            invoked,
+            ended,
+            outcome,
+        });
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Commits rising offsets for a group and reads them back, through whichever node answers.
+fn commit(shared: &Shared) {
+    let (mut node, mut offset) = (0, 0);
+    while !shared.stopped() {
+        let address = shared.nodes[node % shared.nodes.len()];
+        let Ok(mut client) = Client::connect(address, PATIENCE) else {
+            node += 1;
+            thread::sleep(Duration::from_millis(5));
+            continue;
+        };
+        while !shared.stopped() {
+            offset += 1;
+            let acknowledged = client.commit_offset(GROUP, TOPIC, offset) == Outcome::Ok(());
+            shared.history().offsets.push(OffsetOp::Commit {
+                offset,
+                acknowledged,
+            });
+            let Ok(read) = client.query_offset(GROUP, TOPIC) else {
+                break;
+            };
+            shared.history().offsets.push(OffsetOp::Read(read));
+            thread::sleep(Duration::from_millis(10));
+        }
+        node += 1;
+    }
+}
