@@ -1,0 +1,370 @@
+//! Requests to one peer: [`connect`] introduces this node and leaves a connection on which one
+//! request follows another; a [`Caller`] keeps such a connection up on its own task and has many
+//! requests outstanding on it, told apart by their ids.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout, timeout_at};
+
+use super::Local;
+use super::messages::{DecodeError, Hello, Message, NodeInfo, Purpose, Refusal};
+use super::transport::{DIAL_TIMEOUT, Net};
+use super::wire::{
+    Frame, FrameReader, Kind, MAX_FRAME, MAX_HELLO_FRAME, OutFrame, Role, write_frames,
+};
+use crate::raft::types::NodeId;
+
+/// How long a peer may take to answer a `Hello`: longer than a connect, for its program has to run.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(1);
+/// A caller asks for a sign of life this often.
+const PING_INTERVAL: Duration = Duration::from_secs(1);
+/// A connection on which nothing comes for this long is given up.
+const SILENCE_LIMIT: Duration = Duration::from_secs(3);
+/// After a failed dial the peer is left alone, at first for the one and at most for the other.
+const REDIAL_PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(200));
+/// Requests waiting for their answer on one connection. The server closes a connection with more.
+pub(super) const MAX_OUTSTANDING: usize = 1024;
+/// Frames written in one go.
+const MAX_BURST: usize = 64;
+
+/// Why a request has no answer.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(super) enum CallError {
+    /// The peer never saw it.
+    #[error("{0}")]
+    NotSent(String),
+    /// The peer answered that it will not do it.
+    #[error("{0}")]
+    Refused(#[from] Refusal),
+    /// The peer may or may not have done it.
+    #[error("{0}")]
+    Lost(String),
+}
+
+impl From<DecodeError> for CallError {
+    fn from(e: DecodeError) -> Self {
+        Self::Lost(format!("answer: {e}"))
+    }
+}
+
+/// What dialling needs: the network, and who calls.
+#[derive(Clone)]
+pub(super) struct Dialer {
+    pub(super) net: Arc<dyn Net>,
+    pub(super) local: Arc<Local>,
+    /// Where the tasks that hold connections run.
+    pub(super) runtime: Handle,
+}
+
+/// Whom to dial.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Target {
+    pub(super) addr: String,
+    /// The incarnation expected there, unless any will do.
+    pub(super) node: Option<NodeId>,
+}
+
+/// An introduced connection.
+pub(super) struct Connection {
+    pub(super) reader: FrameReader<Box<dyn AsyncRead + Send + Sync + Unpin>>,
+    pub(super) writer: Box<dyn AsyncWrite + Send + Sync + Unpin>,
+    /// What the peer says of itself.
+    pub(super) peer: NodeInfo,
+}
+
+/// Connects to `target` and introduces this node.
+pub(super) async fn connect(
+    dialer: &Dialer,
+    target: &Target,
+    purpose: Purpose,
+) -> Result<Connection, CallError> {
+    let Target { addr, node } = target;
+    let not_sent = |what: String| CallError::NotSent(format!("{addr}: {what}"));
+    let duplex = match timeout(DIAL_TIMEOUT, dialer.net.dial(addr)).await {
+        Ok(Ok(duplex)) => duplex,
+        Ok(Err(e)) => return Err(not_sent(e.to_string())),
+        Err(_) => return Err(not_sent(format!("no connection in {DIAL_TIMEOUT:?}"))),
+    };
+    let hello = Hello {
+        purpose,
+        target: *node,
+        from: dialer.local.info().await,
+    };
+    let mut reader = FrameReader::new(duplex.read, MAX_HELLO_FRAME);
+    let mut writer = duplex.write;
+    let answer = timeout(HELLO_TIMEOUT, async {
+        let frame = OutFrame::new(Kind::Hello, Role::Request, 0, &hello.to_head(), vec![]);
+        write_frames(&mut writer, [frame])
+            .await
+            .map_err(|e| e.to_string())?;
+        match reader.next().await {
+            Ok(Some(answer)) if answer.kind == Kind::Hello => Ok(answer),
+            Ok(Some(_)) => Err("it does not answer a hello with one".to_owned()),
+            Ok(None) => Err("it closed the connection".to_owned()),
+            Err(e) => Err(e.to_string()),
+        }
+    })
+    .await
+    .unwrap_or_else(|_| Err(format!("no answer to a hello in {HELLO_TIMEOUT:?}")))
+    .map_err(not_sent)?;
+    let answer = accepted(answer)?;
+    let peer = NodeInfo::from_head(&answer.head).map_err(|e| not_sent(e.to_string()))?;
+    reader.set_max(MAX_FRAME);
+    Ok(Connection {
+        reader,
+        writer,
+        peer,
+    })
+}
+
+/// The answer, unless it is a refusal.
+fn accepted(answer: Frame) -> Result<Frame, CallError> {
+    match answer.role {
+        Role::Answer => Ok(answer),
+        Role::Refusal => Err(CallError::Refused(Refusal::from_head(&answer.head)?)),
+        Role::Request => Err(CallError::Lost(
+            "a request came where an answer is due".into(),
+        )),
+    }
+}
+
+impl Connection {
+    /// Sends a request and waits for its answer. After an error but a refusal the connection is of
+    /// no further use.
+    pub(super) async fn ask<A: Message>(
+        &mut self,
+        kind: Kind,
+        request: &impl Message,
+        limit: Duration,
+    ) -> Result<A, CallError> {
+        let answer = timeout(limit, async {
+            let frame = OutFrame::new(kind, Role::Request, 0, &request.to_head(), vec![]);
+            write_frames(&mut self.writer, [frame])
+                .await
+                .map_err(|e| CallError::Lost(e.to_string()))?;
+            match self.reader.next().await {
+                Ok(Some(answer)) if answer.kind == kind => Ok(answer),
+                Ok(_) => Err(CallError::Lost("the peer closed the connection".into())),
+                Err(e) => Err(CallError::Lost(e.to_string())),
+            }
+        });
+        let answer = answer
+            .await
+            .unwrap_or_else(|_| Err(CallError::Lost(format!("no answer in {limit:?}"))))?;
+        Ok(A::from_head(&accepted(answer)?.head)?)
+    }
+}
+
+/// A request on its way to the task that holds the connection.
+struct Call {
+    kind: Kind,
+    head: Vec<u8>,
+    raw: Bytes,
+    waiter: Waiter,
+}
+
+/// Who waits for an answer, and the place it takes among the outstanding requests.
+struct Waiter {
+    answer: oneshot::Sender<Result<Frame, CallError>>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Waiter {
+    fn end(self, outcome: Result<Frame, CallError>) {
+        // Nobody waits any longer where the caller gave up.
+        drop(self.answer.send(outcome));
+    }
+}
+
+/// A connection to one peer that is dialled when it is needed and again after it broke. Its task
+/// ends when the caller is dropped.
+pub(super) struct Caller {
+    calls: mpsc::Sender<Call>,
+    places: Arc<Semaphore>,
+}
+
+impl Caller {
+    /// Nothing is dialled before the first request.
+    pub(super) fn new(dialer: Dialer, target: Target, purpose: Purpose) -> Self {
+        let (calls, incoming) = mpsc::channel(MAX_OUTSTANDING);
+        let runtime = dialer.runtime.clone();
+        runtime.spawn(run(dialer, target, purpose, incoming));
+        Self {
+            calls,
+            places: Arc::new(Semaphore::new(MAX_OUTSTANDING)),
+        }
+    }
+
+    /// Sends a request and waits at most `limit` for the answer. An answer that comes later is
+    /// dropped.
+    pub(super) async fn call(
+        &self,
+        kind: Kind,
+        head: Vec<u8>,
+        raw: Bytes,
+        limit: Duration,
+    ) -> Result<Frame, CallError> {
+        let deadline = Instant::now() + limit;
+        let place = timeout_at(deadline, Arc::clone(&self.places).acquire_owned())
+            .await
+            .map_err(|_| {
+                CallError::NotSent(format!("{MAX_OUTSTANDING} requests wait for their answer"))
+            })?
+            .expect("the semaphore is never closed");
+        let (answer, answered) = oneshot::channel();
+        let call = Call {
+            kind,
+            head,
+            raw,
+            waiter: Waiter {
+                answer,
+                _place: place,
+            },
+        };
+        if self.calls.try_send(call).is_err() {
+            return Err(CallError::NotSent("the connection is shut down".into()));
+        }
+        match timeout_at(deadline, answered).await {
+            Ok(Ok(outcome)) => accepted(outcome?),
+            Ok(Err(_)) => Err(CallError::Lost("the connection is shut down".into())),
+            Err(_) => Err(CallError::Lost(format!("no answer in {limit:?}"))),
+        }
+    }
+
+    /// [`Self::call`] for a request that is all head, as its answer is.
+    pub(super) async fn ask<A: Message>(
+        &self,
+        kind: Kind,
+        request: &impl Message,
+        limit: Duration,
+    ) -> Result<A, CallError> {
+        let answer = self
+            .call(kind, request.to_head(), Bytes::new(), limit)
+            .await?;
+        Ok(A::from_head(&answer.head)?)
+    }
+}
+
+async fn run(dialer: Dialer, target: Target, purpose: Purpose, mut incoming: mpsc::Receiver<Call>) {
+    let (first_pause, longest_pause) = REDIAL_PAUSE;
+    let mut pause = first_pause;
+    let mut failure: Option<(Instant, CallError)> = None;
+    while let Some(call) = incoming.recv().await {
+        // Only a dial that somebody still waits for is worth it.
+        if call.waiter.answer.is_closed() {
+            continue;
+        }
+        if let Some((until, error)) = &failure
+            && Instant::now() < *until
+        {
+            call.waiter.end(Err(error.clone()));
+            continue;
+        }
+        match connect(&dialer, &target, purpose).await {
+            Ok(connection) => {
+                failure = None;
+                pause = first_pause;
+                let reason = converse(connection, call, &mut incoming).await;
+                tracing::debug!(addr = target.addr, ?purpose, reason, "connection ended");
+            }
+            Err(error) => {
+                // Said once per outage: a dead peer is tried for as long as it is dead.
+                if failure.is_none() {
+                    tracing::warn!(?purpose, "peer not reached: {error}");
+                }
+                call.waiter.end(Err(error.clone()));
+                failure = Some((Instant::now() + pause, error));
+                pause = (pause * 2).min(longest_pause);
+            }
+        }
+    }
+}
+
+/// Sends requests and hands their answers out until the connection breaks or nobody can call any
+/// more; returns which. Each request still outstanding then ends as [`CallError::Lost`].
+async fn converse(
+    connection: Connection,
+    first: Call,
+    incoming: &mut mpsc::Receiver<Call>,
+) -> String {
+    let waiting = Mutex::new(HashMap::<u64, Waiter>::new());
+    let locked = || waiting.lock().unwrap_or_else(PoisonError::into_inner);
+    let Connection {
+        mut reader,
+        mut writer,
+        ..
+    } = connection;
+
+    let send = async {
+        let mut next_id = 1u64;
+        let mut batch = vec![first];
+        let mut ping = interval(PING_INTERVAL);
+        ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let mut frames = Vec::with_capacity(batch.len().max(1));
+            for call in batch.drain(..) {
+                if call.waiter.answer.is_closed() {
+                    continue;
+                }
+                locked().insert(next_id, call.waiter);
+                let raw = vec![call.raw];
+                frames.push(OutFrame::new(
+                    call.kind,
+                    Role::Request,
+                    next_id,
+                    &call.head,
+                    raw,
+                ));
+                next_id += 1;
+            }
+            if let Err(e) = write_frames(&mut writer, frames).await {
+                return e.to_string();
+            }
+            tokio::select! {
+                received = incoming.recv_many(&mut batch, MAX_BURST) => if received == 0 {
+                    return "not needed any more".to_owned();
+                },
+                _ = ping.tick() => {
+                    let frame = OutFrame::new(Kind::Ping, Role::Request, 0, &[], vec![]);
+                    if let Err(e) = write_frames(&mut writer, [frame]).await {
+                        return e.to_string();
+                    }
+                }
+            }
+        }
+    };
+    let receive = async {
+        loop {
+            match timeout(SILENCE_LIMIT, reader.next()).await {
+                Ok(Ok(Some(frame))) => {
+                    if frame.kind == Kind::Ping {
+                        continue;
+                    }
+                    // An answer that nobody waits for came after its request was given up.
+                    let waiter = locked().remove(&frame.id);
+                    if let Some(waiter) = waiter {
+                        waiter.end(Ok(frame));
+                    }
+                }
+                Ok(Ok(None)) => return "the peer closed the connection".to_owned(),
+                Ok(Err(e)) => return e.to_string(),
+                Err(_) => return format!("nothing heard for {SILENCE_LIMIT:?}"),
+            }
+        }
+    };
+    let reason = tokio::select! {
+        reason = send => reason,
+        reason = receive => reason,
+    };
+    let left = std::mem::take(&mut *locked());
+    for waiter in left.into_values() {
+        waiter.end(Err(CallError::Lost(reason.clone())));
+    }
+    reason
+}

@@ -1,0 +1,523 @@
+//! openraft's network: what the leader and a candidate send. Replication has a connection of its
+//! own for each follower, on which appends are pipelined; heartbeats and votes share a second one,
+//! so that a batch of entries never delays them; clients' requests for the leader take a third.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt, stream};
+use openraft::base::{BoxFuture, BoxStream};
+use openraft::errors::{
+    NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable,
+};
+use openraft::network::{Backoff, RPCOption, stream_append_sequential};
+use openraft::raft::{AppendEntriesResponse, SnapshotResponse, TransferLeaderResponse};
+use openraft::{OptionalSend, RPCTypes, RaftNetworkFactory, RaftNetworkV2};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
+
+use super::Local;
+use super::caller::{CallError, Caller, Dialer, Target, connect};
+use super::messages::{
+    AppendRequest, AppendResult, Forward, Forwarded, Message, Purpose, Refusal, TransferRequest,
+    VoteRequest, VoteResponse, encode_append,
+};
+use super::transport::Net;
+use super::wire::{Frame, FrameReader, Kind, MAX_FRAME, OutFrame, Role, write_frames};
+use crate::raft::types::{BrokerNode, NodeId, Snapshot, SnapshotData, TypeConfig, Vote};
+
+/// Appends on their way to one follower. openraft itself sets no bound.
+pub(super) const MAX_APPENDS: usize = 64;
+/// Bytes of appends on their way to one follower.
+const MAX_APPEND_BYTES: usize = 32 << 20;
+const _: () = assert!(MAX_APPEND_BYTES >= MAX_FRAME);
+/// With appends unanswered for this long the connection is given up: a follower's slow disk is
+/// slower than that only when something is wrong.
+const APPEND_LIMIT: Duration = Duration::from_secs(3);
+/// Waiting times before a peer that cannot be reached is tried again.
+const BACKOFF_MS: [u64; 5] = [20, 40, 80, 160, 320];
+const LONGEST_BACKOFF: Duration = Duration::from_millis(500);
+
+type RpcError = RPCError<TypeConfig>;
+
+/// The connections to all peers.
+#[derive(Clone)]
+pub(in crate::raft) struct Network {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    dialer: Dialer,
+    peers: Mutex<HashMap<NodeId, Arc<Peer>>>,
+}
+
+struct Peer {
+    target: Target,
+    control: Caller,
+    forward: Caller,
+}
+
+/// Why a client's request has no answer from the leader.
+#[derive(Debug, thiserror::Error)]
+pub(in crate::raft) enum ForwardError {
+    /// It was not done: the leader was not reached, or does not lead any more.
+    #[error("the leader did not take the request: {0}")]
+    NotDone(String),
+    /// It may have been done.
+    #[error("the outcome of the forwarded request is unknown: {0}")]
+    Unknown(String),
+}
+
+impl Network {
+    /// Must be called within the runtime on which the connections are to live.
+    pub(in crate::raft) fn new(net: Arc<dyn Net>, local: Arc<Local>) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                dialer: Dialer {
+                    net,
+                    local,
+                    runtime: Handle::current(),
+                },
+                peers: Mutex::default(),
+            }),
+        }
+    }
+
+    fn peer(&self, node: NodeId, addr: &str) -> Arc<Peer> {
+        let mut peers = self
+            .shared
+            .peers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(peer) = peers.get(&node)
+            && peer.target.addr == addr
+        {
+            return Arc::clone(peer);
+        }
+        let target = Target {
+            addr: addr.to_owned(),
+            node: Some(node),
+        };
+        let caller = |purpose| Caller::new(self.shared.dialer.clone(), target.clone(), purpose);
+        let peer = Arc::new(Peer {
+            control: caller(Purpose::Control),
+            forward: caller(Purpose::Forward),
+            target: target.clone(),
+        });
+        peers.insert(node, Arc::clone(&peer));
+        peer
+    }
+
+    /// Has the leader `node` at `addr` (its peer address) answer a client's frame. `Ok(None)` when
+    /// there is nothing to answer.
+    pub(in crate::raft) async fn forward(
+        &self,
+        node: NodeId,
+        addr: &str,
+        client: SocketAddr,
+        frame: Bytes,
+        limit: Duration,
+    ) -> Result<Option<Bytes>, ForwardError> {
+        let peer = self.peer(node, addr);
+        let head = Forward { client }.to_head();
+        let answer = peer
+            .forward
+            .call(Kind::Forward, head, frame, limit)
+            .await
+            .map_err(|e| match e {
+                CallError::NotSent(reason) | CallError::Refused(Refusal { reason, .. }) => {
+                    ForwardError::NotDone(reason)
+                }
+                CallError::Lost(reason) => ForwardError::Unknown(reason),
+            })?;
+        match Forwarded::from_head(&answer.head) {
+            Ok(Forwarded { answered: true }) => Ok(Some(answer.raw)),
+            Ok(Forwarded { answered: false }) => Ok(None),
+            Err(e) => Err(ForwardError::Unknown(e.to_string())),
+        }
+    }
+
+    fn link(&self, node: NodeId, addrs: &BrokerNode, pipelined: bool) -> Link {
+        Link {
+            dialer: self.shared.dialer.clone(),
+            node,
+            peer: self.peer(node, &addrs.raft_addr),
+            pipelined,
+            idle: None,
+        }
+    }
+}
+
+/// A connection for replication with nothing outstanding on it.
+struct LogConnection {
+    reader: FrameReader<Box<dyn AsyncRead + Send + Sync + Unpin>>,
+    writer: Box<dyn AsyncWrite + Send + Sync + Unpin>,
+    next_id: u64,
+}
+
+impl LogConnection {
+    async fn open(dialer: &Dialer, target: &Target) -> Result<Self, CallError> {
+        let connection = connect(dialer, target, Purpose::Log).await?;
+        Ok(Self {
+            reader: connection.reader,
+            writer: connection.writer,
+            next_id: 1,
+        })
+    }
+}
+
+/// Appends sent and not answered yet.
+struct Window {
+    places: Semaphore,
+    bytes: Semaphore,
+    sent: Mutex<VecDeque<Sent>>,
+}
+
+struct Sent {
+    id: u64,
+    bytes: usize,
+    at: Instant,
+}
+
+impl Window {
+    fn sent(&self) -> MutexGuard<'_, VecDeque<Sent>> {
+        self.sent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A stream of appends: a task of its own writes them while the answers are read, so neither
+/// direction ever waits for the other. Dropping it closes the connection.
+struct Pipeline {
+    reader: FrameReader<Box<dyn AsyncRead + Send + Sync + Unpin>>,
+    writing: JoinSet<io::Result<(Box<dyn AsyncWrite + Send + Sync + Unpin>, u64)>>,
+    /// What the writing task left when it had no more to send.
+    written: Option<(Box<dyn AsyncWrite + Send + Sync + Unpin>, u64)>,
+    window: Arc<Window>,
+    last_answer: Instant,
+    check: Interval,
+}
+
+enum PipelineError {
+    /// The connection broke; it may be made again at once.
+    Broken(String),
+    /// No answer came within [`APPEND_LIMIT`].
+    Stuck,
+}
+
+impl Pipeline {
+    fn start<S>(connection: LogConnection, input: S) -> Self
+    where
+        S: Stream<Item = AppendRequest> + Send + Unpin + 'static,
+    {
+        let window = Arc::new(Window {
+            places: Semaphore::new(MAX_APPENDS),
+            bytes: Semaphore::new(MAX_APPEND_BYTES),
+            sent: Mutex::default(),
+        });
+        let LogConnection {
+            reader,
+            writer,
+            next_id,
+        } = connection;
+        let mut writing = JoinSet::new();
+        writing.spawn(send_appends(writer, input, Arc::clone(&window), next_id));
+        let mut check = interval(APPEND_LIMIT / 4);
+        check.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self {
+            reader,
+            writing,
+            written: None,
+            window,
+            last_answer: Instant::now(),
+            check,
+        }
+    }
+
+    /// The next answer; `None` when everything was sent and answered.
+    async fn next(&mut self) -> Result<Option<AppendResult>, PipelineError> {
+        loop {
+            if self.written.is_some() && self.window.sent().is_empty() {
+                return Ok(None);
+            }
+            tokio::select! {
+                read = self.reader.next() => match read {
+                    Ok(Some(answer)) => return self.answered(answer).map(Some),
+                    Ok(None) => return Err(broken("the peer closed the connection")),
+                    Err(e) => return Err(broken(e)),
+                },
+                Some(ended) = self.writing.join_next(), if self.written.is_none() => {
+                    match ended {
+                        Ok(Ok(written)) => self.written = Some(written),
+                        // The follower's last answer may say why it hung up: it is read first.
+                        Ok(Err(e)) => tracing::debug!("appends cannot be written: {e}"),
+                        Err(e) => return Err(broken(e)),
+                    }
+                }
+                _ = self.check.tick() => {
+                    let oldest = self.window.sent().front().map(|sent| sent.at);
+                    if oldest.is_some_and(|at| at.max(self.last_answer).elapsed() > APPEND_LIMIT) {
+                        return Err(PipelineError::Stuck);
+                    }
+                }
+            }
+        }
+    }
+
+    fn answered(&mut self, answer: Frame) -> Result<AppendResult, PipelineError> {
+        let sent = self.window.sent().pop_front();
+        let sent = sent.ok_or_else(|| broken("an answer without a request"))?;
+        if sent.id != answer.id {
+            return Err(broken("answers out of order"));
+        }
+        self.window.places.add_permits(1);
+        self.window.bytes.add_permits(sent.bytes);
+        self.last_answer = Instant::now();
+        if answer.role == Role::Refusal {
+            return Err(broken(
+                Refusal::from_head(&answer.head).map_or_else(|e| e.to_string(), |r| r.reason),
+            ));
+        }
+        AppendResult::from_head(&answer.head).map_err(broken)
+    }
+
+    /// The connection, after the last answer.
+    fn finish(self) -> Option<LogConnection> {
+        let (writer, next_id) = self.written?;
+        Some(LogConnection {
+            reader: self.reader,
+            writer,
+            next_id,
+        })
+    }
+}
+
+fn broken(reason: impl ToString) -> PipelineError {
+    PipelineError::Broken(reason.to_string())
+}
+
+async fn send_appends<S>(
+    mut writer: Box<dyn AsyncWrite + Send + Sync + Unpin>,
+    mut input: S,
+    window: Arc<Window>,
+    mut next_id: u64,
+) -> io::Result<(Box<dyn AsyncWrite + Send + Sync + Unpin>, u64)>
+where
+    S: Stream<Item = AppendRequest> + Send + Unpin + 'static,
+{
+    const NEVER_CLOSED: &str = "the window is never closed";
+    loop {
+        // Before the request is made: one made later brings all that was appended meanwhile.
+        window.places.acquire().await.expect(NEVER_CLOSED).forget();
+        let Some(request) = input.next().await else {
+            return Ok((writer, next_id));
+        };
+        let (head, raw) = encode_append(&request);
+        let frame = OutFrame::new(Kind::Append, Role::Request, next_id, &head, raw);
+        let bytes = frame.len();
+        let permits = u32::try_from(bytes).ok().filter(|_| bytes <= MAX_FRAME);
+        let permits = permits.ok_or_else(|| {
+            io::Error::other(format!(
+                "append of {bytes} bytes, a frame takes {MAX_FRAME}"
+            ))
+        })?;
+        window
+            .bytes
+            .acquire_many(permits)
+            .await
+            .expect(NEVER_CLOSED)
+            .forget();
+        window.sent().push_back(Sent {
+            id: next_id,
+            bytes,
+            at: Instant::now(),
+        });
+        next_id += 1;
+        write_frames(&mut writer, [frame]).await?;
+    }
+}
+
+impl RaftNetworkFactory<TypeConfig> for Network {
+    type Network = Link;
+
+    async fn new_client(&mut self, node: NodeId, addrs: &BrokerNode) -> Link {
+        self.link(node, addrs, true)
+    }
+
+    async fn new_heartbeat_client(&mut self, node: NodeId, addrs: &BrokerNode) -> Link {
+        self.link(node, addrs, false)
+    }
+}
+
+/// What openraft sends to one peer.
+pub(in crate::raft) struct Link {
+    dialer: Dialer,
+    node: NodeId,
+    peer: Arc<Peer>,
+    /// Appends go over a connection of this link's own; else, as heartbeats, over the shared one.
+    pipelined: bool,
+    /// That connection between two streams, with nothing outstanding on it.
+    idle: Option<LogConnection>,
+}
+
+impl Link {
+    async fn ask<A: Message>(
+        &self,
+        kind: Kind,
+        rpc: RPCTypes,
+        request: &impl Message,
+        option: &RPCOption,
+    ) -> Result<A, RpcError> {
+        let limit = option.hard_ttl();
+        self.peer
+            .control
+            .ask(kind, request, limit)
+            .await
+            .map_err(|e| self.rpc_error(rpc, limit, e))
+    }
+
+    fn rpc_error(&self, action: RPCTypes, limit: Duration, error: CallError) -> RpcError {
+        match error {
+            CallError::NotSent(reason) | CallError::Refused(Refusal { reason, .. }) => {
+                RPCError::Unreachable(Unreachable::from_string(reason))
+            }
+            CallError::Lost(_) => RPCError::Timeout(Timeout {
+                action,
+                id: self.dialer.local.node,
+                target: self.node,
+                timeout: limit,
+            }),
+        }
+    }
+}
+
+impl RaftNetworkV2<TypeConfig> for Link {
+    type SnapshotData = SnapshotData;
+
+    /// A heartbeat: answered out of order with whatever else is on the connection.
+    async fn append_entries(
+        &mut self,
+        request: AppendRequest,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<TypeConfig>, RpcError> {
+        let (head, raw) = encode_append(&request);
+        let raw = raw.concat().into();
+        let limit = option.hard_ttl();
+        let answer = self
+            .peer
+            .control
+            .call(Kind::Heartbeat, head, raw, limit)
+            .await
+            .and_then(|answer| Ok(AppendResult::from_head(&answer.head)?))
+            .map_err(|e| self.rpc_error(RPCTypes::AppendEntries, limit, e))?;
+        Ok(answer.into())
+    }
+
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        option: RPCOption,
+    ) -> BoxFuture<'s, Result<BoxStream<'s, Result<AppendResult, RpcError>>, RpcError>>
+    where
+        S: Stream<Item = AppendRequest> + OptionalSend + Unpin + 'static,
+    {
+        if !self.pipelined {
+            return stream_append_sequential(self, input, option);
+        }
+        Box::pin(async move {
+            let connection = match self.idle.take() {
+                Some(connection) => connection,
+                None => LogConnection::open(&self.dialer, &self.peer.target)
+                    .await
+                    .map_err(|e| self.rpc_error(RPCTypes::AppendEntries, APPEND_LIMIT, e))?,
+            };
+            let pipeline = Pipeline::start(connection, input);
+            let answers = stream::unfold(Some((self, pipeline)), |state| async move {
+                let (link, mut pipeline) = state?;
+                match pipeline.next().await {
+                    Ok(Some(result)) => {
+                        // The follower hangs up after a refusal: what was sent behind it is void.
+                        let state = result.is_ok().then_some((link, pipeline));
+                        Some((Ok(result), state))
+                    }
+                    Ok(None) => {
+                        link.idle = pipeline.finish();
+                        None
+                    }
+                    Err(PipelineError::Broken(reason)) => {
+                        let error = NetworkError::from_string(reason);
+                        Some((Err(RPCError::Network(error)), None))
+                    }
+                    Err(PipelineError::Stuck) => {
+                        let error = link.rpc_error(
+                            RPCTypes::AppendEntries,
+                            APPEND_LIMIT,
+                            CallError::Lost("stuck".to_owned()),
+                        );
+                        Some((Err(error), None))
+                    }
+                }
+            });
+            let answers: BoxStream<'s, _> = Box::pin(answers);
+            Ok(answers)
+        })
+    }
+
+    async fn vote(
+        &mut self,
+        request: VoteRequest,
+        option: RPCOption,
+    ) -> Result<VoteResponse, RpcError> {
+        self.ask(Kind::Vote, RPCTypes::Vote, &request, &option)
+            .await
+    }
+
+    async fn pre_vote(
+        &mut self,
+        request: VoteRequest,
+        option: RPCOption,
+    ) -> Result<VoteResponse, RpcError> {
+        self.ask(Kind::PreVote, RPCTypes::Vote, &request, &option)
+            .await
+    }
+
+    /// Always refuses. A snapshot stands in for entries that were purged, and no entry ever is:
+    /// every follower can be brought up to date by replication. The metadata alone would be no
+    /// snapshot either, for positions in the log come from the bytes before them.
+    async fn full_snapshot(
+        &mut self,
+        _vote: Vote,
+        snapshot: Snapshot,
+        _cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        _option: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        let reason = format!(
+            "snapshot {:?} for node {}: the log is never purged, so entries are sent instead",
+            snapshot.meta, self.node
+        );
+        tracing::error!("{reason}");
+        Err(Unreachable::from_string(reason).into())
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        request: TransferRequest,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<TypeConfig>, RpcError> {
+        let rpc = RPCTypes::TransferLeader;
+        self.ask(Kind::TransferLeader, rpc, &request, &option).await
+    }
+
+    fn backoff(&self) -> Option<Backoff> {
+        let first = BACKOFF_MS.into_iter().map(Duration::from_millis);
+        Some(Backoff::new(
+            first.chain(std::iter::repeat(LONGEST_BACKOFF)),
+        ))
+    }
+}
