@@ -3,15 +3,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::{Buf, BufMut, Bytes};
 use openraft::entry::{RaftEntry, RaftPayload};
 use openraft::impls::{BoxedErrorSource, InlineBatch, leader_id_adv};
 use openraft::{OptionalSend, RaftTypeConfig};
 use openraft_rt_tokio::TokioRuntime;
+use rmq_store::{Batch, StoredEntry};
+
+use crate::meta::Reply;
 
 /// A member's id: drawn once for each data directory, never used again for another one.
-pub(super) type NodeId = u64;
+pub type NodeId = u64;
 /// `(term, node)`, totally ordered: of two candidates of one term the higher id wins.
 pub(super) type LeaderId = leader_id_adv::LeaderId<u64, NodeId>;
 /// `(leader id, index)` of an entry.
@@ -35,7 +39,7 @@ pub(super) struct TypeConfig;
 
 impl RaftTypeConfig for TypeConfig {
     type D = Proposal;
-    type R = ();
+    type R = Option<Reply>;
     type NodeId = NodeId;
     type Node = BrokerNode;
     type Term = u64;
@@ -75,18 +79,42 @@ impl fmt::Display for BrokerNode {
 pub(super) enum Proposal {
     /// A metadata command, as `crate::meta` encodes it.
     Meta(Bytes),
+    /// Messages, which get their positions when they are appended.
+    Messages(Pending),
 }
 
 impl fmt::Display for Proposal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Meta(command) => write!(f, "meta command of {} bytes", command.len()),
+            Self::Messages(_) => f.write_str("messages"),
         }
     }
 }
 
-/// What an entry carries. An entry is unsealed (all but [`Body::Sealed`]) from its proposal until
-/// the log store appends it; everything read back from the log or received from a peer is sealed.
+/// A batch on its way to the log. openraft drops a proposal that it refuses; the proposer's clone
+/// then still holds the batch, and whether it does tells that nothing was appended.
+#[derive(Debug, Clone)]
+pub(super) struct Pending(Arc<Mutex<Option<Batch>>>);
+
+impl Pending {
+    /// A batch to propose.
+    pub(super) fn new(batch: Batch) -> Self {
+        Self(Arc::new(Mutex::new(Some(batch))))
+    }
+
+    /// Takes the batch to append it; `None` if that was done before.
+    pub(super) fn take(&self) -> Option<Batch> {
+        self.lock().take()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Batch>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What an entry carries. The first four are entries that this node proposes, until the log store
+/// appends them; what is read back from the log or comes from a peer is one of the other two.
 #[derive(Debug)]
 pub(super) enum Body {
     /// The first entry of a term.
@@ -95,8 +123,18 @@ pub(super) enum Body {
     Membership(Membership),
     /// A metadata command.
     Meta(Bytes),
-    /// The bytes of the entry exactly as they lie in every replica's log.
+    /// Messages without positions.
+    Unsealed(Pending),
+    /// The bytes of the entry exactly as they lie in every replica's log, to be sent to a peer or
+    /// to be appended.
     Sealed(SealedRef),
+    /// The head of an entry in the log, to be applied, with the membership that it carries.
+    Stored {
+        /// The head.
+        entry: StoredEntry,
+        /// The membership of a membership entry.
+        membership: Option<Membership>,
+    },
 }
 
 /// An extent of the log, to be sent to a peer or as it came from one.
@@ -122,7 +160,11 @@ impl fmt::Display for Body {
             Self::Blank => f.write_str("blank"),
             Self::Membership(members) => write!(f, "membership {members}"),
             Self::Meta(command) => write!(f, "meta command of {} bytes", command.len()),
+            Self::Unsealed(_) => f.write_str("messages"),
             Self::Sealed(extent) => write!(f, "extent of {} bytes", extent.len()),
+            Self::Stored { entry, .. } => {
+                write!(f, "{:?} at {}..{}", entry.kind, entry.start, entry.end)
+            }
         }
     }
 }
@@ -139,6 +181,7 @@ impl RaftPayload for Body {
     fn with_normal(self, data: Proposal) -> Self {
         match data {
             Proposal::Meta(command) => Self::Meta(command),
+            Proposal::Messages(batch) => Self::Unsealed(batch),
         }
     }
 
@@ -150,7 +193,8 @@ impl RaftPayload for Body {
         match self {
             Self::Membership(members) => Some(members.clone()),
             Self::Sealed(extent) => extent.membership.clone(),
-            Self::Blank | Self::Meta(_) => None,
+            Self::Stored { membership, .. } => membership.clone(),
+            Self::Blank | Self::Meta(_) | Self::Unsealed(_) => None,
         }
     }
 }
