@@ -18,6 +18,7 @@
 
 pub mod code;
 pub mod frame;
+pub mod header;
 pub mod json;
 pub mod msg_id;
 pub mod name;
