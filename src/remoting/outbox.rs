@@ -105,18 +105,20 @@ impl Outbox {
 
     /// Returns when there is room for a frame, or never will be.
     pub(super) async fn has_room(&self) {
-        loop {
-            // Registered before looking, so that room made in between is not missed.
+        while !self.is_room_or_end() {
+            // Registered before looking again, so that room made in between is not missed.
             let mut room = pin!(self.room.notified());
             room.as_mut().enable();
-            {
-                let queue = self.lock();
-                if queue.unsent < self.limit || queue.end != End::Open {
-                    return;
-                }
+            if self.is_room_or_end() {
+                return;
             }
             room.await;
         }
+    }
+
+    fn is_room_or_end(&self) -> bool {
+        let queue = self.lock();
+        queue.unsent < self.limit || queue.end != End::Open
     }
 
     fn wait_with(&self, bytes: usize) -> Result<Waiting<'_>, PushError> {

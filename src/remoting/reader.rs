@@ -17,10 +17,10 @@ use super::outbox::PushError;
 use super::{Conn, Limits, LogLimit, Reply, Request, Service};
 use crate::shutdown::Shutdown;
 
-/// An idle connection holds no more than this.
-const BUFFER_BYTES_MIN: usize = 4 * 1024;
-/// A busy one reads at most so much at once.
-const BUFFER_BYTES_BUSY: usize = 64 * 1024;
+/// Space for one read, doubled while reads fill it: an idle connection holds the least, a busy one
+/// needs few system calls.
+const READ_BYTES_MIN: usize = 4 * 1024;
+const READ_BYTES_MAX: usize = 64 * 1024;
 /// Frames up to this size are copied out of the read buffer, so that a request that waits long
 /// does not keep the buffer and its other frames alive.
 const COPY_FRAME_BYTES_MAX: usize = 4 * 1024;
@@ -46,6 +46,7 @@ pub(super) enum Ended {
 pub(super) struct Reader<'a, S> {
     input: Box<dyn AsyncRead + Send + Unpin>,
     buffer: BytesMut,
+    read_bytes: usize,
     /// When the first byte of the frame that is incomplete in the buffer was seen.
     partial_since: Option<Instant>,
     had_frame: bool,
@@ -69,6 +70,7 @@ impl<'a, S: Service> Reader<'a, S> {
         Self {
             input,
             buffer: BytesMut::new(),
+            read_bytes: READ_BYTES_MIN,
             partial_since: None,
             had_frame: false,
             conn,
@@ -115,8 +117,8 @@ impl<'a, S: Service> Reader<'a, S> {
                 biased;
                 read = self.input.read_buf(&mut self.buffer) => match read {
                     Ok(0) | Err(_) => return None,
-                    Ok(_) => {
-                        self.conn.has_read();
+                    Ok(count) => {
+                        self.has_read(count);
                         if let Err(broken) = self.take_frames().await {
                             return Some(broken);
                         }
@@ -133,6 +135,7 @@ impl<'a, S: Service> Reader<'a, S> {
                     }
                     if self.buffer.is_empty() {
                         self.buffer = BytesMut::new();
+                        self.read_bytes = READ_BYTES_MIN;
                     }
                     alarm.as_mut().reset(self.deadline());
                 }
@@ -157,13 +160,17 @@ impl<'a, S: Service> Reader<'a, S> {
         }
     }
 
-    /// Space for the next read: what is known to be missing, but never far more than what has
-    /// arrived, so that a length field alone allocates nothing.
+    /// Space for the next read. It follows what arrives and not what a length field announces.
     fn make_room(&mut self) {
-        let (len, capacity) = (self.buffer.len(), self.buffer.capacity());
-        if len == capacity {
-            self.buffer
-                .reserve(len.clamp(BUFFER_BYTES_MIN, BUFFER_BYTES_BUSY));
+        if self.buffer.capacity() - self.buffer.len() < self.read_bytes {
+            self.buffer.reserve(self.read_bytes);
+        }
+    }
+
+    fn has_read(&mut self, count: usize) {
+        self.conn.has_read();
+        if count >= self.read_bytes {
+            self.read_bytes = (self.read_bytes * 2).min(READ_BYTES_MAX);
         }
     }
 
