@@ -16,6 +16,7 @@
     clippy::cast_sign_loss
 )]
 
+pub mod body;
 pub mod code;
 pub mod frame;
 pub mod header;

@@ -9,7 +9,7 @@ headers! {
         default_topic: String = "defaultTopic",
         read_queue_nums: i32 = "readQueueNums",
         write_queue_nums: i32 = "writeQueueNums",
-        /// Bits of `PermName`: 4 read, 2 write, 1 inherit.
+        /// Bits of Bits of [`crate::body::perm`].
         perm: i32 = "perm",
         topic_filter_type: String = "topicFilterType",
         topic_sys_flag: Option<i32> = "topicSysFlag",
@@ -59,7 +59,7 @@ headers! {
 
     /// Answer to [`GET_BROKER_CONFIG`](crate::code::request::GET_BROKER_CONFIG).
     GetBrokerConfigResponse {
-        /// A `DataVersion` as JSON.
+        /// A [`crate::body::DataVersion`] as JSON.
         version: String = "version",
     }
 
