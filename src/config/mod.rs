@@ -7,6 +7,7 @@
 mod broker;
 mod host;
 mod namesrv;
+mod properties;
 mod schema;
 mod suggest;
 mod value;
