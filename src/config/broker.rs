@@ -1,8 +1,10 @@
 //! The configuration of a broker.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
+
+use rmq_store::{FlushMode, StoreConfig};
 
 use super::host;
 use super::schema::config_struct;
@@ -16,6 +18,8 @@ config_struct! {
     /// `BrokerConfig`, `MessageStoreConfig` and `NettyServerConfig` (4.9.8) in one struct, because
     /// they come from one file; the keys of this broker's own stand at the end.
     pub struct BrokerConfig {
+        /// What `${ROCKETMQ_HOME}` stands for in a value; by default that environment variable.
+        "rocketmqHome" => rocketmq_home: Option<PathBuf> = None;
         /// The cluster that the broker belongs to.
         "brokerClusterName" => broker_cluster_name: String = "DefaultCluster".into();
         /// The name under which clients know the broker, the same for all nodes of a group. The
@@ -136,8 +140,8 @@ config_struct! {
         /// Which of them this node is.
         "dLegerSelfId" => dleger_self_id: String = String::new();
 
-        /// The address that the Raft listener is opened on, if it is not to be on every address:
-        /// `host` or `host:port` (with the port of this node's `dLegerPeers` entry by default).
+        /// The address that the Raft listener is opened on, `address` or `address:port`; by default
+        /// `bindAddress` and the port of this node's entry of `dLegerPeers`.
         "raftBindAddress" => raft_bind_address: String = String::new();
         /// Whether this node asks to join a group that exists, and never forms one.
         "raftJoin" => raft_join: bool = false;
@@ -167,6 +171,26 @@ impl BrokerConfig {
         }
     }
 
+    /// What the store is opened with.
+    pub fn store_config(&self) -> StoreConfig {
+        StoreConfig {
+            commit_log_dir: self.commit_log_dir(),
+            segment_bytes: self.mapped_file_size_commit_log.into(),
+            consume_queue_file_bytes: self.mapped_file_size_consume_queue.into(),
+            index_slots: self.max_hash_slot_num,
+            index_entries: self.max_index_num,
+            flush: match self.flush_disk_type {
+                FlushDiskType::SyncFlush => FlushMode::Sync,
+                FlushDiskType::AsyncFlush => FlushMode::Async {
+                    interval_ms: u64::try_from(self.flush_interval_commit_log.as_millis())
+                        .expect("the range of the key is below a minute"),
+                },
+            },
+            max_message_bytes: self.max_message_size,
+            ..StoreConfig::new(&self.store_path_root_dir)
+        }
+    }
+
     /// This node's own entry of `dLegerPeers`; `None` outside a group.
     pub fn self_peer(&self) -> Option<&Peer> {
         if !self.enable_dleger_commit_log {
@@ -180,6 +204,19 @@ impl BrokerConfig {
     /// The address that clients are told, `brokerIP1:listenPort`.
     pub fn broker_addr(&self) -> String {
         format!("{}:{}", self.broker_ip1, self.listen_port)
+    }
+
+    /// Where the Raft listener is opened: `raftBindAddress`, else `bindAddress`, at the port of this
+    /// node's entry of `dLegerPeers` if it has no other. `None` outside a group.
+    pub fn raft_bind(&self) -> Option<SocketAddr> {
+        let port = self.self_peer()?.port;
+        let bind = self.raft_bind_address.as_str();
+        if bind.is_empty() {
+            return Some(SocketAddr::new(self.bind_address, port));
+        }
+        bind.parse()
+            .ok()
+            .or_else(|| Some(SocketAddr::new(bind.parse().ok()?, port)))
     }
 }
 

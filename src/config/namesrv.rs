@@ -11,6 +11,8 @@ config_struct! {
     /// Everything that a name server is told, by the names of RocketMQ's `NamesrvConfig` and
     /// `NettyServerConfig` (5.5.0).
     pub struct NamesrvConfig {
+        /// What `${ROCKETMQ_HOME}` stands for in a value; by default that environment variable.
+        "rocketmqHome" => rocketmq_home: Option<PathBuf> = None;
         /// Port for brokers and clients.
         "listenPort" => listen_port: u16 = 9876, in 1..=65535;
         /// The address that `listenPort` is opened on.

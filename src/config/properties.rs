@@ -24,6 +24,14 @@ pub(super) struct Text {
 }
 
 impl Text {
+    /// A text that stands in no file.
+    pub(super) fn loose(text: &str) -> Self {
+        Self {
+            text: text.to_owned(),
+            at: vec![Pos::default(); text.chars().count() + 1],
+        }
+    }
+
     fn push(&mut self, c: char, at: Pos) {
         self.text.push(c);
         self.at.push(at);
@@ -35,7 +43,11 @@ impl Text {
 
     /// Where a byte of the text stands in the file.
     fn place(&self, byte: usize) -> Pos {
-        let chars = self.text.char_indices().take_while(|(i, _)| *i < byte).count();
+        let chars = self
+            .text
+            .char_indices()
+            .take_while(|(i, _)| *i < byte)
+            .count();
         self.at[chars.min(self.at.len() - 1)]
     }
 
@@ -43,7 +55,11 @@ impl Text {
     /// in the next line, what stands in its first one.
     pub(super) fn columns(&self, bytes: Range<usize>) -> (usize, Range<usize>) {
         let (start, end) = (self.place(bytes.start), self.place(bytes.end));
-        let end = if end.line == start.line { end.column } else { start.column + 1 };
+        let end = if end.line == start.line {
+            end.column
+        } else {
+            start.column + 1
+        };
         (start.line, start.column..end.max(start.column + 1))
     }
 
@@ -89,7 +105,15 @@ pub(super) fn parse(bytes: &[u8]) -> Properties {
             .chars()
             .enumerate()
             .skip_while(|(_, c)| is_space(*c))
-            .map(|(column, c)| (c, Pos { line: i + 1, column }))
+            .map(|(column, c)| {
+                (
+                    c,
+                    Pos {
+                        line: i + 1,
+                        column,
+                    },
+                )
+            })
             .collect();
         // Only where a logical line begins can a comment stand; in a continued one `#` is text.
         if logical.is_empty() && matches!(line.first(), None | Some(('#' | '!', _))) {
@@ -125,19 +149,30 @@ impl Properties {
             })
             .unwrap_or(line.len());
         let skip_spaces = |from: usize| {
-            from + line[from..].iter().take_while(|(c, _)| is_space(*c)).count()
+            from + line[from..]
+                .iter()
+                .take_while(|(c, _)| is_space(*c))
+                .count()
         };
         let mut value_start = skip_spaces(key_end);
         if let Some(('=' | ':', _)) = line.get(value_start) {
             value_start = skip_spaces(value_start + 1);
         }
-        let key = self.unescape(&line[..key_end], line.get(key_end).map(|(_, at)| *at));
-        let value = self.unescape(&line[value_start..], None);
+        let after = |(_, at): &(char, Pos)| Pos {
+            column: at.column + 1,
+            ..*at
+        };
+        let end = line.last().map(after).unwrap_or_default();
+        let key = self.unescape(
+            &line[..key_end],
+            line.get(key_end).map_or(end, |(_, at)| *at),
+        );
+        let value = self.unescape(&line[value_start..], end);
         self.entries.push(Entry { key, value });
     }
 
-    /// `end` is the place after the last character, where it is not just one further.
-    fn unescape(&mut self, raw: &[(char, Pos)], end: Option<Pos>) -> Text {
+    /// `end` is the place after the last character.
+    fn unescape(&mut self, raw: &[(char, Pos)], end: Pos) -> Text {
         let mut text = Text::default();
         let mut high_surrogate: Option<(u32, Pos)> = None;
         let mut rest = raw;
@@ -183,8 +218,7 @@ impl Properties {
         if let Some((_, at)) = high_surrogate {
             text.push(char::REPLACEMENT_CHARACTER, at);
         }
-        let after_last = raw.last().map(|(_, at)| Pos { column: at.column + 1, ..*at });
-        text.end(end.or(after_last).unwrap_or_default());
+        text.end(end);
         text
     }
 }
@@ -195,7 +229,9 @@ fn scalar(unit: u32) -> char {
 }
 
 fn hex4(raw: &[(char, Pos)]) -> Option<u32> {
-    raw.get(..4)?.iter().try_fold(0, |unit, (c, _)| Some(unit << 4 | c.to_digit(16)?))
+    raw.get(..4)?
+        .iter()
+        .try_fold(0, |unit, (c, _)| Some(unit << 4 | c.to_digit(16)?))
 }
 
 #[cfg(test)]
@@ -204,12 +240,19 @@ mod tests {
     use proptest::prelude::*;
 
     fn pairs(bytes: &[u8]) -> Vec<(String, String)> {
-        parse(bytes).entries.into_iter().map(|e| (e.key.text, e.value.text)).collect()
+        parse(bytes)
+            .entries
+            .into_iter()
+            .map(|e| (e.key.text, e.value.text))
+            .collect()
     }
 
     #[track_caller]
     fn check(file: &str, want: &[(&str, &str)]) {
-        let want: Vec<_> = want.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();
+        let want: Vec<_> = want
+            .iter()
+            .map(|(k, v)| ((*k).into(), (*v).into()))
+            .collect();
         assert_eq!(pairs(file.as_bytes()), want);
     }
 
@@ -233,7 +276,10 @@ mod tests {
 
     #[test]
     fn comments_and_blank_lines_are_left_out() {
-        check("# a=1\n  ! b=2\n\n \t\nc=3 # not a comment \\\n", &[("c", "3 # not a comment ")]);
+        check(
+            "# a=1\n  ! b=2\n\n \t\nc=3 # not a comment \\\n",
+            &[("c", "3 # not a comment ")],
+        );
     }
 
     #[test]
@@ -247,8 +293,14 @@ mod tests {
 
     #[test]
     fn all_three_line_ends_count() {
-        check("a=1\rb=2\r\nc=3\nd=4", &[("a", "1"), ("b", "2"), ("c", "3"), ("d", "4")]);
-        assert_eq!(parse(b"a=1\rb=2\r\nc=3").entries[2].value.columns(0..1), (3, 2..3));
+        check(
+            "a=1\rb=2\r\nc=3\nd=4",
+            &[("a", "1"), ("b", "2"), ("c", "3"), ("d", "4")],
+        );
+        assert_eq!(
+            parse(b"a=1\rb=2\r\nc=3").entries[2].value.columns(0..1),
+            (3, 2..3)
+        );
     }
 
     #[test]

@@ -22,19 +22,8 @@ pub(super) trait Schema: Default {
 pub(super) struct Key {
     /// As it is spelled in a properties file.
     pub(super) name: &'static str,
-    /// The name of its field, of which the name in the environment is made.
-    pub(super) field: &'static str,
-    /// What it means, first with its unit.
-    pub(super) doc: &'static [&'static str],
     /// Smallest and largest value, where there is a bound.
     pub(super) range: Option<RangeInclusive<u64>>,
-}
-
-impl Key {
-    /// `RMQ_` and the name in upper snake case.
-    pub(super) fn env(&self) -> String {
-        format!("RMQ_{}", self.field.to_ascii_uppercase())
-    }
 }
 
 pub(super) fn in_range<T: Value>(
@@ -81,8 +70,6 @@ macro_rules! config_struct {
             const KEYS: &'static [$crate::config::schema::Key] = &[
                 $($crate::config::schema::Key {
                     name: $key,
-                    field: stringify!($field),
-                    doc: &[$($doc),*],
                     range: $crate::config::schema::config_struct!(@range $($range)?),
                 },)*
             ];
