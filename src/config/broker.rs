@@ -30,7 +30,7 @@ config_struct! {
         "brokerId" => broker_id: u64 = 0;
         /// The address that clients are told.
         "brokerIP1" => broker_ip1: String = host::local_address().to_string();
-        /// The address for replication by the classic protocol.
+        /// The address that name servers are told for replication by the classic protocol.
         "brokerIP2" => broker_ip2: String = host::local_address().to_string();
         /// Name servers, `host:port` with semicolons between them.
         "namesrvAddr" => namesrv_addr: Vec<String> = Vec::new();
@@ -150,10 +150,10 @@ config_struct! {
         /// Milliseconds between a leader's heartbeats.
         "raftHeartbeatIntervalMillis" => raft_heartbeat_interval_millis: Duration
             = Duration::from_millis(50), in 5..=10_000;
-        /// Least milliseconds of silence before an election; see `raftElectionTimeoutMaxMillis`.
+        /// Least milliseconds of the random wait with which a node calls an election after the lease.
         "raftElectionTimeoutMinMillis" => raft_election_timeout_min_millis: Duration
             = Duration::from_millis(200), in 20..=60_000;
-        /// Most milliseconds of an election's random wait, and how long a leader's lease lasts.
+        /// Most milliseconds of that wait, and how long a leader's lease lasts without contact.
         "raftElectionTimeoutMaxMillis" => raft_election_timeout_max_millis: Duration
             = Duration::from_millis(300), in 30..=120_000;
         /// Milliseconds that a stop may take before unanswered requests are given up.

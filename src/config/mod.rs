@@ -13,6 +13,8 @@ mod known;
 mod load;
 mod namesrv;
 mod properties;
+#[cfg(test)]
+mod reference;
 mod report;
 mod schema;
 mod store_check;

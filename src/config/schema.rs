@@ -22,6 +22,8 @@ pub(super) trait Schema: Default {
 pub(super) struct Key {
     /// As it is spelled in a properties file.
     pub(super) name: &'static str,
+    /// What it means, with its unit, in lines.
+    pub(super) doc: &'static [&'static str],
     /// Smallest and largest value, where there is a bound.
     pub(super) range: Option<RangeInclusive<u64>>,
 }
@@ -70,6 +72,7 @@ macro_rules! config_struct {
             const KEYS: &'static [$crate::config::schema::Key] = &[
                 $($crate::config::schema::Key {
                     name: $key,
+                    doc: &[$($doc),*],
                     range: $crate::config::schema::config_struct!(@range $($range)?),
                 },)*
             ];
