@@ -22,7 +22,8 @@ pub(super) trait Schema: Default {
 pub(super) struct Key {
     /// As it is spelled in a properties file.
     pub(super) name: &'static str,
-    /// What it means, with its unit, in lines.
+    /// What it means, with its unit, in lines; for the reference, which a test keeps.
+    #[cfg(test)]
     pub(super) doc: &'static [&'static str],
     /// Smallest and largest value, where there is a bound.
     pub(super) range: Option<RangeInclusive<u64>>,
@@ -72,6 +73,7 @@ macro_rules! config_struct {
             const KEYS: &'static [$crate::config::schema::Key] = &[
                 $($crate::config::schema::Key {
                     name: $key,
+                    #[cfg(test)]
                     doc: &[$($doc),*],
                     range: $crate::config::schema::config_struct!(@range $($range)?),
                 },)*
