@@ -1,0 +1,656 @@
+//! The log's single writer.
+
+use std::any::Any;
+use std::io::{self, IoSlice};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rmq_wire::record::{self, Peek};
+use thiserror::Error;
+
+use crate::checkpoint::{Checkpoint, encode_vote, remove_abort, write_classic};
+use crate::config::StoreConfig;
+use crate::disk::Disk;
+use crate::extent::{ExtentError, Header, Tail, header_len, place, split, verify};
+use crate::flush::{FlushCallback, FlushHandle, Flusher};
+use crate::keeper::Keeper;
+use crate::queue_offsets::QueueOffsets;
+use crate::raft_index::Cell;
+use crate::reader::{LogReader, ReadError, Shared};
+use crate::recovery::{OpenError, open_log};
+use crate::segment::zero_slices;
+use crate::slots::Slots;
+use crate::types::{
+    Batch, EntryId, EntryKind, LogIndex, NewEntry, PendingRecord, PhyOffset, Position, QueueOffset,
+    Run, SealedCell, Vote,
+};
+
+/// Why entries were not appended.
+#[derive(Debug, Error)]
+pub enum AppendError {
+    /// Nothing was written; the log is as before.
+    #[error("entry {id} has {bytes} bytes, an entry may have {max}")]
+    TooLarge { id: EntryId, bytes: u64, max: u64 },
+    /// Nothing was written; the log is as before.
+    #[error("entry {id} cannot follow {last:?}")]
+    Order { id: EntryId, last: Option<EntryId> },
+    /// A sealed entry is not what it should be. Nothing was written; the log is as before.
+    #[error("entry {id} is damaged or of another log: {source}")]
+    Extent { id: EntryId, source: ExtentError },
+    /// A sealed entry gives other queue offsets than this log would. Nothing was written.
+    #[error(
+        "entry {id} starts queue {topic}/{queue_id} at {found}, here its next offset is {expected}"
+    )]
+    QueueOffset {
+        id: EntryId,
+        topic: Arc<str>,
+        queue_id: i32,
+        found: QueueOffset,
+        expected: QueueOffset,
+    },
+    /// The store has stopped writing, now or before. What was to be written may be there in part.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// What an append did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Appended {
+    pub last: EntryId,
+    /// End of the log.
+    pub end: PhyOffset,
+}
+
+/// What opening a log found out about its last life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Recovered {
+    /// There was no log before.
+    pub created: bool,
+    /// The last stop was a clean one.
+    pub clean: bool,
+    /// Entries read behind the checkpoint.
+    pub entries: u64,
+    /// Bytes behind the last whole entry that were taken away.
+    pub cut_bytes: u64,
+}
+
+/// The commit log, open for writing.
+///
+/// All changes go through `&mut self` and so have one order. They are visible to readers when the
+/// method returns; whether they are durable is said by each. After a failed write or sync nothing
+/// is written any more: all methods then fail with the first reason, and only a new process, which
+/// reads what is really there, may go on.
+#[derive(Debug)]
+pub struct Log {
+    config: StoreConfig,
+    disk: Arc<dyn Disk>,
+    shared: Arc<Shared>,
+    tail: Tail,
+    queue_offsets: QueueOffsets,
+    // The keeper uses the flusher, so it ends first.
+    keeper: Keeper,
+    flusher: Flusher,
+    flush: FlushHandle,
+    vote: Option<Vote>,
+    vote_slots: Slots,
+    /// Start of the last segment that was asked for ahead.
+    wanted: PhyOffset,
+    recovered: Recovered,
+    /// Dropped last.
+    _lock: Box<dyn Any + Send + Sync>,
+}
+
+/// What recovery hands over.
+pub(crate) struct Parts {
+    pub(crate) config: StoreConfig,
+    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) tail: Tail,
+    pub(crate) vote: Option<Vote>,
+    pub(crate) vote_slots: Slots,
+    pub(crate) checkpoint: Checkpoint,
+    pub(crate) checkpoint_slots: Slots,
+    pub(crate) recovered: Recovered,
+    pub(crate) lock: Box<dyn Any + Send + Sync>,
+}
+
+/// Entries on their way to the disk.
+#[derive(Default)]
+struct Gathered {
+    /// Neighbouring pieces; none of them crosses a segment's end.
+    pieces: Vec<Piece>,
+    cells: Vec<Cell>,
+    headers: Vec<Header>,
+    sealed: Vec<(Arc<SealedCell>, Vec<Position>)>,
+}
+
+enum Piece {
+    Owned(Vec<u8>),
+    Shared(Bytes),
+    /// A blank: its head, and its length in all.
+    Blank([u8; record::BLANK_LEN], u64),
+}
+
+impl Piece {
+    fn len(&self) -> u64 {
+        match self {
+            Self::Owned(bytes) => bytes.len() as u64,
+            Self::Shared(bytes) => bytes.len() as u64,
+            Self::Blank(_, len) => *len,
+        }
+    }
+
+    fn slices<'a>(&'a self, out: &mut Vec<IoSlice<'a>>) {
+        match self {
+            Self::Owned(bytes) => out.push(IoSlice::new(bytes)),
+            Self::Shared(bytes) => out.push(IoSlice::new(bytes)),
+            Self::Blank(head, len) => {
+                out.push(IoSlice::new(head));
+                out.extend(zero_slices(len - head.len() as u64));
+            }
+        }
+    }
+
+    fn crc(&self, crc: u32) -> u32 {
+        let mut slices = Vec::new();
+        self.slices(&mut slices);
+        slices
+            .iter()
+            .fold(crc, |crc, slice| crc32c::crc32c_append(crc, slice))
+    }
+}
+
+impl Log {
+    /// Opens the log of a store, creating it if there is none. Queue offsets start at 0 until the
+    /// queues' state is given.
+    pub fn open(config: &StoreConfig, disk: &Arc<dyn Disk>) -> Result<Self, OpenError> {
+        open_log(config, disk)
+    }
+
+    pub(crate) fn assemble(parts: Parts) -> io::Result<Self> {
+        let Parts {
+            config,
+            disk,
+            shared,
+            tail,
+            checkpoint,
+            recovered,
+            ..
+        } = parts;
+        let flusher = Flusher::start(Arc::clone(&shared), config.flush, tail.end)?;
+        let keeper = Keeper::start(
+            Arc::clone(&shared),
+            flusher.handle(),
+            config.flush == crate::config::FlushMode::Sync,
+            parts.checkpoint_slots,
+            checkpoint,
+        )?;
+        Ok(Self {
+            config,
+            disk,
+            shared,
+            tail,
+            queue_offsets: QueueOffsets::default(),
+            keeper,
+            flush: flusher.handle(),
+            flusher,
+            vote: parts.vote,
+            vote_slots: parts.vote_slots,
+            wanted: PhyOffset(0),
+            recovered,
+            _lock: parts.lock,
+        })
+    }
+
+    /// A view on this log.
+    #[must_use]
+    pub fn reader(&self) -> LogReader {
+        LogReader {
+            shared: Arc::clone(&self.shared),
+        }
+    }
+
+    /// What opening found.
+    #[must_use]
+    pub fn recovered(&self) -> Recovered {
+        self.recovered
+    }
+
+    /// Whether the log may lack entries that this node once acknowledged: the machine went down
+    /// with unsynced bytes under ASYNC_FLUSH. Remains so over restarts until it is cleared.
+    #[must_use]
+    pub fn is_suspect(&self) -> bool {
+        self.keeper.noted().suspect
+    }
+
+    /// Ends the suspicion: the log has caught up with the group. Durable on return.
+    pub fn clear_suspect(&mut self) -> io::Result<()> {
+        self.keeper.note(|checkpoint| checkpoint.suspect = false);
+        self.poisoning("write the checkpoint", |log| log.keeper.write_checkpoint())
+    }
+
+    /// Sets where queues go on: what they hold at the position up to which they were built, and
+    /// after it the entries of the log from there on.
+    ///
+    /// Called once, before the first append.
+    pub fn seed_queue_offsets(
+        &mut self,
+        maxima: impl IntoIterator<Item = (Arc<str>, i32, QueueOffset)>,
+        dispatched: PhyOffset,
+    ) -> Result<(), ReadError> {
+        for (topic, queue_id, next) in maxima {
+            self.queue_offsets.raise(&topic, queue_id, next);
+        }
+        let (Some(first), Some(last)) = (self.tail.first_index(), self.tail.last) else {
+            return Ok(());
+        };
+        let (mut low, mut high) = (first.0, last.index.0 + 1);
+        // Down to the first entry that ends behind the dispatched position.
+        while low < high {
+            let middle = low + (high - low) / 2;
+            let end = self.header(LogIndex(middle))?.end();
+            if end <= dispatched {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        for index in low..=last.index.0 {
+            for run in self.header(LogIndex(index))?.runs {
+                self.queue_offsets
+                    .raise(&run.topic, run.queue_id, run.next());
+            }
+        }
+        Ok(())
+    }
+
+    /// The next offset that a queue gives out.
+    #[must_use]
+    pub fn next_queue_offset(&self, topic: &str, queue_id: i32) -> QueueOffset {
+        self.queue_offsets.next(topic, queue_id)
+    }
+
+    fn header(&self, index: LogIndex) -> Result<Header, ReadError> {
+        let header = self.shared.header(index)?;
+        Ok(header
+            .expect("an entry between the first and the last one is in the log")
+            .0)
+    }
+
+    /// Appends entries: all or, after an error other than `Io`, none. Readers see them on return;
+    /// they are durable when a callback given to `on_flushed` afterwards says so.
+    pub fn append(&mut self, entries: Vec<NewEntry>) -> Result<Appended, AppendError> {
+        self.shared.check_poison()?;
+        let mut tail = self.tail;
+        let mut gathered = Gathered::default();
+        for entry in entries {
+            let one = match entry {
+                NewEntry::Unsealed {
+                    id,
+                    kind,
+                    meta,
+                    batch,
+                } => self.seal(&mut gathered, &tail, id, kind, meta, batch),
+                NewEntry::Sealed { id, bytes } => self.verify(&mut gathered, &tail, id, &bytes),
+            };
+            match one {
+                Ok(header) => {
+                    tail.advance(&header);
+                    gathered.headers.push(header);
+                }
+                Err(e) => {
+                    for header in gathered.headers.iter().rev() {
+                        self.queue_offsets.undo(&header.runs);
+                    }
+                    return Err(e);
+                }
+            }
+        }
+        if let Some(first) = gathered.headers.first() {
+            self.poisoning("append to the commit log", |log| {
+                log.write(&gathered.pieces, tail.end)?;
+                // One call covers neighbours only; a first entry after a purge has none before.
+                log.shared.index.put(first.id.index, &gathered.cells)
+            })?;
+            self.flusher.wrote(tail.end - self.tail.end);
+            self.tail = tail;
+            self.shared.publish(&tail);
+            for (cell, positions) in gathered.sealed {
+                assert!(cell.set(positions).is_ok(), "a batch is sealed once");
+            }
+            self.want_ahead();
+        }
+        Ok(Appended {
+            last: tail.last_id().unwrap_or_default(),
+            end: tail.end,
+        })
+    }
+
+    /// Decides everything that an entry of this leader leaves open, and gathers its bytes.
+    fn seal(
+        &mut self,
+        gathered: &mut Gathered,
+        tail: &Tail,
+        id: EntryId,
+        kind: EntryKind,
+        meta: Bytes,
+        batch: Option<Batch>,
+    ) -> Result<Header, AppendError> {
+        let segment_bytes = self.shared.segments.bytes;
+        let (records, cell) = match batch {
+            Some(batch) => (batch.records, Some(batch.sealed)),
+            None => (Vec::new(), None),
+        };
+        let last = tail.last_id();
+        let mut header = Header {
+            id,
+            kind,
+            prev_term: last.map(|last| last.term).unwrap_or_default(),
+            // Clocks of leaders differ, and search by time wants an ordered log.
+            store_timestamp: self.disk.now_ms().max(tail.store_timestamp),
+            start: tail.end,
+            len: 0,
+            record_count: u32::try_from(records.len()).unwrap_or(u32::MAX),
+            payload_crc: 0,
+            runs: Vec::new(),
+            meta,
+        };
+        if tail.check(&header).is_err() {
+            return Err(AppendError::Order { id, last });
+        }
+        let (queue_offsets, runs) = self.queue_offsets.take(&records);
+        header.runs = runs;
+        let header_len = header_len(&header.runs, header.meta.len()) as u64;
+        let bytes = header_len + records.iter().map(|r| r.buf.len() as u64).sum::<u64>();
+        let max = self.shared.max_extent_bytes;
+        if bytes > max {
+            self.queue_offsets.undo(&header.runs);
+            return Err(AppendError::TooLarge { id, bytes, max });
+        }
+
+        let header_pos = place(header.start, header_len, segment_bytes);
+        blank_between(&mut gathered.pieces, header.start, header_pos);
+        let header_piece = gathered.pieces.len();
+        let mut pos = header_pos + header_len;
+        let mut positions = Vec::with_capacity(records.len());
+        for (PendingRecord { mut buf, .. }, queue) in records.into_iter().zip(queue_offsets) {
+            let whole = Peek::Record { size: buf.len() };
+            assert_eq!(
+                record::peek(&buf),
+                whole,
+                "a pending record is one whole record"
+            );
+            let phy = place(pos, buf.len() as u64, segment_bytes);
+            blank_between(&mut gathered.pieces, pos, phy);
+            record::seal(
+                &mut buf,
+                queue.as_i64(),
+                phy.as_i64(),
+                header.store_timestamp,
+            );
+            positions.push(Position {
+                phy,
+                queue,
+                store_timestamp: header.store_timestamp,
+            });
+            pos = phy + buf.len() as u64;
+            gathered.pieces.push(Piece::Owned(buf));
+        }
+        let payload = &gathered.pieces[header_piece..];
+        header.payload_crc = payload.iter().fold(0, |crc, piece| piece.crc(crc));
+        header.len = u32::try_from(pos - header.start).expect("an extent is below two segments");
+        let record = header.encode(self.shared.generation, header_pos);
+        debug_assert_eq!(record.len() as u64, header_len);
+        gathered.pieces.insert(header_piece, Piece::Owned(record));
+        gathered.cells.push(Cell {
+            header: header_pos,
+            len: header.len,
+            term: id.term,
+        });
+        gathered.sealed.extend(cell.map(|cell| (cell, positions)));
+        Ok(header)
+    }
+
+    /// Checks an entry that another node sealed, and gathers its bytes.
+    fn verify(
+        &mut self,
+        gathered: &mut Gathered,
+        tail: &Tail,
+        id: EntryId,
+        bytes: &[Bytes],
+    ) -> Result<Header, AppendError> {
+        let segment_bytes = self.shared.segments.bytes;
+        let parts = split(tail.end, bytes, segment_bytes);
+        let wrong = |source| AppendError::Extent { id, source };
+        let (header, header_pos) =
+            verify(&parts, self.shared.generation, segment_bytes).map_err(wrong)?;
+        tail.check(&header).map_err(wrong)?;
+        if header.id != id {
+            return Err(wrong(ExtentError::Header("of another entry")));
+        }
+        if let Err(Run {
+            topic,
+            queue_id,
+            first,
+            ..
+        }) = self.queue_offsets.follow(&header.runs)
+        {
+            let expected = self.queue_offsets.next(topic, *queue_id);
+            let (topic, queue_id, found) = (Arc::clone(topic), *queue_id, *first);
+            return Err(AppendError::QueueOffset {
+                id,
+                topic,
+                queue_id,
+                found,
+                expected,
+            });
+        }
+        gathered
+            .pieces
+            .extend(parts.into_iter().map(|part| Piece::Shared(part.bytes)));
+        gathered.cells.push(Cell {
+            header: header_pos,
+            len: header.len,
+            term: id.term,
+        });
+        Ok(header)
+    }
+
+    /// Writes neighbouring pieces at the end of the log, in one call for each segment.
+    fn write(&mut self, pieces: &[Piece], end: PhyOffset) -> io::Result<()> {
+        let segments = &self.shared.segments;
+        let mut pos = self.tail.end;
+        while segments.limit().is_none_or(|limit| limit < end) {
+            let base = segments.limit().unwrap_or_else(|| segments.base_of(pos));
+            segments.push(self.keeper.take(base)?);
+        }
+        let mut slices = Vec::with_capacity(pieces.len() + 1);
+        let mut start = pos;
+        for piece in pieces {
+            if segments.base_of(pos) != segments.base_of(start) {
+                segments.write(start, &slices)?;
+                slices.clear();
+                start = pos;
+            }
+            piece.slices(&mut slices);
+            pos = pos + piece.len();
+        }
+        segments.write(start, &slices)
+    }
+
+    /// Asks for the next segment once half of the last one is used.
+    fn want_ahead(&mut self) {
+        let segments = &self.shared.segments;
+        let limit = segments.limit().unwrap_or_default();
+        if self.wanted != limit && self.tail.end + segments.bytes / 2 > limit {
+            self.wanted = limit;
+            self.keeper.want(limit);
+        }
+    }
+
+    /// Has `callback` called when all that was appended so far is durable. Callbacks are called in
+    /// order, from another thread; with ASYNC_FLUSH at once and from this one, which then means
+    /// that the bytes are in the page cache.
+    pub fn on_flushed(&self, callback: FlushCallback) {
+        self.flusher.on_flushed(callback);
+    }
+
+    /// Removes all entries after this one; all of them if it is `None`. Durable on return.
+    ///
+    /// # Panics
+    ///
+    /// If a committed or a purged entry would be removed.
+    pub fn truncate_after(&mut self, last: Option<LogIndex>) -> io::Result<()> {
+        self.shared.check_poison()?;
+        let Some(old_last) = self.tail.last else {
+            return Ok(());
+        };
+        let wanted = last.map_or(LogIndex(0), |last| last.next());
+        let Some(from) = self.tail.first_index().map(|first| first.max(wanted)) else {
+            return Ok(());
+        };
+        if from > old_last.index {
+            return Ok(());
+        }
+        let committed = self.keeper.noted().committed;
+        for (what, id) in [("committed", committed), ("purged", self.tail.purged)] {
+            assert!(
+                id.is_none_or(|id| id.index < wanted),
+                "truncation from {wanted} on removes {what} entries"
+            );
+        }
+        self.poisoning("truncate the log", |log| log.cut(from, old_last.index))
+    }
+
+    fn cut(&mut self, from: LogIndex, old_last: LogIndex) -> io::Result<()> {
+        let old_end = self.tail.end;
+        for index in (from.0..=old_last.0).rev() {
+            let header = self.header(LogIndex(index)).map_err(io::Error::other)?;
+            self.queue_offsets.undo(&header.runs);
+            self.tail.end = header.start;
+        }
+        let end = self.tail.end;
+        let confirm = self.shared.confirm();
+        assert!(
+            end >= confirm,
+            "truncation to {end} is below the confirm offset {confirm}"
+        );
+        let first = self.tail.first_index();
+        (self.tail.last, self.tail.store_timestamp) = (None, 0);
+        if first.is_some_and(|first| first < from) {
+            let header = self
+                .header(LogIndex(from.0 - 1))
+                .map_err(io::Error::other)?;
+            self.tail.last = Some(header.id);
+            self.tail.store_timestamp = header.store_timestamp;
+        }
+        tracing::info!(%from, %old_last, %end, %old_end, "log truncated");
+
+        let (shared, keeper) = (&self.shared, &self.keeper);
+        self.flusher.while_cut(end, || {
+            shared.publish(&self.tail);
+            shared.index.cut(from)?;
+            keeper.discard()?;
+            let segments = &shared.segments;
+            let next = segments.base_of(end) + segments.bytes;
+            segments.drop_from(next)?;
+            segments.zero(end, old_end.min(next))?;
+            segments
+                .at(end)
+                .map_or(Ok(()), |segment| segment.file.sync())
+        })?;
+        self.wanted = PhyOffset(0);
+        Ok(())
+    }
+
+    /// Notes that the entries up to `id` may go; they are not readable any more. `id` may be beyond
+    /// the last entry: the log goes on after it then. Durable on return.
+    pub fn purge(&mut self, id: EntryId) -> io::Result<()> {
+        self.shared.check_poison()?;
+        if self
+            .tail
+            .purged
+            .is_some_and(|purged| purged.index >= id.index)
+        {
+            return Ok(());
+        }
+        self.tail.purged = Some(id);
+        self.shared.publish(&self.tail);
+        self.keeper.note(|checkpoint| checkpoint.purged = Some(id));
+        self.poisoning("write the checkpoint", |log| log.keeper.write_checkpoint())
+    }
+
+    /// The vote as last saved.
+    #[must_use]
+    pub fn read_vote(&self) -> Option<Vote> {
+        self.vote
+    }
+
+    /// Saves the vote. It and everything appended before are durable on return.
+    pub fn save_vote(&mut self, vote: Vote) -> io::Result<()> {
+        self.shared.check_poison()?;
+        self.poisoning("save the vote", |log| {
+            log.flush.sync_now()?;
+            log.vote_slots.write(&encode_vote(Some(vote)))
+        })?;
+        self.vote = Some(vote);
+        Ok(())
+    }
+
+    /// Notes which entry is committed, so that the next start has less to do. It becomes durable
+    /// with the next checkpoint; one lower than there is changes nothing.
+    pub fn save_committed(&mut self, committed: Option<EntryId>) {
+        if let Some(id) = committed
+            && self
+                .keeper
+                .noted()
+                .committed
+                .is_none_or(|noted| noted.index < id.index)
+        {
+            self.keeper
+                .note(|checkpoint| checkpoint.committed = Some(id));
+        }
+    }
+
+    /// The entry last noted as committed; after a start it may be an earlier one.
+    #[must_use]
+    pub fn read_committed(&self) -> Option<EntryId> {
+        self.keeper.noted().committed
+    }
+
+    /// Stops cleanly: everything is durable and a Java broker may open the store. The queues are
+    /// closed before.
+    pub fn close(mut self) -> io::Result<()> {
+        self.flusher.stop();
+        self.keeper.stop();
+        self.flush.sync_now()?;
+        self.keeper.discard()?;
+        self.keeper
+            .note(|checkpoint| checkpoint.clean_end = Some(self.tail.end));
+        self.keeper.write_checkpoint()?;
+        write_classic(&*self.disk, &self.config, self.tail.store_timestamp)?;
+        remove_abort(&*self.disk, &self.config)
+    }
+
+    /// Does something after which, if it fails, the state of the files is not known.
+    fn poisoning(
+        &mut self,
+        doing: &str,
+        work: impl FnOnce(&mut Self) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let result = work(self);
+        if let Err(e) = &result {
+            self.shared.poison(|| format!("cannot {doing}: {e}"));
+        }
+        result
+    }
+}
+
+/// Puts a blank where a record was moved to the next segment.
+fn blank_between(pieces: &mut Vec<Piece>, from: PhyOffset, to: PhyOffset) {
+    if from != to {
+        let len = to - from;
+        let size = u32::try_from(len).expect("a segment is below 2 GiB");
+        pieces.push(Piece::Blank(record::blank(size), len));
+    }
+}

@@ -1,0 +1,243 @@
+//! The files of the commit log, as one address space.
+
+use std::io::{self, IoSlice};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use bytes::Bytes;
+use rmq_wire::record::{self, BLANK_LEN, Peek};
+
+use crate::disk::{Disk, DiskFile, OpenMode};
+use crate::types::PhyOffset;
+
+/// Zeros to write blanks and clean tails from.
+pub(crate) static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+
+/// Bytes that are zeroed between two looks at whether to stop, and between two syncs.
+const ZERO_STEP_BYTES: u64 = 1 << 20;
+
+/// A file of the commit log.
+#[derive(Debug, Clone)]
+pub(crate) struct Segment {
+    pub(crate) base: PhyOffset,
+    pub(crate) file: Arc<dyn DiskFile>,
+}
+
+/// Name of the file that starts at `base`.
+pub(crate) fn file_name(base: u64) -> String {
+    format!("{base:020}")
+}
+
+/// The start that a file name says; `None` for names of other files.
+pub(crate) fn parse_name(name: &str) -> Option<u64> {
+    let digits = name.len() == 20 && name.bytes().all(|b| b.is_ascii_digit());
+    digits.then(|| name.parse().ok()).flatten()
+}
+
+/// Neighbouring segments of one size, the first at `first`.
+#[derive(Debug)]
+pub(crate) struct Segments {
+    pub(crate) bytes: u64,
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    /// Sorted, without gaps.
+    list: RwLock<Vec<Segment>>,
+}
+
+impl Segments {
+    pub(crate) fn new(
+        disk: Arc<dyn Disk>,
+        dir: PathBuf,
+        bytes: u64,
+        segments: Vec<Segment>,
+    ) -> Self {
+        Self {
+            bytes,
+            disk,
+            dir,
+            list: RwLock::new(segments),
+        }
+    }
+
+    fn list(&self) -> std::sync::RwLockReadGuard<'_, Vec<Segment>> {
+        self.list.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn list_mut(&self) -> std::sync::RwLockWriteGuard<'_, Vec<Segment>> {
+        self.list.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Start of the first segment; `None` if there is none.
+    pub(crate) fn first(&self) -> Option<PhyOffset> {
+        self.list().first().map(|segment| segment.base)
+    }
+
+    /// Where the segment after the last one starts; `None` if there is none.
+    pub(crate) fn limit(&self) -> Option<PhyOffset> {
+        self.list().last().map(|segment| segment.base + self.bytes)
+    }
+
+    /// The start of the segment that `pos` lies in.
+    pub(crate) fn base_of(&self, pos: PhyOffset) -> PhyOffset {
+        PhyOffset(pos.0 - pos.0 % self.bytes)
+    }
+
+    pub(crate) fn path(&self, base: PhyOffset) -> PathBuf {
+        self.dir.join(file_name(base.0))
+    }
+
+    /// The segment that `pos` lies in.
+    pub(crate) fn at(&self, pos: PhyOffset) -> Option<Segment> {
+        let list = self.list();
+        let first = list.first()?.base;
+        let nth = pos.0.checked_sub(first.0)? / self.bytes;
+        list.get(usize::try_from(nth).ok()?).cloned()
+    }
+
+    /// The segments that touch a range.
+    pub(crate) fn touching(&self, start: PhyOffset, end: PhyOffset) -> Vec<Segment> {
+        let list = self.list();
+        let from = list.partition_point(|segment| segment.base + self.bytes <= start);
+        list[from..]
+            .iter()
+            .take_while(|segment| segment.base < end)
+            .cloned()
+            .collect()
+    }
+
+    /// Adds the segment that follows the last one.
+    pub(crate) fn push(&self, segment: Segment) {
+        let mut list = self.list_mut();
+        if let Some(last) = list.last() {
+            assert_eq!(
+                last.base + self.bytes,
+                segment.base,
+                "segments are neighbours"
+            );
+        }
+        list.push(segment);
+    }
+
+    /// A range within one segment, to keep. An error also if it lies in none or in two.
+    pub(crate) fn view(&self, pos: PhyOffset, len: usize) -> io::Result<Bytes> {
+        let segment = self.at(pos).ok_or(io::ErrorKind::UnexpectedEof)?;
+        let within = pos - segment.base;
+        if within + len as u64 > self.bytes {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        segment.file.view(within, len)
+    }
+
+    /// From `pos` to the end of its segment or `len` bytes, whichever is less.
+    pub(crate) fn view_up_to(&self, pos: PhyOffset, len: u64) -> io::Result<Bytes> {
+        let left = self.bytes - pos.0 % self.bytes;
+        self.view(
+            pos,
+            usize::try_from(left.min(len)).map_err(io::Error::other)?,
+        )
+    }
+
+    /// The record at `pos`, of whatever content; just its head if there is none.
+    pub(crate) fn view_record(&self, pos: PhyOffset) -> io::Result<Bytes> {
+        let head = self.view(pos, BLANK_LEN)?;
+        match record::peek(&head) {
+            Peek::Record { size } => self.view_up_to(pos, size as u64),
+            _ => Ok(head),
+        }
+    }
+
+    /// A range in one slice for each segment.
+    pub(crate) fn views(&self, start: PhyOffset, end: PhyOffset) -> io::Result<Vec<Bytes>> {
+        let mut views = Vec::with_capacity(2);
+        let mut pos = start;
+        while pos < end {
+            let view = self.view_up_to(pos, end - pos)?;
+            pos = pos + view.len() as u64;
+            views.push(view);
+        }
+        Ok(views)
+    }
+
+    /// Writes slices that lie in one segment, one after the other.
+    pub(crate) fn write(&self, pos: PhyOffset, slices: &[IoSlice<'_>]) -> io::Result<()> {
+        let segment = self.at(pos).ok_or(io::ErrorKind::UnexpectedEof)?;
+        segment.file.write_at(pos - segment.base, slices)
+    }
+
+    /// Writes zeros over a range of one segment.
+    pub(crate) fn zero(&self, start: PhyOffset, end: PhyOffset) -> io::Result<()> {
+        let mut pos = start;
+        while pos < end {
+            let most = u64::min(end - pos, ZERO_STEP_BYTES);
+            self.write(pos, &zero_slices(most))?;
+            pos = pos + most;
+        }
+        Ok(())
+    }
+
+    /// Removes all segments that start at `from` or later, the last one first, so that what a crash
+    /// leaves is without gaps.
+    pub(crate) fn drop_from(&self, from: PhyOffset) -> io::Result<bool> {
+        let dropped = {
+            let mut list = self.list_mut();
+            let keep = list.partition_point(|segment| segment.base < from);
+            list.split_off(keep)
+        };
+        for segment in dropped.iter().rev() {
+            self.disk.unlink(&self.path(segment.base))?;
+        }
+        if !dropped.is_empty() {
+            self.disk.sync_dir(&self.dir)?;
+        }
+        Ok(!dropped.is_empty())
+    }
+
+    /// Makes the file of a segment, all zero, durable in itself and in its directory.
+    ///
+    /// With `written`, its zeros are written out, so that a later sync of new content needs no
+    /// change of the file system's own records; that takes long, and ends early once `cancel` is
+    /// set. The file is whole in any case.
+    pub(crate) fn create(
+        &self,
+        base: PhyOffset,
+        written: bool,
+        cancel: &AtomicBool,
+    ) -> io::Result<Segment> {
+        let file = self.disk.open(&self.path(base), OpenMode::Create)?;
+        file.allocate(self.bytes)?;
+        file.sync()?;
+        self.disk.sync_dir(&self.dir)?;
+        let mut pos = 0;
+        while written && pos < self.bytes && !cancel.load(Ordering::Relaxed) {
+            let most = ZERO_STEP_BYTES.min(self.bytes - pos);
+            file.write_at(pos, &zero_slices(most))?;
+            // In small steps, or the log's own syncs would wait behind a gigabyte of zeros.
+            file.sync()?;
+            pos += most;
+        }
+        Ok(Segment { base, file })
+    }
+
+    /// Removes the file of a segment that is not in the list.
+    pub(crate) fn unlink(&self, base: PhyOffset) -> io::Result<()> {
+        self.disk.unlink(&self.path(base))?;
+        self.disk.sync_dir(&self.dir)
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+}
+
+/// Slices of zeros, `len` bytes together.
+pub(crate) fn zero_slices(len: u64) -> Vec<IoSlice<'static>> {
+    let mut slices = Vec::new();
+    let mut left = len;
+    while left > 0 {
+        let most = usize::try_from(left).map_or(ZEROS.len(), |left| left.min(ZEROS.len()));
+        slices.push(IoSlice::new(&ZEROS[..most]));
+        left -= most as u64;
+    }
+    slices
+}

@@ -1,0 +1,4 @@
+//! Tests of the log as a whole, by topic; `support` builds entries and reads what is on the disk.
+
+mod append;
+mod support;
