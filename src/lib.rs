@@ -2,6 +2,7 @@
 
 pub mod config;
 pub mod meta;
+pub mod namesrv;
 pub mod raft;
 pub mod remoting;
 pub mod shutdown;
