@@ -9,6 +9,7 @@
 //! - `state.rs`: the state and the rules of each change
 //! - `codec.rs`: bytes of commands, replies and snapshots (the only user of bincode)
 //! - `defaults.rs`: topics and groups that every broker has
+//! - `wire.rs`: the state as the protocol and Java's files have it
 //! - `views.rs`: `config/*.json` for people and for Java brokers, never read back
 //!
 //! Who proposes commands, and when, is the business of `broker`; the log is that of `raft`.
@@ -18,6 +19,7 @@ mod command;
 mod defaults;
 mod state;
 mod views;
+mod wire;
 
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 

@@ -1,18 +1,14 @@
 //! `config/topics.json`, `subscriptionGroup.json`, `consumerOffset.json` and `delayOffset.json` as
 //! a Java broker writes them (`ConfigManager`, 4.9.8): for people, for tools, and for a Java broker
 //! that is started on this store. They are written from the state and never read back.
-//!
-//! Two files are not JSON: fastjson writes integer keys without quotes. Fields that came with 5.0
-//! are written only where they differ from their default, so that 4.9 finds what it knows.
 
-use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
+use rmq_wire::json;
 use tokio::sync::watch;
 
-use super::state::{DataVersion, FilterType, Group, State, Topic};
 use super::{Meta, Revisions};
 
 /// Writes those files of one store that are behind the state.
@@ -48,19 +44,19 @@ impl Views {
         let stale = |part: fn(&Revisions) -> u64| old.is_none_or(|old| part(&old) != part(&now));
 
         if stale(|r| r.topics) {
-            let text = topics(&self.meta.read());
+            let text = json::to_java_string(&self.meta.read().topic_table());
             replace(&self.dir, "topics.json", &text)?;
         }
         if stale(|r| r.groups) {
-            let text = groups(&self.meta.read());
+            let text = json::to_java_string(&self.meta.read().group_table());
             replace(&self.dir, "subscriptionGroup.json", &text)?;
         }
         if stale(|r| r.offsets) {
-            let text = offsets(&self.meta.read());
+            let text = json::to_java_string(&self.meta.read().offset_table());
             replace(&self.dir, "consumerOffset.json", &text)?;
         }
         if stale(|r| r.delay) {
-            let text = delay(&self.meta.read());
+            let text = json::to_java_string(&self.meta.read().delay_table());
             replace(&self.dir, "delayOffset.json", &text)?;
         }
         self.written = Some(now);
@@ -82,150 +78,4 @@ fn replace(dir: &Path, name: &str, text: &str) -> io::Result<()> {
     }
     fs::rename(&temporary, &path)?;
     File::open(dir)?.sync_all()
-}
-
-fn topics(state: &State) -> String {
-    let entries = state
-        .topics
-        .iter()
-        .map(|(name, topic)| (name, topic_entry(name, topic)));
-    table("topicConfigTable", state.topics_version, entries)
-}
-
-fn topic_entry(name: &str, topic: &Topic) -> Vec<(&'static str, String)> {
-    let filter_type = match topic.filter_type {
-        FilterType::SingleTag => "SINGLE_TAG",
-        FilterType::MultiTag => "MULTI_TAG",
-    };
-    let mut fields = vec![
-        ("order", topic.order.to_string()),
-        ("perm", topic.perm.to_string()),
-        ("readQueueNums", topic.read_queues.to_string()),
-        ("topicFilterType", quoted(filter_type)),
-        ("topicName", quoted(name)),
-        ("topicSysFlag", topic.sys_flag.to_string()),
-        ("writeQueueNums", topic.write_queues.to_string()),
-    ];
-    if !topic.attributes.is_empty() {
-        fields.push(("attributes", string_map(&topic.attributes)));
-    }
-    fields
-}
-
-fn groups(state: &State) -> String {
-    let entries = state
-        .groups
-        .iter()
-        .map(|(name, group)| (name, group_entry(name, group)));
-    table("subscriptionGroupTable", state.groups_version, entries)
-}
-
-fn group_entry(name: &str, group: &Group) -> Vec<(&'static str, String)> {
-    let mut fields = vec![
-        ("brokerId", group.broker_id.to_string()),
-        (
-            "consumeBroadcastEnable",
-            group.consume_broadcast_enable.to_string(),
-        ),
-        ("consumeEnable", group.consume_enable.to_string()),
-        (
-            "consumeFromMinEnable",
-            group.consume_from_min_enable.to_string(),
-        ),
-        ("groupName", quoted(name)),
-        (
-            "notifyConsumerIdsChangedEnable",
-            group.notify_consumer_ids_changed_enable.to_string(),
-        ),
-        ("retryMaxTimes", group.retry_max_times.to_string()),
-        ("retryQueueNums", group.retry_queues.to_string()),
-        (
-            "whichBrokerWhenConsumeSlowly",
-            group.which_broker_when_consume_slowly.to_string(),
-        ),
-    ];
-    let usual = Group::default();
-    if group.consume_message_orderly {
-        fields.push(("consumeMessageOrderly", "true".to_owned()));
-    }
-    if group.sys_flag != usual.sys_flag {
-        fields.push(("groupSysFlag", group.sys_flag.to_string()));
-    }
-    if group.consume_timeout_minutes != usual.consume_timeout_minutes {
-        fields.push((
-            "consumeTimeoutMinute",
-            group.consume_timeout_minutes.to_string(),
-        ));
-    }
-    if !group.attributes.is_empty() {
-        fields.push(("attributes", string_map(&group.attributes)));
-    }
-    fields
-}
-
-fn offsets(state: &State) -> String {
-    let mut entries = Vec::new();
-    for (group, topics) in &state.offsets {
-        for (topic, queues) in topics {
-            let name = quoted(&format!("{topic}@{group}"));
-            entries.push(format!("\t\t{name}:{}", integer_map(queues, "\n\t\t")));
-        }
-    }
-    format!(
-        "{{\n\t\"offsetTable\":{{\n{}\n\t}}\n}}",
-        entries.join(",\n")
-    )
-}
-
-fn delay(state: &State) -> String {
-    format!(
-        "{{\n\t\"offsetTable\":{}\n}}",
-        integer_map(&state.delay, "\n\t")
-    )
-}
-
-/// The frame that `topics.json` and `subscriptionGroup.json` share.
-fn table<'a>(
-    name: &str,
-    version: DataVersion,
-    entries: impl Iterator<Item = (&'a String, Vec<(&'static str, String)>)>,
-) -> String {
-    let entries: Vec<String> = entries
-        .map(|(key, fields)| {
-            let fields: Vec<String> = fields
-                .iter()
-                .map(|(field, value)| format!("\t\t\t\"{field}\":{value}"))
-                .collect();
-            format!("\t\t{}:{{\n{}\n\t\t}}", quoted(key), fields.join(",\n"))
-        })
-        .collect();
-    format!(
-        "{{\n\t\"dataVersion\":{{\n\t\t\"counter\":{},\n\t\t\"timestamp\":{}\n\t}},\n\t\"{name}\":{{\n{}\n\t}}\n}}",
-        version.counter,
-        version.timestamp_ms,
-        entries.join(",\n"),
-    )
-}
-
-fn integer_map(map: &std::collections::BTreeMap<i32, i64>, before_end: &str) -> String {
-    let mut text = String::from("{");
-    for (n, (key, value)) in map.iter().enumerate() {
-        let comma = if n == 0 { "" } else { "," };
-        write!(text, "{comma}{key}:{value}").expect("a String takes all");
-    }
-    text.push_str(before_end);
-    text.push('}');
-    text
-}
-
-fn string_map(map: &std::collections::BTreeMap<String, String>) -> String {
-    let pairs: Vec<String> = map
-        .iter()
-        .map(|(key, value)| format!("{}:{}", quoted(key), quoted(value)))
-        .collect();
-    format!("{{{}}}", pairs.join(","))
-}
-
-fn quoted(text: &str) -> String {
-    serde_json::Value::from(text).to_string()
 }
