@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 use std::future::Future;
+use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rmq_wire::code::response;
 use rmq_wire::frame::Command;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout};
 
 use super::conn::{self, CallError, Conn};
 use super::{Dialer, Limits, Reply, Request, Service, Tcp};
@@ -73,9 +74,8 @@ impl Client {
         limit: Duration,
     ) -> Result<Command, CallError> {
         let begun = Instant::now();
-        let deadline = begun + limit;
-        let conn = self.connect(addr, deadline, limit).await?;
-        let result = conn.call_until(command, deadline, limit).await;
+        let conn = self.connect(addr, limit).await?;
+        let result = conn.call_until(command, begun + limit, limit).await;
         if matches!(result, Err(CallError::Timeout { .. })) && conn.last_read() <= begun {
             conn.close();
         }
@@ -92,8 +92,7 @@ impl Client {
         command: Command,
         limit: Duration,
     ) -> Result<(), CallError> {
-        let conn = self.connect(addr, Instant::now() + limit, limit).await?;
-        conn.oneway(command)
+        self.connect(addr, limit).await?.oneway(command)
     }
 
     /// Closes the connection to `addr`, if there is one.
@@ -104,12 +103,12 @@ impl Client {
         }
     }
 
-    async fn connect(
-        &self,
-        addr: &str,
-        deadline: Instant,
-        limit: Duration,
-    ) -> Result<Arc<Conn>, CallError> {
+    /// The connection to `addr`, dialed if need be. It stays the one that [`Client::call`] uses.
+    ///
+    /// # Errors
+    /// [`CallError::Connect`], also after `limit` or 3 s, whichever is shorter.
+    pub async fn connect(&self, addr: &str, limit: Duration) -> Result<Arc<Conn>, CallError> {
+        let limit = limit.min(CONNECT_LIMIT);
         let slot = self.slot(addr);
         let connecting = async {
             let mut slot = slot.lock().await;
@@ -129,24 +128,14 @@ impl Client {
             ));
             Ok(Arc::clone(slot.insert(conn)))
         };
-        match timeout_at(deadline.min(Instant::now() + CONNECT_LIMIT), connecting).await {
-            Ok(Ok(conn)) => Ok(conn),
-            Ok(Err(source)) => Err(CallError::Connect {
-                addr: addr.to_owned(),
-                source,
-            }),
-            Err(_) => {
-                let ms = limit.min(CONNECT_LIMIT).as_millis();
-                let source = std::io::Error::new(
-                    std::io::ErrorKind::TimedOut,
-                    format!("no connection within {ms} ms"),
-                );
-                Err(CallError::Connect {
-                    addr: addr.to_owned(),
-                    source,
-                })
-            }
-        }
+        let connected = timeout(limit, connecting).await.unwrap_or_else(|_| {
+            let words = format!("no connection within {} ms", limit.as_millis());
+            Err(io::Error::new(io::ErrorKind::TimedOut, words))
+        });
+        connected.map_err(|source| CallError::Connect {
+            addr: addr.to_owned(),
+            source,
+        })
     }
 
     fn slot(&self, addr: &str) -> Slot {

@@ -18,6 +18,8 @@ mod server;
 mod service;
 
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;
 
 pub use client::Client;

@@ -1,4 +1,3 @@
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -7,11 +6,12 @@ use bytes::{Bytes, BytesMut};
 use proptest::prelude::*;
 use rmq_wire::code::response;
 use rmq_wire::frame::{self, Command, SerializeType};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex, split};
-use tokio::sync::{Notify, mpsc};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, split};
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
+use super::testing::{Port, Switchboard, network};
 use super::*;
 use crate::shutdown::{Shutdown, Trigger};
 
@@ -26,54 +26,6 @@ const ASK_BACK: i32 = 6;
 const NOTE: i32 = 7;
 /// As `BYTES`, in two parts and after a suspension.
 const PARTS: i32 = 8;
-
-/// A network in memory: streams that are put in come out of `accept`.
-struct Net(mpsc::Receiver<Stream>);
-
-struct Port(mpsc::Sender<Stream>);
-
-fn network() -> (Net, Port) {
-    let (sender, receiver) = mpsc::channel(64);
-    (Net(receiver), Port(sender))
-}
-
-fn stream(io: DuplexStream) -> Stream {
-    let (reader, writer) = split(io);
-    let addr = SocketAddr::from(([127, 0, 0, 1], 9));
-    Stream {
-        reader: Box::new(reader),
-        writer: Box::new(writer),
-        peer: addr,
-        local: addr,
-    }
-}
-
-impl Listener for Net {
-    async fn accept(&mut self) -> std::io::Result<Stream> {
-        match self.0.recv().await {
-            Some(stream) => Ok(stream),
-            None => std::future::pending().await,
-        }
-    }
-
-    fn local_addr(&self) -> std::io::Result<SocketAddr> {
-        Ok(SocketAddr::from(([127, 0, 0, 1], 9)))
-    }
-}
-
-impl Port {
-    async fn connect(&self, buffer: usize) -> DuplexStream {
-        let (ours, theirs) = duplex(buffer);
-        self.0.send(stream(theirs)).await.unwrap();
-        ours
-    }
-}
-
-impl Dialer for Port {
-    fn dial<'a>(&'a self, _addr: &'a str) -> Dialing<'a> {
-        Box::pin(async { Ok(stream(self.connect(64 * 1024).await)) })
-    }
-}
 
 #[derive(Default)]
 struct Probe {
@@ -181,6 +133,12 @@ fn start(limits: Limits) -> Server {
     }
 }
 
+fn switchboard(port: Port) -> Switchboard {
+    let switchboard = Switchboard::default();
+    switchboard.plug("any:1", port);
+    switchboard
+}
+
 fn request(code: i32, opaque: i32, body: impl Into<Bytes>) -> Command {
     let mut command = Command::request(code).with_body(body.into());
     command.opaque = opaque;
@@ -271,7 +229,7 @@ async fn answers_over_tcp_in_the_form_of_the_request() {
 #[tokio::test]
 async fn a_suspended_request_does_not_delay_later_ones() {
     let server = start(Limits::default());
-    let mut io = server.port.connect(1 << 16).await;
+    let mut io = server.port.connect(1 << 16).await.unwrap();
     send(&mut io, &request(SUSPEND, 1, "")).await;
     send(&mut io, &request(ECHO, 2, "x")).await;
     assert_eq!(receive(&mut io).await.opaque, 2);
@@ -282,7 +240,7 @@ async fn a_suspended_request_does_not_delay_later_ones() {
 #[tokio::test]
 async fn oneway_requests_start_in_order_and_are_not_answered() {
     let server = start(Limits::default());
-    let mut io = server.port.connect(1 << 16).await;
+    let mut io = server.port.connect(1 << 16).await.unwrap();
     for i in 0..100 {
         let mut note = request(NOTE, i, i.to_string());
         note.mark_oneway();
@@ -302,7 +260,7 @@ async fn oneway_requests_start_in_order_and_are_not_answered() {
 #[tokio::test]
 async fn a_panicking_handler_is_answered_and_the_connection_lives_on() {
     let server = start(Limits::default());
-    let mut io = server.port.connect(1 << 16).await;
+    let mut io = server.port.connect(1 << 16).await.unwrap();
     for code in [PANIC, PANIC_LATER] {
         send(&mut io, &request(code, code, "")).await;
         let answer = receive(&mut io).await;
@@ -315,7 +273,7 @@ async fn a_panicking_handler_is_answered_and_the_connection_lives_on() {
 #[tokio::test]
 async fn both_sides_number_their_requests_on_their_own() {
     let server = start(Limits::default());
-    let mut io = server.port.connect(1 << 16).await;
+    let mut io = server.port.connect(1 << 16).await.unwrap();
     // The server's first call has the number 0 too.
     send(&mut io, &request(ASK_BACK, 0, "ping")).await;
     let question = receive(&mut io).await;
@@ -338,7 +296,7 @@ async fn both_sides_number_their_requests_on_their_own() {
 #[tokio::test]
 async fn a_call_ends_with_its_connection() {
     let server = start(Limits::default());
-    let client = Client::new(server.port, Limits::default());
+    let client = Client::new(switchboard(server.port), Limits::default());
     let pending = client.call("any:1", Command::request(SUSPEND), Duration::from_secs(60));
     let closing = async {
         until(|| server.probe.suspended.load(Ordering::SeqCst) == 1).await;
@@ -359,7 +317,7 @@ async fn a_call_ends_with_its_connection() {
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_stays_silent_through_a_call_is_replaced() {
     let server = start(Limits::default());
-    let client = Client::new(server.port, Limits::default());
+    let client = Client::new(switchboard(server.port), Limits::default());
     let limit = Duration::from_secs(3);
     let result = client.call("any:1", Command::request(SUSPEND), limit).await;
     assert!(matches!(result, Err(CallError::Timeout { ms: 3000, .. })));
@@ -373,7 +331,7 @@ async fn a_connection_that_stays_silent_through_a_call_is_replaced() {
 #[tokio::test]
 async fn the_last_client_closes_its_connections() {
     let server = start(Limits::default());
-    let client = Client::new(server.port, Limits::default());
+    let client = Client::new(switchboard(server.port), Limits::default());
     client
         .call("any:1", Command::request(ECHO), Duration::from_secs(60))
         .await
@@ -385,7 +343,7 @@ async fn the_last_client_closes_its_connections() {
 #[tokio::test]
 async fn bad_frames_end_their_connection_only() {
     let server = start(Limits::default());
-    let mut good = server.port.connect(1 << 16).await;
+    let mut good = server.port.connect(1 << 16).await.unwrap();
     let deep = {
         let header = "[".repeat(100_000);
         let mut frame = (header.len() as u32 + 4).to_be_bytes().to_vec();
@@ -404,7 +362,7 @@ async fn bad_frames_end_their_connection_only() {
         &deep,
     ];
     for (i, bytes) in cases.iter().enumerate() {
-        let mut bad = server.port.connect(1 << 20).await;
+        let mut bad = server.port.connect(1 << 20).await.unwrap();
         bad.write_all(bytes).await.unwrap();
         assert!(is_closed_by_server(&mut bad).await, "case {i}");
         send(&mut good, &request(ECHO, 1, "still")).await;
@@ -418,17 +376,17 @@ async fn slow_or_silent_peers_are_closed_and_busy_ones_are_not() {
     let server = start(Limits::default());
 
     let begun = Instant::now();
-    let mut silent = server.port.connect(64).await;
+    let mut silent = server.port.connect(64).await.unwrap();
     assert!(is_closed_by_server(&mut silent).await);
     assert_eq!(begun.elapsed().as_secs(), 10);
 
     let begun = Instant::now();
-    let mut partial = server.port.connect(64).await;
+    let mut partial = server.port.connect(64).await.unwrap();
     partial.write_all(&[0, 0, 1]).await.unwrap();
     assert!(is_closed_by_server(&mut partial).await);
     assert_eq!(begun.elapsed().as_secs(), 30);
 
-    let mut idle = server.port.connect(1 << 16).await;
+    let mut idle = server.port.connect(1 << 16).await.unwrap();
     send(&mut idle, &request(ECHO, 1, "")).await;
     receive(&mut idle).await;
     let begun = Instant::now();
@@ -436,7 +394,7 @@ async fn slow_or_silent_peers_are_closed_and_busy_ones_are_not() {
     assert_eq!(begun.elapsed().as_secs(), 120);
 
     // A frame begun long after the last one has the time of a frame, not the idle time.
-    let mut late = server.port.connect(1 << 16).await;
+    let mut late = server.port.connect(1 << 16).await.unwrap();
     send(&mut late, &request(ECHO, 1, "")).await;
     receive(&mut late).await;
     for _ in 0..5 {
@@ -456,11 +414,11 @@ async fn connections_beyond_the_limit_are_refused_until_one_ends() {
         connections: 2,
         ..Limits::default()
     });
-    let mut first = server.port.connect(1 << 16).await;
-    let mut second = server.port.connect(1 << 16).await;
+    let mut first = server.port.connect(1 << 16).await.unwrap();
+    let mut second = server.port.connect(1 << 16).await.unwrap();
     send(&mut second, &request(ECHO, 1, "")).await;
     receive(&mut second).await;
-    let mut third = server.port.connect(1 << 16).await;
+    let mut third = server.port.connect(1 << 16).await.unwrap();
     assert!(is_closed_by_server(&mut third).await);
     send(&mut first, &request(ECHO, 1, "")).await;
     receive(&mut first).await;
@@ -469,7 +427,7 @@ async fn connections_beyond_the_limit_are_refused_until_one_ends() {
     // The slot is free a moment after the callback.
     let served = async {
         loop {
-            let mut next = server.port.connect(1 << 16).await;
+            let mut next = server.port.connect(1 << 16).await.unwrap();
             let mut frame = BytesMut::new();
             request(ECHO, 1, "").encode(&mut frame);
             if next.write_all(&frame).await.is_ok() && next.read_u32().await.is_ok() {
@@ -489,7 +447,7 @@ async fn a_peer_that_does_not_read_costs_a_bounded_amount_and_is_closed() {
     let server = start(limits);
     for code in [BYTES, PARTS] {
         server.probe.answered_bytes.store(0, Ordering::SeqCst);
-        let mut slow = server.port.connect(1 << 12).await;
+        let mut slow = server.port.connect(1 << 12).await.unwrap();
         let begun = Instant::now();
         let mut frames = BytesMut::new();
         for i in 0..1000 {
@@ -505,7 +463,7 @@ async fn a_peer_that_does_not_read_costs_a_bounded_amount_and_is_closed() {
         let answered = server.probe.answered_bytes.load(Ordering::SeqCst);
         assert!(answered <= 100_000 + 50_000 * 64, "{answered}");
     }
-    let mut good = server.port.connect(1 << 16).await;
+    let mut good = server.port.connect(1 << 16).await.unwrap();
     send(&mut good, &request(PARTS, 1, "300000")).await;
     assert_eq!(receive(&mut good).await.body, vec![7; 300_000]);
 }
@@ -517,7 +475,7 @@ async fn requests_beyond_what_may_be_in_flight_are_left_unread() {
         ..Limits::default()
     };
     let server = start(limits);
-    let mut io = server.port.connect(1 << 16).await;
+    let mut io = server.port.connect(1 << 16).await.unwrap();
     for i in 0..3 {
         send(&mut io, &request(SUSPEND, i, "")).await;
     }
@@ -531,7 +489,7 @@ async fn requests_beyond_what_may_be_in_flight_are_left_unread() {
 #[tokio::test(start_paused = true)]
 async fn stopping_lets_requests_finish_within_the_deadline() {
     let server = start(Limits::default());
-    let mut io = server.port.connect(1 << 16).await;
+    let mut io = server.port.connect(1 << 16).await.unwrap();
     send(&mut io, &request(SUSPEND, 1, "")).await;
     until(|| server.probe.suspended.load(Ordering::SeqCst) == 1).await;
     server.trigger.stop();
@@ -544,7 +502,7 @@ async fn stopping_lets_requests_finish_within_the_deadline() {
     assert_eq!(server.probe.closed.load(Ordering::SeqCst), 1);
 
     let server = start(Limits::default());
-    let mut io = server.port.connect(1 << 16).await;
+    let mut io = server.port.connect(1 << 16).await.unwrap();
     send(&mut io, &request(SUSPEND, 1, "")).await;
     until(|| server.probe.suspended.load(Ordering::SeqCst) == 1).await;
     let begun = Instant::now();
@@ -571,7 +529,7 @@ proptest! {
             .unwrap();
         runtime.block_on(async {
             let server = start(Limits::default());
-            let mut io = server.port.connect(1 << 12).await;
+            let mut io = server.port.connect(1 << 12).await.unwrap();
             let mut sent = Vec::new();
             if plausible {
                 // A frame of right length whose content is arbitrary.
@@ -585,7 +543,7 @@ proptest! {
             tokio::task::yield_now().await;
             io.write_all(tail).await.ok();
             prop_assert!(is_closed_by_server(&mut io).await);
-            let mut good = server.port.connect(1 << 12).await;
+            let mut good = server.port.connect(1 << 12).await.unwrap();
             send(&mut good, &request(ECHO, 1, "")).await;
             prop_assert_eq!(receive(&mut good).await.opaque, 1);
             Ok(())
@@ -601,7 +559,7 @@ proptest! {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(async {
             let server = start(Limits::default());
-            let io = server.port.connect(1 << 20).await;
+            let io = server.port.connect(1 << 20).await.unwrap();
             let (mut reader, mut writer) = split(io);
             let mut sent = BytesMut::new();
             for (i, size) in sizes.iter().enumerate() {
