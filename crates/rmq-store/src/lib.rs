@@ -25,6 +25,8 @@ mod raft_index;
 mod reader;
 mod recovery;
 mod segment;
+#[cfg(test)]
+mod sim;
 mod slots;
 #[cfg(test)]
 mod tests;

@@ -618,6 +618,12 @@ impl Log {
         self.keeper.noted().committed
     }
 
+    /// What otherwise happens once a second.
+    #[cfg(test)]
+    pub(crate) fn write_checkpoint(&self) -> io::Result<()> {
+        self.keeper.write_checkpoint()
+    }
+
     /// Stops cleanly: everything is durable and a Java broker may open the store. The queues are
     /// closed before.
     pub fn close(mut self) -> io::Result<()> {

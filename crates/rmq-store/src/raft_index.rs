@@ -23,6 +23,9 @@ const FILE_LEN: u64 = 300_000 * CELL_LEN;
 /// Files kept open. Appends use one, a lagging reader another.
 const OPEN_MAX: usize = 8;
 
+/// Bytes that are looked at and zeroed at once when cells are cut.
+const CLEAR_STEP_BYTES: usize = 4096;
+
 /// Place of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Cell {
@@ -165,7 +168,7 @@ impl RaftIndex {
         Ok(())
     }
 
-    /// Forgets all cells from `from` on.
+    /// Forgets all cells from `from` on that follow each other.
     pub(crate) fn cut(&self, from: LogIndex) -> io::Result<()> {
         let byte = from.0 * CELL_LEN;
         let keep = byte - byte % FILE_LEN;
@@ -182,7 +185,7 @@ impl RaftIndex {
                 dropped = true;
             } else if base == keep {
                 let file = self.file(base, true)?.expect("is created if absent");
-                file.write_at(byte % FILE_LEN, &zero_slices(FILE_LEN - byte % FILE_LEN))?;
+                clear(&*file, byte % FILE_LEN)?;
             }
         }
         if dropped {
@@ -200,6 +203,19 @@ impl RaftIndex {
             }
         }
         Ok(())
+    }
+}
+
+/// Zeros a file from `pos` up to where it is zero already.
+fn clear(file: &dyn DiskFile, mut pos: u64) -> io::Result<()> {
+    let mut buf = vec![0; CLEAR_STEP_BYTES];
+    loop {
+        let read = file.read_at(pos, &mut buf)?;
+        if buf[..read].iter().all(|&byte| byte == 0) {
+            return Ok(());
+        }
+        file.write_at(pos, &zero_slices(read as u64))?;
+        pos += read as u64;
     }
 }
 

@@ -1,4 +1,5 @@
 //! Tests of the log as a whole, by topic; `support` builds entries and reads what is on the disk.
 
 mod append;
+mod crash;
 mod support;
