@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+use crate::delay::DelayLevels;
+
 /// Room that an entry may take beside one message body of the largest size: the header of the
 /// extent, the record's own fields, its topic and its properties (at most 32 KiB).
 pub const ENTRY_OVERHEAD_BYTES: u64 = 128 * 1024;
@@ -33,6 +35,10 @@ pub struct StoreConfig {
     pub index_slots: u32,
     /// `maxIndexNum` of an index file.
     pub index_entries: u32,
+    /// `flushIntervalConsumeQueue`: how often consume queues and index are synced, in milliseconds.
+    pub consume_queue_flush_interval_ms: u64,
+    /// `messageDelayLevel`.
+    pub delay_levels: DelayLevels,
     pub flush: FlushMode,
     /// `maxMessageSize`: largest message body, in bytes.
     pub max_message_bytes: u32,
@@ -56,7 +62,7 @@ pub enum ConfigError {
     SegmentTooLarge(u64),
     #[error("mappedFileSizeConsumeQueue={0} is not a positive multiple of 20 below 2147483648")]
     ConsumeQueueFile(u64),
-    #[error("{key}={value} is not between 1 and 2147483647")]
+    #[error("{key}={value} is not between 2 and 2147483647")]
     IndexFile { key: &'static str, value: u32 },
 }
 
@@ -72,6 +78,8 @@ impl StoreConfig {
             consume_queue_file_bytes: 300_000 * 20,
             index_slots: 5_000_000,
             index_entries: 20_000_000,
+            consume_queue_flush_interval_ms: 1000,
+            delay_levels: DelayLevels::default(),
             flush: FlushMode::Async { interval_ms: 500 },
             max_message_bytes: 4 << 20,
             generation: 0,
@@ -103,7 +111,8 @@ impl StoreConfig {
             ("maxHashSlotNum", self.index_slots),
             ("maxIndexNum", self.index_entries),
         ] {
-            if value == 0 || i32::try_from(value).is_err() {
+            // Entry 0 of an index file is never used.
+            if value < 2 || i32::try_from(value).is_err() {
                 return Err(ConfigError::IndexFile { key, value });
             }
         }

@@ -5,7 +5,9 @@
 //! `raft_index` finds an entry, `queue_offsets` gives out queue offsets, `flush` makes bytes
 //! durable, `slots` and `checkpoint` hold the vote and what recovery starts from, `keeper` works
 //! ahead in the background. `recovery` opens a log, `log` is its single writer, `reader` serves
-//! everybody else. The formats are described in `docs/disk-format.md`.
+//! everybody else.
+//! Behind it: `queues` is what consumers see, made by `dispatch` from committed records and kept in
+//! `consume_queue` and `index_file`; `delay` is a table that these files depend on. The formats are described in `docs/disk-format.md`.
 
 #![warn(
     clippy::cast_possible_truncation,
@@ -15,12 +17,17 @@
 
 mod checkpoint;
 mod config;
+mod consume_queue;
+mod delay;
 mod disk;
+mod dispatch;
 mod extent;
 mod flush;
+mod index_file;
 mod keeper;
 mod log;
 mod queue_offsets;
+mod queues;
 mod raft_index;
 mod reader;
 mod recovery;
@@ -33,10 +40,18 @@ mod tests;
 mod types;
 
 pub use config::{ConfigError, ENTRY_OVERHEAD_BYTES, FlushMode, StoreConfig};
+pub use consume_queue::{Slot, UNIT_BYTES, Unit};
+pub use delay::{DelayLevelError, DelayLevels};
 pub use disk::{Disk, DiskFile, OpenMode, RealDisk};
+pub use dispatch::{Arrival, DispatchError};
 pub use extent::{ExtentError, RAFT_LOG_TOPIC};
 pub use flush::FlushCallback;
+pub use index_file::{
+    ENTRY_BYTES, Entry, HEADER_BYTES, Header as IndexHeader, Layout as IndexLayout, SLOT_BYTES,
+    key_hash,
+};
 pub use log::{AppendError, Appended, Log, Recovered};
+pub use queues::{ArrivalListener, Boundary, GetResult, GetStatus, OpenQueuesError, Queues};
 pub use reader::{LogReader, ReadError};
 pub use recovery::OpenError;
 pub use types::{

@@ -1,0 +1,89 @@
+//! From committed records to consume queue units and index entries (Java's `ReputMessageService`).
+//!
+//! `batch` decides what a stretch of the log means for the queues, `checkpoint` is the file that says
+//! how far the files are built, `repair` fills a hole that a read has met. The thread that does all
+//! this is in [`crate::queues`].
+
+mod batch;
+mod checkpoint;
+mod repair;
+
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use thiserror::Error;
+
+pub(crate) use batch::{Batch, Message, QueueRun};
+pub(crate) use checkpoint::{Checkpoint, CheckpointFile};
+pub(crate) use repair::{Hole, find_units};
+
+use crate::reader::LogReader;
+use crate::types::{PhyOffset, QueueOffset};
+
+/// What dispatch and reads need of the commit log.
+pub(crate) trait CommittedLog: Send + Sync {
+    /// The position of the oldest record that is kept.
+    fn min_offset(&self) -> PhyOffset;
+    /// Behind the last committed record.
+    fn confirm_offset(&self) -> PhyOffset;
+    fn set_confirm_offset(&self, offset: PhyOffset);
+    /// The bytes of a range, not copied; `None` if it crosses a segment's end or is not there.
+    fn slice(&self, from: PhyOffset, len: usize) -> Option<Bytes>;
+    /// Where the segment that holds `offset` ends.
+    fn segment_end(&self, offset: PhyOffset) -> PhyOffset;
+
+    /// The committed bytes from `from` on, up to the end of the segment at most.
+    fn committed_from(&self, from: PhyOffset) -> Option<Bytes> {
+        let end = self.confirm_offset().min(self.segment_end(from));
+        let len = usize::try_from(end.0.checked_sub(from.0)?).ok()?;
+        self.slice(from, len)
+    }
+}
+
+/// A message that consumers can read from now on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Arrival {
+    pub topic: Arc<str>,
+    pub queue_id: i32,
+    /// Behind the message.
+    pub next: QueueOffset,
+    /// As in its consume queue unit.
+    pub tags_code: i64,
+    /// Milliseconds.
+    pub store_timestamp: i64,
+}
+
+/// Why the log could not be dispatched any further.
+#[derive(Debug, Error)]
+pub enum DispatchError {
+    /// May pass: a full disk, too many open files.
+    #[error("writing what follows from the log at {at}: {source}")]
+    Io { at: PhyOffset, source: io::Error },
+    /// Stays: the log has committed bytes that are no records.
+    #[error("no record at {at}, below the confirm offset {confirm}")]
+    NoRecord { at: PhyOffset, confirm: PhyOffset },
+}
+
+impl CommittedLog for LogReader {
+    fn min_offset(&self) -> PhyOffset {
+        self.min_offset()
+    }
+
+    fn confirm_offset(&self) -> PhyOffset {
+        self.confirm_offset()
+    }
+
+    fn set_confirm_offset(&self, offset: PhyOffset) {
+        self.set_confirm_offset(offset);
+    }
+
+    fn slice(&self, from: PhyOffset, len: usize) -> Option<Bytes> {
+        self.slice(from, len)
+    }
+
+    fn segment_end(&self, offset: PhyOffset) -> PhyOffset {
+        let bytes = self.segment_bytes();
+        PhyOffset(offset.0 - offset.0 % bytes + bytes)
+    }
+}

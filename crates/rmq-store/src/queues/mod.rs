@@ -1,0 +1,132 @@
+//! What consumers see of the log: queues of messages and the index by key, behind the confirm offset.
+//!
+//! [`Queues`] owns the derived files. `open` brings them to a known state and up to the confirm
+//! offset, `run` has the two threads that keep them there (dispatch; sync and repair), `read` has all
+//! the questions. Their formats are in [`crate::consume_queue`] and [`crate::index_file`], what goes
+//! into them is decided in [`crate::dispatch`].
+//!
+//! Two numbers end a queue: `next` is behind the units that are in its files, `committed` behind the
+//! messages that are committed, which the dispatcher catches up with in well under a millisecond. A
+//! reader is told of the second and waits for the first.
+
+mod open;
+mod read;
+mod run;
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+pub use open::OpenQueuesError;
+pub use read::{Boundary, GetResult, GetStatus};
+
+use crate::consume_queue::{QueueFiles, Table};
+use crate::delay::DelayLevels;
+use crate::dispatch::{Arrival, CheckpointFile, CommittedLog, Hole};
+use crate::index_file::Index;
+use crate::types::{PhyOffset, QueueOffset, Run};
+
+/// Told of the messages of every dispatched batch, on the dispatch thread.
+pub type ArrivalListener = Arc<dyn Fn(&[Arrival]) + Send + Sync>;
+
+/// All consume queues and the index of a store.
+///
+/// Locks are taken in this order, and none is held while a file is synced: `stepping`, `index`,
+/// `shared`.
+pub struct Queues {
+    log: Box<dyn CommittedLog>,
+    files: QueueFiles,
+    levels: DelayLevels,
+    flush_interval: Duration,
+    /// Held by the one who dispatches.
+    stepping: Mutex<()>,
+    index: Mutex<Index>,
+    shared: Mutex<Shared>,
+    /// There may be something to dispatch, or an end to it.
+    work: Condvar,
+    /// Something was dispatched or repaired.
+    progress: Condvar,
+    /// There is a hole to fill, or an end to flushing.
+    upkeep: Condvar,
+    checkpoint: Mutex<Checkpoints>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    table: Table,
+    dispatched: PhyOffset,
+    holes: Vec<Hole>,
+    /// Why dispatch stands still, if it does.
+    failure: Option<String>,
+    stopping: bool,
+}
+
+struct Checkpoints {
+    file: CheckpointFile,
+    /// A sync failed. What it covered may be lost although later syncs succeed, so this process
+    /// never writes a checkpoint again; the next start dispatches from the last good one.
+    failed: bool,
+}
+
+impl Queues {
+    /// Everything below is in consume queues and index.
+    pub fn dispatched(&self) -> PhyOffset {
+        self.shared().dispatched
+    }
+
+    /// Why nothing more is dispatched, if so. It is tried again where that can help.
+    pub fn failure(&self) -> Option<String> {
+        self.shared().failure.clone()
+    }
+
+    /// The end of every queue, as dispatched. Asked after [`Queues::dispatched`], it covers at least
+    /// what lies below that position.
+    pub fn maxima(&self) -> Vec<(Arc<str>, i32, QueueOffset)> {
+        let shared = self.shared();
+        let end = |(topic, state): (&Arc<str>, &crate::consume_queue::QueueState)| {
+            (Arc::clone(topic), state.queue_id, state.next)
+        };
+        shared.table.iter().map(end).collect()
+    }
+
+    /// Takes note that the log is committed up to `end`, the end of an extent with these runs: raises
+    /// the confirm offset and wakes the dispatcher. Extents come in the order of the log; one that
+    /// was confirmed before changes nothing.
+    pub fn commit(&self, end: PhyOffset, runs: &[Run]) {
+        let mut shared = self.shared();
+        if end <= self.log.confirm_offset() {
+            return;
+        }
+        for run in runs {
+            let (topic, mut state) = shared.table.get_or_insert(&run.topic, run.queue_id);
+            // Not the larger of the two: a topic that was deleted and made again starts anew.
+            state.committed = run.next();
+            shared.table.put(&topic, state);
+        }
+        self.log.set_confirm_offset(end);
+        drop(shared);
+        self.work.notify_one();
+    }
+
+    fn shared(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn index(&self) -> MutexGuard<'_, Index> {
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl std::fmt::Debug for Queues {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let shared = self.shared();
+        f.debug_struct("Queues")
+            .field("dispatched", &shared.dispatched)
+            .field("queues", &shared.table.iter().count())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;
