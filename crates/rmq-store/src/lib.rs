@@ -7,7 +7,8 @@
 //! ahead in the background. `recovery` opens a log, `log` is its single writer, `reader` serves
 //! everybody else.
 //! Behind it: `queues` is what consumers see, made by `dispatch` from committed records and kept in
-//! `consume_queue` and `index_file`; `delay` is a table that these files depend on. The formats are described in `docs/disk-format.md`.
+//! `consume_queue` and `index_file`; `delay` is a table that these files depend on. `store` opens
+//! both. The formats are described in `docs/disk-format.md`.
 
 #![warn(
     clippy::cast_possible_truncation,
@@ -35,6 +36,7 @@ mod segment;
 #[cfg(test)]
 mod sim;
 mod slots;
+mod store;
 #[cfg(test)]
 mod tests;
 mod types;
@@ -54,6 +56,7 @@ pub use log::{AppendError, Appended, Log, Recovered};
 pub use queues::{ArrivalListener, Boundary, GetResult, GetStatus, OpenQueuesError, Queues};
 pub use reader::{LogReader, ReadError};
 pub use recovery::OpenError;
+pub use store::{OpenStoreError, Store, open};
 pub use types::{
     Batch, EntryId, EntryKind, LogIndex, NewEntry, PendingRecord, PhyOffset, Position, QueueOffset,
     Run, SealedCell, StoredEntry, Term, Vote,

@@ -1,0 +1,40 @@
+//! Opening a store as a whole.
+
+use std::sync::Arc;
+
+use thiserror::Error;
+
+use crate::config::StoreConfig;
+use crate::disk::Disk;
+use crate::log::Log;
+use crate::queues::{OpenQueuesError, Queues};
+use crate::reader::ReadError;
+use crate::recovery::OpenError;
+
+/// An open store. To close it, stop the queues first and then close the log.
+#[derive(Debug)]
+pub struct Store {
+    pub log: Log,
+    pub queues: Arc<Queues>,
+}
+
+/// Why a store was not opened.
+#[derive(Debug, Error)]
+pub enum OpenStoreError {
+    #[error(transparent)]
+    Log(#[from] OpenError),
+    #[error(transparent)]
+    Queues(#[from] OpenQueuesError),
+    /// An entry between the dispatched position and the end of the log cannot be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+}
+
+/// Opens the log, then what is derived from it, and continues the queues where the log ends.
+pub fn open(config: &StoreConfig, disk: Arc<dyn Disk>) -> Result<Store, OpenStoreError> {
+    let mut log = Log::open(config, &disk)?;
+    let queues = Queues::open(config, disk, log.reader())?;
+    let dispatched = queues.dispatched();
+    log.seed_queue_offsets(queues.maxima(), dispatched)?;
+    Ok(Store { log, queues })
+}
