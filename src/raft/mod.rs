@@ -1,12 +1,40 @@
 //! Raft: the glue between openraft and the store, and the only place that names openraft.
 //!
-//! - `types`: what openraft is parameterised with, and the membership's format.
+//! - `group`: the handle that the broker has, and the values it gives.
+//! - `node`: openraft's settings, its runtime, recovery and end of a node.
+//! - `leadership`: who leads, leases, transfer. `gate`: when a node that has started may vote.
+//! - `batcher`: many sends in one entry.
 //! - `peer`: everything between the nodes of a group.
+//! - `log_store`, `state_machine`, `checkpoint`: openraft's storage. The bytes are `rmq_store`'s
+//!   business, the meaning of a metadata command that of `crate::meta`.
+//! - `types`: what openraft is parameterised with, and the membership's format.
 
+mod batcher;
+mod checkpoint;
+mod gate;
+mod group;
+mod leadership;
+mod log_store;
+mod node;
 mod peer;
+mod state_machine;
 mod types;
 
+pub use group::{
+    Group, GroupStatus, LeaderInfo, MemberStatus, ProposeError, Role, RoleState, TransferError,
+};
+pub use leadership::OnFatal;
+pub use node::{StartError, Timers};
 pub use peer::{
     Duplex, IdentityError, Listener, Net, PeerList, PeerListError, SelfId, SelfIdError, Tcp,
 };
 pub use types::NodeId;
+
+use state_machine::StateMachine;
+use types::{BrokerNode, TypeConfig};
+
+/// openraft's handle of this node.
+type Raft = openraft::Raft<TypeConfig, StateMachine>;
+
+#[cfg(test)]
+mod tests;

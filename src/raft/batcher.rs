@@ -1,0 +1,355 @@
+//! Group commit: sends that arrive while earlier ones are on their way share the next entry.
+//!
+//! There is no timer. A batch is closed as soon as fewer than [`WINDOW`] entries are in flight, so
+//! an idle broker proposes each send at once and a busy one fills its batches. The task runs on
+//! the runtime of its callers, not on that of Raft: it wakes a caller for every send.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::future::BoxFuture;
+use futures_util::stream::{FuturesOrdered, StreamExt};
+use openraft::errors::{ClientWriteError, ForwardReason};
+use openraft::raft::ClientWriteResult;
+use rmq_store::{Batch, PendingRecord, Position, SealedCell};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+
+use super::leadership::Leadership;
+use super::types::{Pending, Proposal, Responder, TypeConfig};
+use super::{ProposeError, Raft};
+
+/// Entries in flight. One is being flushed while the next is written and a third is filled.
+const WINDOW: usize = 3;
+/// A batch takes no more sends once it has this many bytes ...
+const BATCH_BYTES: usize = 256 * 1024;
+/// ... or this many records.
+const BATCH_RECORDS: usize = 2048;
+/// Bytes of all sends that wait for their outcome; further senders wait.
+const IN_FLIGHT_BYTES: usize = 64 * 1024 * 1024;
+/// What an extent has beside its records and their runs.
+const HEADER_BYTES: usize = 1024;
+/// What a record may add to the header: a run without its topic.
+const RUN_BYTES: usize = 32;
+/// No entry is larger, whatever the log takes: with a blank where a record did not fit its segment
+/// it has still to fit a frame between peers.
+const MAX_ENTRY_BYTES: usize = 15 * 1024 * 1024;
+/// Sends that wait for a batch; further senders wait.
+const QUEUE_LEN: usize = 8192;
+/// How long a leader without a lease keeps what it could not propose. The lease is missing for a
+/// round trip at the start of a term, and for as long as the disks of a majority stall.
+pub(super) const HOLD: Duration = Duration::from_millis(600);
+/// How often it tries again.
+pub(super) const RETRY: Duration = Duration::from_millis(5);
+
+/// One send, waiting for its positions.
+struct Submission {
+    records: Vec<PendingRecord>,
+    bytes: usize,
+    reply: oneshot::Sender<Result<Vec<Position>, ProposeError>>,
+    permit: OwnedSemaphorePermit,
+}
+
+/// Where sends go.
+pub(super) struct Batcher {
+    queue: mpsc::Sender<Submission>,
+    budget: Arc<Semaphore>,
+    max_bytes: usize,
+    leadership: Arc<Leadership>,
+}
+
+impl Batcher {
+    /// Starts the task on the current runtime; it ends when the batcher is dropped.
+    /// `max_extent_bytes` is the most that the log takes as one entry.
+    pub(super) fn start(raft: Raft, leadership: Arc<Leadership>, max_extent_bytes: u64) -> Self {
+        let max_extent_bytes = usize::try_from(max_extent_bytes).unwrap_or(usize::MAX);
+        let max_bytes = max_extent_bytes
+            .min(MAX_ENTRY_BYTES)
+            .saturating_sub(HEADER_BYTES);
+        let (queue, submissions) = mpsc::channel(QUEUE_LEN);
+        let worker = Worker {
+            raft,
+            leadership: leadership.clone(),
+            submissions,
+            max_batch: BATCH_BYTES.min(max_bytes),
+            next: None,
+            flying: FuturesOrdered::new(),
+            held: VecDeque::new(),
+            unserved: None,
+        };
+        tokio::spawn(worker.run());
+        let budget = Arc::new(Semaphore::new(IN_FLIGHT_BYTES));
+        Self {
+            queue,
+            budget,
+            max_bytes,
+            leadership,
+        }
+    }
+
+    /// Refuses what does not fit an entry.
+    pub(super) fn check_size(&self, bytes: usize) -> Result<(), ProposeError> {
+        let max = self.max_bytes;
+        if bytes > max {
+            return Err(ProposeError::TooLarge { bytes, max });
+        }
+        Ok(())
+    }
+
+    /// Appends the records, in one entry, and answers once they are committed and readable.
+    pub(super) async fn propose(
+        &self,
+        records: Vec<PendingRecord>,
+    ) -> Result<Vec<Position>, ProposeError> {
+        let size = |record: &PendingRecord| record.buf.len() + record.topic.len() + RUN_BYTES;
+        let bytes = records.iter().map(size).sum();
+        self.check_size(bytes)?;
+        if records.is_empty() {
+            return Ok(Vec::new());
+        }
+        not_leading(&self.leadership)?;
+        let share = u32::try_from(bytes.min(IN_FLIGHT_BYTES)).expect("the budget fits u32");
+        let permit = self.budget.clone().acquire_many_owned(share).await;
+        let permit = permit.expect("the budget is never closed");
+        let (reply, outcome) = oneshot::channel();
+        let submission = Submission {
+            records,
+            bytes,
+            reply,
+            permit,
+        };
+        if self.queue.send(submission).await.is_err() {
+            return Err(stopped(&self.leadership));
+        }
+        outcome.await.unwrap_or(Err(ProposeError::Unknown))
+    }
+}
+
+/// Refuses what is to be proposed elsewhere.
+pub(super) fn not_leading(leadership: &Leadership) -> Result<(), ProposeError> {
+    match leadership.leading() {
+        Some(_) => Ok(()),
+        None => Err(elsewhere(leadership)),
+    }
+}
+
+fn elsewhere(leadership: &Leadership) -> ProposeError {
+    match leadership.fatal() {
+        Some(reason) => ProposeError::Fatal(reason.to_owned()),
+        None => ProposeError::NotLeader(leadership.leader()),
+    }
+}
+
+/// The answer once openraft takes no more proposals.
+pub(super) fn stopped(leadership: &Leadership) -> ProposeError {
+    ProposeError::Fatal(leadership.fatal().unwrap_or("raft has stopped").to_owned())
+}
+
+/// What openraft said of a proposal.
+pub(super) enum Outcome<T> {
+    /// Committed and applied.
+    Applied(T),
+    /// Not appended, because the leader's lease is over for now.
+    Held,
+    /// Not appended, or perhaps.
+    Failed(ProposeError),
+}
+
+/// Reads openraft's answer; a lost responder is `None`.
+pub(super) fn outcome(
+    leadership: &Leadership,
+    answer: Option<ClientWriteResult<TypeConfig>>,
+) -> Outcome<<TypeConfig as openraft::RaftTypeConfig>::R> {
+    match answer {
+        Some(Ok(response)) => Outcome::Applied(response.data),
+        Some(Err(ClientWriteError::ForwardToLeader(to))) => match to.reason {
+            ForwardReason::LeaseExpired => Outcome::Held,
+            ForwardReason::NotLeader | ForwardReason::LeadershipTransfer => {
+                Outcome::Failed(elsewhere(leadership))
+            }
+        },
+        // Appended here and truncated, or never answered: another leader may have it.
+        Some(Err(ClientWriteError::LogEntryDiscarded(_))) | None => {
+            Outcome::Failed(ProposeError::Unknown)
+        }
+        Some(Err(other)) => Outcome::Failed(ProposeError::Fatal(other.to_string())),
+    }
+}
+
+/// A closed batch and those who wait for it.
+struct Flight {
+    batch: Pending,
+    sealed: Arc<SealedCell>,
+    /// Each send's number of records, in the order of the batch.
+    waiting: Vec<(usize, oneshot::Sender<Result<Vec<Position>, ProposeError>>)>,
+    permits: Vec<OwnedSemaphorePermit>,
+    closed: Instant,
+    term: Option<u64>,
+}
+
+impl Flight {
+    fn fail(self, error: &ProposeError) {
+        for (_, reply) in self.waiting {
+            answer(reply, Err(error.clone()));
+        }
+    }
+
+    fn succeed(self) {
+        let positions = self
+            .sealed
+            .get()
+            .expect("an applied batch was sealed by append");
+        let mut rest = positions.as_slice();
+        for (records, reply) in self.waiting {
+            let (own, others) = rest.split_at(records);
+            rest = others;
+            answer(reply, Ok(own.to_vec()));
+        }
+    }
+}
+
+/// A caller that has gone, as after its timeout, does not care.
+fn answer(
+    reply: oneshot::Sender<Result<Vec<Position>, ProposeError>>,
+    outcome: Result<Vec<Position>, ProposeError>,
+) {
+    drop(reply.send(outcome));
+}
+
+type Answered = (Flight, Option<ClientWriteResult<TypeConfig>>);
+
+struct Worker {
+    raft: Raft,
+    leadership: Arc<Leadership>,
+    submissions: mpsc::Receiver<Submission>,
+    max_batch: usize,
+    /// The first send of the next batch, which did not fit the last one.
+    next: Option<Submission>,
+    flying: FuturesOrdered<BoxFuture<'static, Answered>>,
+    /// Batches that openraft refused for want of a lease, oldest first.
+    held: VecDeque<Flight>,
+    /// Since when this node does not serve, as far as it looked.
+    unserved: Option<Instant>,
+}
+
+impl Worker {
+    async fn run(mut self) {
+        loop {
+            let room = self.held.is_empty() && self.flying.len() < WINDOW;
+            let waiting = !self.held.is_empty() || !self.flying.is_empty();
+            tokio::select! {
+                biased;
+                Some((flight, answer)) = self.flying.next() => self.land(flight, answer),
+                first = next(&mut self.next, &mut self.submissions), if room => {
+                    let Some(first) = first else { return };
+                    let flight = self.fill(first);
+                    self.launch(flight).await;
+                }
+                () = tokio::time::sleep(RETRY), if waiting => self.retry().await,
+            }
+        }
+    }
+
+    /// Closes a batch that begins with `first`.
+    fn fill(&mut self, first: Submission) -> Flight {
+        let mut bytes = first.bytes;
+        let mut records = first.records;
+        let mut waiting = vec![(records.len(), first.reply)];
+        let mut permits = vec![first.permit];
+        while let Ok(submission) = self.submissions.try_recv() {
+            if bytes + submission.bytes > self.max_batch
+                || records.len() + submission.records.len() > BATCH_RECORDS
+            {
+                self.next = Some(submission);
+                break;
+            }
+            bytes += submission.bytes;
+            waiting.push((submission.records.len(), submission.reply));
+            permits.push(submission.permit);
+            records.extend(submission.records);
+        }
+        let sealed = Arc::new(SealedCell::default());
+        let batch = Batch {
+            records,
+            sealed: sealed.clone(),
+        };
+        Flight {
+            batch: Pending::new(batch),
+            sealed,
+            waiting,
+            permits,
+            closed: Instant::now(),
+            term: self.leadership.leading(),
+        }
+    }
+
+    async fn launch(&mut self, flight: Flight) {
+        let (done, answered) = oneshot::channel();
+        let responder = Responder::new(move |answer| drop(done.send(answer)));
+        let proposal = Proposal::Messages(flight.batch.clone());
+        if self
+            .raft
+            .client_write_ff(proposal, Some(responder))
+            .await
+            .is_err()
+        {
+            return flight.fail(&stopped(&self.leadership));
+        }
+        self.flying
+            .push_back(Box::pin(async move { (flight, answered.await.ok()) }));
+    }
+
+    fn land(&mut self, flight: Flight, answer: Option<ClientWriteResult<TypeConfig>>) {
+        match outcome(&self.leadership, answer) {
+            Outcome::Applied(_) => {
+                self.unserved = None;
+                flight.succeed();
+            }
+            Outcome::Held if self.may_hold(&flight) => self.held.push_back(flight),
+            Outcome::Held => flight.fail(&elsewhere(&self.leadership)),
+            Outcome::Failed(error) => flight.fail(&error),
+        }
+    }
+
+    /// Whether the lease may come back in time, under the same term.
+    fn may_hold(&self, flight: &Flight) -> bool {
+        flight.closed.elapsed() < HOLD
+            && flight.term.is_some()
+            && flight.term == self.leadership.leading()
+    }
+
+    /// Proposes again what was refused, and gives up what has waited too long.
+    async fn retry(&mut self) {
+        for flight in std::mem::take(&mut self.held) {
+            if self.may_hold(&flight) {
+                self.launch(flight).await;
+            } else {
+                flight.fail(&elsewhere(&self.leadership));
+            }
+        }
+        if self.leadership.serving() {
+            self.unserved = None;
+            return;
+        }
+        // Entries in flight stay unanswered, for they may yet be committed; what was never proposed
+        // can go to whoever leads by now.
+        if self.unserved.get_or_insert_with(Instant::now).elapsed() > HOLD {
+            let queued = self.next.take().into_iter();
+            let queued = queued.chain(std::iter::from_fn(|| self.submissions.try_recv().ok()));
+            for submission in queued.collect::<Vec<_>>() {
+                answer(submission.reply, Err(elsewhere(&self.leadership)));
+            }
+        }
+    }
+}
+
+/// The next send, `None` once there will be no more.
+async fn next(
+    carried: &mut Option<Submission>,
+    submissions: &mut mpsc::Receiver<Submission>,
+) -> Option<Submission> {
+    match carried.take() {
+        Some(submission) => Some(submission),
+        None => submissions.recv().await,
+    }
+}

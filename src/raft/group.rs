@@ -1,0 +1,290 @@
+//! What the broker sees of Raft: one handle, and the values it gives.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use openraft::ReadPolicy;
+use openraft::errors::{LinearizableReadError, RaftError};
+use rmq_store::{PendingRecord, Position};
+use tokio::sync::{oneshot, watch};
+
+use super::batcher::{self, Batcher, HOLD, Outcome, RETRY};
+use super::leadership::Leadership;
+use super::node::Node;
+use super::types::{NodeId, Proposal, Responder};
+use crate::meta::Reply;
+
+/// The leader, as far as a node knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeaderInfo {
+    /// Its id.
+    pub node: NodeId,
+    /// Where it listens for its peers, `host:port`.
+    pub raft_addr: String,
+    /// Where it listens for clients, `host:port`.
+    pub broker_addr: String,
+}
+
+/// The part that this node plays in its group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RoleState {
+    /// The current term; it never decreases.
+    pub term: u64,
+    /// The leader of the term, once one is known.
+    pub leader: Option<LeaderInfo>,
+    /// Whether this node leads, holds its lease, and has applied all that was committed before its
+    /// term: only then may it answer for the group.
+    pub serving: bool,
+    /// This node's own id.
+    pub self_id: NodeId,
+}
+
+impl RoleState {
+    /// Whether this node is the leader, serving or not.
+    pub fn leads(&self) -> bool {
+        self.leader
+            .as_ref()
+            .is_some_and(|leader| leader.node == self.self_id)
+    }
+}
+
+/// Why a proposal has no result, or a read may not be answered here.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ProposeError {
+    /// Nothing was appended, and nothing will be: ask the leader, if one is known.
+    #[error("this node is not the leader ({})", describe(.0.as_ref()))]
+    NotLeader(Option<LeaderInfo>),
+    /// It may have been appended by this leader or survive it: done, or lost.
+    #[error("leadership changed before the outcome was known")]
+    Unknown,
+    /// Larger than an entry can be.
+    #[error("{bytes} bytes do not fit an entry, which has at most {max}")]
+    TooLarge {
+        /// The size of what was proposed.
+        bytes: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// Raft has stopped on this node.
+    #[error("raft has stopped: {0}")]
+    Fatal(String),
+}
+
+fn describe(leader: Option<&LeaderInfo>) -> String {
+    match leader {
+        Some(leader) => format!("it knows node {} at {}", leader.node, leader.broker_addr),
+        None => "and knows none".to_owned(),
+    }
+}
+
+/// Why leadership was not handed over.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TransferError {
+    /// It is not this node's to give.
+    #[error("this node is not the leader ({})", describe(.0.as_ref()))]
+    NotLeader(Option<LeaderInfo>),
+    /// There is no other voter.
+    #[error("there is no other voter to lead the group")]
+    Alone,
+    /// The wanted successor does not vote.
+    #[error("node {0} is not another voter of the group")]
+    NoVoter(NodeId),
+    /// Nobody has taken over; the group elects a leader by its ordinary timeouts.
+    #[error("node {target} did not take over in time")]
+    Timeout {
+        /// Who was asked.
+        target: NodeId,
+    },
+    /// Raft has stopped on this node.
+    #[error("raft has stopped: {0}")]
+    Fatal(String),
+}
+
+/// What a node is at the moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Takes proposals.
+    Leader,
+    /// Votes and has no other part.
+    Follower,
+    /// Stands for election.
+    Candidate,
+    /// Is sent the log and does not vote, or has not met its group yet.
+    Learner,
+}
+
+/// The group as one node sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupStatus {
+    /// The node that was asked.
+    pub node: NodeId,
+    /// Its role.
+    pub role: Role,
+    /// Its term.
+    pub term: u64,
+    /// The leader it knows.
+    pub leader: Option<LeaderInfo>,
+    /// As [`RoleState::serving`].
+    pub serving: bool,
+    /// Index of the last entry of its log.
+    pub last_index: Option<u64>,
+    /// Index up to which it knows entries to be committed.
+    pub commit_index: Option<u64>,
+    /// Index up to which it has applied them.
+    pub applied_index: Option<u64>,
+    /// All members, by id.
+    pub members: Vec<MemberStatus>,
+}
+
+/// One member; the last three are known to the leader only.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemberStatus {
+    /// Its id.
+    pub node: NodeId,
+    /// Where it listens for its peers, `host:port`.
+    pub raft_addr: String,
+    /// Where it listens for clients, `host:port`.
+    pub broker_addr: String,
+    /// Whether it votes; a learner does not.
+    pub voter: bool,
+    /// Index up to which its log is known to equal the leader's.
+    pub match_index: Option<u64>,
+    /// How many entries it is behind.
+    pub lag: Option<u64>,
+    /// How long ago the last request was sent that it has answered.
+    pub acked: Option<Duration>,
+}
+
+/// This node's part of the group. Cheap to clone; all clones are the same node.
+#[derive(Clone)]
+pub struct Group(Arc<Inner>);
+
+struct Inner {
+    node: Arc<Node>,
+    batcher: Batcher,
+}
+
+impl Group {
+    /// A node on the runtime of its test, with a network of its own.
+    #[cfg(test)]
+    pub(super) fn bare(node: Arc<Node>, batcher: Batcher) -> Self {
+        Self(Arc::new(Inner { node, batcher }))
+    }
+
+    fn leadership(&self) -> &Leadership {
+        &self.0.node.leadership
+    }
+
+    /// openraft's handle.
+    #[cfg(test)]
+    pub(super) fn raft(&self) -> &super::Raft {
+        &self.0.node.raft
+    }
+
+    /// Appends messages as part of one entry: all or none, in this order. Answers once they are
+    /// committed and below the confirm offset of this node. Waits while too much is in flight; a
+    /// caller that stops waiting does not take the messages back.
+    pub async fn propose_messages(
+        &self,
+        records: Vec<PendingRecord>,
+    ) -> Result<Vec<Position>, ProposeError> {
+        self.0.batcher.propose(records).await
+    }
+
+    /// Has a metadata command applied by all replicas, and gives this node's reply.
+    pub async fn propose_meta(&self, command: Bytes) -> Result<Reply, ProposeError> {
+        self.0.batcher.check_size(command.len())?;
+        let leadership = self.leadership();
+        let term = leadership.leading();
+        let started = std::time::Instant::now();
+        loop {
+            batcher::not_leading(leadership)?;
+            let (done, answered) = oneshot::channel();
+            let responder = Responder::new(move |answer| drop(done.send(answer)));
+            let proposal = Proposal::Meta(command.clone());
+            if self
+                .0
+                .node
+                .raft
+                .client_write_ff(proposal, Some(responder))
+                .await
+                .is_err()
+            {
+                return Err(batcher::stopped(leadership));
+            }
+            match batcher::outcome(leadership, answered.await.ok()) {
+                Outcome::Applied(reply) => {
+                    return Ok(reply.expect("applying a metadata command replies"));
+                }
+                Outcome::Failed(error) => return Err(error),
+                Outcome::Held if started.elapsed() > HOLD || term != leadership.leading() => {
+                    return Err(ProposeError::NotLeader(leadership.leader()));
+                }
+                Outcome::Held => tokio::time::sleep(RETRY).await,
+            }
+        }
+    }
+
+    /// Returns once everything that anybody was told to be committed before the call is applied
+    /// here, so that a read of local state misses nothing. Only the leader can do that.
+    pub async fn read_barrier(&self) -> Result<(), ProposeError> {
+        let leadership = self.leadership();
+        // Whatever was acknowledged in this term was applied here first, earlier terms are applied
+        // as a whole before this node serves, and there is no later term while the lease holds.
+        if leadership.serving() {
+            return Ok(());
+        }
+        match self
+            .0
+            .node
+            .raft
+            .ensure_linearizable(ReadPolicy::ReadIndex)
+            .await
+        {
+            Ok(_) => Ok(()),
+            Err(RaftError::APIError(
+                LinearizableReadError::ForwardToLeader(_)
+                | LinearizableReadError::QuorumNotEnough(_),
+            )) => Err(ProposeError::NotLeader(leadership.leader())),
+            Err(RaftError::Fatal(_)) => Err(batcher::stopped(leadership)),
+        }
+    }
+
+    /// This node's id.
+    pub fn node_id(&self) -> NodeId {
+        self.leadership().self_id()
+    }
+
+    /// The leader as far as this node knows; it may have been replaced.
+    pub fn leader(&self) -> Option<LeaderInfo> {
+        self.leadership().leader()
+    }
+
+    /// Whether this node may answer for the group now, see [`RoleState::serving`].
+    pub fn serving(&self) -> bool {
+        self.leadership().serving()
+    }
+
+    /// This node's role and its changes.
+    pub fn watch_role(&self) -> watch::Receiver<RoleState> {
+        self.leadership().watch()
+    }
+
+    /// The group as this node sees it.
+    pub fn status(&self) -> GroupStatus {
+        self.leadership().status()
+    }
+
+    /// Hands leadership to `to`, or to the voter with the most of the log, and gives the new
+    /// leader. This node takes no proposals from the call on, whatever comes of it.
+    pub async fn transfer_leader(&self, to: Option<NodeId>) -> Result<NodeId, TransferError> {
+        self.leadership().transfer(to).await
+    }
+
+    /// Stops Raft, and closes queues and log: what was applied is saved, everything appended is
+    /// durable, and a Java broker can open the store.
+    pub async fn shutdown(&self) {
+        self.0.node.shutdown().await;
+    }
+}

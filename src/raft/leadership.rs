@@ -1,0 +1,348 @@
+//! Who leads, and whether this node may serve: read from openraft's metrics whenever it is asked,
+//! so that a process that was stopped for ten seconds knows at its first question that its lease is
+//! over. The task here only tells watchers of changes, and logs them.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use openraft::ServerState;
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::errors::Fatal;
+use openraft::metrics::{RaftDataMetrics, RaftServerMetrics};
+use openraft_rt_tokio::{TokioInstant, TokioWatchReceiver};
+use tokio::sync::watch;
+
+use super::types::{LeaderId, Membership, NodeId, TypeConfig};
+use super::{GroupStatus, LeaderInfo, MemberStatus, Raft, Role, RoleState, TransferError};
+
+/// What is to be done with the reason once openraft has stopped for good.
+pub type OnFatal = Box<dyn FnOnce(&str) + Send>;
+
+/// How long a transfer may take: the target elects itself in a few round trips and a flush.
+const TRANSFER_DEADLINE: Duration = Duration::from_secs(2);
+
+/// The view of one node on its group's leadership.
+pub(super) struct Leadership {
+    raft: Raft,
+    server: TokioWatchReceiver<RaftServerMetrics<TypeConfig>>,
+    data: TokioWatchReceiver<RaftDataMetrics<TypeConfig>>,
+    /// How long a quorum's answer keeps others from being elected, from when it was asked.
+    lease: Duration,
+    /// The term in which this leader has asked another one to take over; 0 for none. The successor
+    /// is elected without waiting for the lease, which therefore proves nothing any more.
+    resigned_term: AtomicU64,
+    roles: watch::Sender<RoleState>,
+    fatal: OnceLock<String>,
+}
+
+/// How long this node may serve without hearing from its group again.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Lease {
+    /// Not the leader, its lease is over, or not everything before its term is applied yet.
+    None,
+    Until(TokioInstant),
+    /// It is the only voter.
+    Forever,
+}
+
+impl Leadership {
+    pub(super) fn new(raft: Raft, lease: Duration) -> Self {
+        let server = raft.server_metrics();
+        let data = raft.data_metrics();
+        let (roles, _) = watch::channel(RoleState {
+            term: 0,
+            leader: None,
+            serving: false,
+            self_id: *raft.node_id(),
+        });
+        Self {
+            raft,
+            server,
+            data,
+            lease,
+            resigned_term: AtomicU64::new(0),
+            roles,
+            fatal: OnceLock::new(),
+        }
+    }
+
+    pub(super) fn self_id(&self) -> NodeId {
+        *self.raft.node_id()
+    }
+
+    /// The leader as far as this node knows; not proven to be one still.
+    pub(super) fn leader(&self) -> Option<LeaderInfo> {
+        let server = self.server.borrow_watched();
+        leader_info(
+            server.current_leader?,
+            server.membership_config.membership(),
+        )
+    }
+
+    /// The term that this node leads, be its lease over or not.
+    pub(super) fn leading(&self) -> Option<u64> {
+        let term = leading(&self.server.borrow_watched())?.term;
+        (self.resigned_term.load(Ordering::Acquire) != term).then_some(term)
+    }
+
+    /// Whether this node leads, nobody else can, and all that was committed before is applied here.
+    pub(super) fn serving(&self) -> bool {
+        match self.lease() {
+            Lease::None => false,
+            Lease::Until(end) => now() < end,
+            Lease::Forever => true,
+        }
+    }
+
+    fn lease(&self) -> Lease {
+        let (leader_id, alone) = {
+            let server = self.server.borrow_watched();
+            let Some(leader_id) = leading(&server) else {
+                return Lease::None;
+            };
+            // A leader that was voted out steps down by a transfer, which no lease delays.
+            let mut voters = server.membership_config.voter_ids();
+            if !voters.any(|id| id == leader_id.node_id) {
+                return Lease::None;
+            }
+            (leader_id, server.membership_config.voter_ids().count() == 1)
+        };
+        if self.resigned_term.load(Ordering::Acquire) == leader_id.term {
+            return Lease::None;
+        }
+        let data = self.data.borrow_watched();
+        if data.last_applied.is_none_or(|id| id.leader_id != leader_id) {
+            return Lease::None;
+        }
+        match data.last_quorum_acked {
+            _ if alone => Lease::Forever,
+            Some(asked) => Lease::Until(asked.into_inner() + self.lease),
+            None => Lease::None,
+        }
+    }
+
+    fn role(&self) -> (RoleState, Lease) {
+        let lease = match self.lease() {
+            Lease::Until(end) if now() >= end => Lease::None,
+            lease => lease,
+        };
+        let server = self.server.borrow_watched();
+        let members = server.membership_config.membership();
+        let role = RoleState {
+            term: server.vote.leader_id.term,
+            leader: server
+                .current_leader
+                .and_then(|id| leader_info(id, members)),
+            serving: lease != Lease::None,
+            self_id: self.self_id(),
+        };
+        (role, lease)
+    }
+
+    /// The role and all its changes, of which a slow watcher may miss some.
+    pub(super) fn watch(&self) -> watch::Receiver<RoleState> {
+        self.roles.subscribe()
+    }
+
+    /// Why openraft has stopped for good, if it has.
+    pub(super) fn fatal(&self) -> Option<&str> {
+        self.fatal.get().map(String::as_str)
+    }
+
+    /// Publishes and logs every change of role until openraft stops; `on_fatal` is called if that
+    /// was not asked for.
+    pub(super) async fn run(self: Arc<Self>, on_fatal: OnFatal) {
+        let mut server = self.server.clone();
+        let mut data = self.data.clone();
+        let mut logged = ServerState::Learner;
+        loop {
+            let (role, lease) = self.role();
+            self.log(&role, &mut logged);
+            self.roles.send_if_modified(|known| {
+                let changed = *known != role;
+                *known = role.clone();
+                changed
+            });
+            let lease_over = async {
+                match lease {
+                    Lease::Until(end) => tokio::time::sleep(remaining(end)).await,
+                    Lease::Forever | Lease::None => std::future::pending().await,
+                }
+            };
+            let soon_serving = lease == Lease::None && self.leading().is_some();
+            tokio::select! {
+                changed = server.changed() => if changed.is_err() { break },
+                changed = data.changed(), if soon_serving => if changed.is_err() { break },
+                () = lease_over => {}
+            }
+        }
+        let reason = self.raft.with_raft_state(|_| ()).await;
+        self.roles.send_modify(|role| {
+            role.leader = None;
+            role.serving = false;
+        });
+        match reason {
+            Ok(()) | Err(Fatal::Stopped) => tracing::info!(node = self.self_id(), "raft stopped"),
+            Err(fatal) => {
+                let reason = self.fatal.get_or_init(|| fatal.to_string());
+                tracing::error!(node = self.self_id(), reason, "raft failed");
+                on_fatal(reason);
+            }
+        }
+    }
+
+    fn log(&self, role: &RoleState, logged: &mut ServerState) {
+        let known = self.roles.borrow();
+        let state = self.server.borrow_watched().state;
+        let node = self.self_id();
+        let term = role.term;
+        if state == ServerState::Candidate && (*logged != state || known.term != term) {
+            tracing::info!(node, term, "stands for election");
+        }
+        *logged = state;
+        if known.leader != role.leader || (known.term != term && role.leader.is_some()) {
+            match &role.leader {
+                Some(leader) if leader.node == node => tracing::info!(node, term, "leads"),
+                Some(leader) => tracing::info!(node, term, leader = leader.node, "follows"),
+                None => tracing::info!(node, term, "knows no leader"),
+            }
+        }
+        if known.serving != role.serving {
+            if role.serving {
+                tracing::info!(node, term, "serves: its lease holds and its log is applied");
+            } else {
+                tracing::info!(node, term, "serves no more");
+            }
+        }
+    }
+
+    /// Hands leadership to `to`, or to the voter with the most of the log.
+    pub(super) async fn transfer(&self, to: Option<NodeId>) -> Result<NodeId, TransferError> {
+        let term = self
+            .leading()
+            .ok_or_else(|| TransferError::NotLeader(self.leader()))?;
+        let target = self.successor(to)?;
+        self.resigned_term.store(term, Ordering::Release);
+        // Watchers must not believe in the lease until its end.
+        self.roles.send_modify(|role| role.serving = false);
+        tracing::info!(
+            node = self.self_id(),
+            term,
+            to = target,
+            "transfers leadership"
+        );
+        let fatal = |e: Fatal<TypeConfig>| TransferError::Fatal(e.to_string());
+        self.raft
+            .trigger()
+            .transfer_leader(target)
+            .await
+            .map_err(fatal)?;
+        let mut roles = self.watch();
+        let taken_over = roles.wait_for(|role| role.term > term && role.leader.as_ref().is_some());
+        match tokio::time::timeout(TRANSFER_DEADLINE, taken_over).await {
+            Ok(Ok(role)) => Ok(role.leader.as_ref().map_or(target, |leader| leader.node)),
+            Ok(Err(_)) | Err(_) => Err(TransferError::Timeout { target }),
+        }
+    }
+
+    fn successor(&self, wanted: Option<NodeId>) -> Result<NodeId, TransferError> {
+        let voters: Vec<NodeId> = {
+            let server = self.server.borrow_watched();
+            server
+                .membership_config
+                .voter_ids()
+                .filter(|id| *id != self.self_id())
+                .collect()
+        };
+        if let Some(wanted) = wanted {
+            return if voters.contains(&wanted) {
+                Ok(wanted)
+            } else {
+                Err(TransferError::NoVoter(wanted))
+            };
+        }
+        let data = self.data.borrow_watched();
+        let matched = |id: &NodeId| data.replication.as_ref().and_then(|r| r.get(id).copied()?);
+        voters
+            .into_iter()
+            .max_by_key(matched)
+            .ok_or(TransferError::Alone)
+    }
+
+    /// What `raftStatus` shows.
+    pub(super) fn status(&self) -> GroupStatus {
+        let (role, _) = self.role();
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let members = metrics.membership_config.membership();
+        let last = metrics.last_log_index;
+        let voters: Vec<NodeId> = members.voter_ids().collect();
+        let member = |id: &NodeId, node: &super::BrokerNode| {
+            let matched = if *id == self.self_id() {
+                last
+            } else {
+                let replication = metrics.replication.as_ref();
+                replication.and_then(|r| (*r.get(id)?).map(|matched| matched.index))
+            };
+            let heartbeat = metrics.heartbeat.as_ref();
+            let acked =
+                heartbeat.and_then(|h| (*h.get(id)?).map(|asked| now() - asked.into_inner()));
+            MemberStatus {
+                node: *id,
+                raft_addr: node.raft_addr.clone(),
+                broker_addr: node.broker_addr.clone(),
+                voter: voters.contains(id),
+                match_index: matched,
+                lag: metrics.replication.as_ref().map(|_| {
+                    let next = |index: Option<u64>| index.map_or(0, |index| index + 1);
+                    next(last).saturating_sub(next(matched))
+                }),
+                acked,
+            }
+        };
+        GroupStatus {
+            node: self.self_id(),
+            role: match metrics.state {
+                ServerState::Leader => Role::Leader,
+                ServerState::Candidate => Role::Candidate,
+                ServerState::Follower => Role::Follower,
+                _ => Role::Learner,
+            },
+            term: role.term,
+            leader: role.leader,
+            serving: role.serving,
+            last_index: last,
+            commit_index: metrics.cluster_committed.map(|id| id.index),
+            applied_index: metrics.last_applied.map(|id| id.index),
+            members: members.nodes().map(|(id, node)| member(id, node)).collect(),
+        }
+    }
+}
+
+/// The id under which the node leads, if it does.
+fn leading(server: &RaftServerMetrics<TypeConfig>) -> Option<LeaderId> {
+    let leads = server.state == ServerState::Leader
+        && server.vote.committed
+        && server.vote.leader_id.node_id == server.id
+        && server.current_leader == Some(server.id);
+    leads.then_some(server.vote.leader_id)
+}
+
+fn leader_info(node: NodeId, members: &Membership) -> Option<LeaderInfo> {
+    let addrs = members.get_node(&node)?;
+    Some(LeaderInfo {
+        node,
+        raft_addr: addrs.raft_addr.clone(),
+        broker_addr: addrs.broker_addr.clone(),
+    })
+}
+
+fn now() -> TokioInstant {
+    <TokioInstant as openraft::Instant>::now()
+}
+
+fn remaining(end: TokioInstant) -> Duration {
+    let now = now();
+    if now < end { end - now } else { Duration::ZERO }
+}

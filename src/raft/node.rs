@@ -1,0 +1,290 @@
+//! One node: its runtime, openraft's settings, how it starts and ends.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::errors::Fatal;
+use openraft::network::{NetSnapshot, RaftNetworkFactory};
+use openraft::{Config, SnapshotPolicy};
+use rmq_store::{Disk, FlushMode, Log, Queues};
+use tokio::runtime::{Builder, Runtime};
+
+use super::Raft;
+use super::gate::VoteGate;
+use super::leadership::{Leadership, OnFatal};
+use super::log_store::{LogStore, SharedLog};
+use super::peer::IdentityError;
+use super::state_machine::StateMachine;
+use super::types::{NodeId, SnapshotData, TypeConfig};
+use crate::meta::Meta;
+
+/// Enough for the core, the state machine and the connections of a group; client I/O never runs
+/// here, so that no load from clients delays a heartbeat.
+const THREADS: usize = 2;
+
+/// How often a node says that it is in quarantine.
+const QUARANTINE_LOG_INTERVAL: Duration = Duration::from_secs(10);
+
+/// How quickly a dead leader is noticed: `election_max` after its last heartbeat plus a random time
+/// between `election_min` and `election_max`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timers {
+    /// Time between two heartbeats.
+    pub heartbeat: Duration,
+    /// Lower bound of the random time.
+    pub election_min: Duration,
+    /// Its upper bound, and how long a leader's lease lasts.
+    pub election_max: Duration,
+}
+
+impl Default for Timers {
+    fn default() -> Self {
+        Self {
+            heartbeat: Duration::from_millis(50),
+            election_min: Duration::from_millis(200),
+            election_max: Duration::from_millis(300),
+        }
+    }
+}
+
+/// Why a node did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Times that contradict each other.
+    #[error("heartbeat and election times do not fit together: {0}")]
+    Timers(String),
+    /// No threads.
+    #[error("cannot start the raft threads: {0}")]
+    Runtime(#[source] io::Error),
+    /// The data directory is not this node's.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The listener for peers cannot be used.
+    #[error("cannot listen for peers: {0}")]
+    Listen(#[source] io::Error),
+    /// The applied state's file cannot be read.
+    #[error("cannot read the applied state: {0}")]
+    Applied(#[source] io::Error),
+    /// The log contradicts itself, or openraft failed at once.
+    #[error("raft did not start: {0}")]
+    Raft(String),
+    /// A broken invariant, of which the log of the process says more.
+    #[error("raft panicked at its start")]
+    Panicked,
+}
+
+/// openraft's settings.
+pub(super) fn config(group: &str, timers: Timers, flush: FlushMode) -> Result<Config, StartError> {
+    let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    let (heartbeat, min, max) = (
+        ms(timers.heartbeat),
+        ms(timers.election_min),
+        ms(timers.election_max),
+    );
+    // A heartbeat right after an append tells a follower nothing; leaving it out must not let the
+    // next one come later than the election timeout, counting openraft's tick of a fifth.
+    let min_interval = heartbeat * 4 / 5;
+    let suppress = heartbeat + min_interval + heartbeat / 4 < min;
+    let config = Config {
+        cluster_name: group.to_owned(),
+        heartbeat_interval: heartbeat,
+        heartbeat_min_interval: Some(if suppress { min_interval } else { 0 }),
+        election_timeout_min: min,
+        election_timeout_max: max,
+        // A node that comes back from a partition must not depose a leader with its higher term.
+        enable_pre_vote: Some(true),
+        // A restarted leader that lost the end of its log would otherwise go on in the same term
+        // and give other entries the ids of the lost ones.
+        enable_leader_restore: Some(false),
+        // With a leader that hears no majority and will not be silent, a majority that hears each
+        // other but also the leader never elects another.
+        quorum_loss_probe_interval: Some(max.saturating_mul(2)),
+        // Without SYNC_FLUSH a follower may come back from a power failure with less log than it
+        // acknowledged.
+        allow_log_reversion: Some(matches!(flush, FlushMode::Async { .. })),
+        // Entries are batches already, waiting for more of them only costs time.
+        broadcast_submitted_on_append: Some(true),
+        backoff: "20ms 40ms ..500ms".to_owned(),
+        // The log is shortened by retention, not by snapshots.
+        snapshot_policy: SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: u64::MAX,
+        ..Config::default()
+    };
+    config
+        .validate()
+        .map_err(|e| StartError::Timers(e.to_string()))
+}
+
+/// The runtime of one node's Raft.
+pub(super) struct RaftRuntime(Option<Runtime>);
+
+impl RaftRuntime {
+    pub(super) fn start() -> Result<Self, StartError> {
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(THREADS)
+            .thread_name("raft")
+            .enable_all()
+            .build()
+            .map_err(StartError::Runtime)?;
+        Ok(Self(Some(runtime)))
+    }
+
+    /// Runs `work` on this runtime, to its end even if the caller stops waiting.
+    pub(super) async fn run<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Option<T> {
+        self.0.as_ref()?.spawn(work).await.ok()
+    }
+}
+
+impl Drop for RaftRuntime {
+    fn drop(&mut self) {
+        // Waiting for the threads, as the runtime's own drop does, is not allowed in async code.
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// What a node is made of.
+pub(super) struct Parts {
+    pub(super) id: NodeId,
+    pub(super) config: Config,
+    pub(super) log: Log,
+    pub(super) queues: Arc<Queues>,
+    pub(super) meta: Meta,
+    /// Where the applied state lies.
+    pub(super) root: PathBuf,
+    pub(super) disk: Arc<dyn Disk>,
+    /// Whether a node that may have lost acknowledged entries waits for those of its leader.
+    pub(super) quarantine: bool,
+    pub(super) on_fatal: OnFatal,
+}
+
+/// A node of a group.
+pub(super) struct Node {
+    pub(super) raft: Raft,
+    pub(super) leadership: Arc<Leadership>,
+    pub(super) gate: VoteGate,
+    queues: Arc<Queues>,
+    log: SharedLog,
+}
+
+impl Node {
+    /// Recovers a node, which takes no part in its group before [`openraft::Raft::run`]. Must be
+    /// called on the runtime where all its tasks are to live.
+    pub(super) async fn recover<N>(parts: Parts, network: N) -> Result<Self, StartError>
+    where
+        N: RaftNetworkFactory<TypeConfig>,
+        N::Network: NetSnapshot<TypeConfig, SnapshotData = SnapshotData>,
+    {
+        let Parts {
+            id,
+            config,
+            log,
+            queues,
+            meta,
+            root,
+            disk,
+            quarantine,
+            on_fatal,
+        } = parts;
+        let lease = Duration::from_millis(config.election_timeout_max);
+        let quarantined = quarantine && log.is_suspect();
+        let reader = log.reader();
+        let state_machine = StateMachine::open(&root, disk, &reader, queues.clone(), meta)
+            .map_err(StartError::Applied)?;
+        let log = SharedLog::new(log);
+        let store = LogStore::new(log.clone(), reader);
+        let raft = Raft::build(id, Arc::new(config), network, store, state_machine).await;
+        let raft = raft.map_err(failed)?;
+        let leadership = Arc::new(Leadership::new(raft.clone(), lease));
+        tokio::spawn(leadership.clone().run(on_fatal));
+        let gate = VoteGate::new(lease, quarantined);
+        if quarantined {
+            raft.runtime_config().elect(false);
+            tokio::spawn(leave_quarantine(raft.clone(), gate.clone(), log.clone()));
+        }
+        Ok(Self {
+            raft,
+            leadership,
+            gate,
+            queues,
+            log,
+        })
+    }
+
+    /// Saves what is applied, stops openraft, and closes queues and log.
+    pub(super) async fn shutdown(&self) {
+        let saved = self
+            .raft
+            .with_state_machine(|state| Box::pin(async { state.save() }))
+            .await;
+        match saved {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "cannot save applied state"),
+            Err(error) => tracing::warn!(%error, "cannot save applied state, raft has stopped"),
+        }
+        if let Err(error) = self.raft.shutdown().await {
+            tracing::warn!(%error, "raft did not stop cleanly");
+        }
+        let (queues, log) = (self.queues.clone(), self.log.take());
+        let closed = tokio::task::spawn_blocking(move || {
+            if let Err(error) = queues.stop() {
+                tracing::error!(%error, "cannot close the consume queues");
+            }
+            if let Some(Err(error)) = log.map(Log::close) {
+                tracing::error!(%error, "cannot close the log");
+            }
+        });
+        if let Err(error) = closed.await {
+            tracing::error!(%error, "closing the store failed");
+        }
+    }
+}
+
+/// Lets the node vote and stand for election again once it has all that its leader has.
+async fn leave_quarantine(raft: Raft, gate: VoteGate, log: SharedLog) {
+    let node = *raft.node_id();
+    let mut data = raft.data_metrics();
+    loop {
+        let last = data.borrow_watched().last_log;
+        if gate.is_recovered_by(last) {
+            break;
+        }
+        tracing::warn!(
+            node,
+            last = %last.map_or("none".to_owned(), |id| id.to_string()),
+            "the machine went down without a sync and entries that were acknowledged may be lost: \
+             does not vote before it has all that a leader has"
+        );
+        let recovered = async {
+            while data.changed().await.is_ok() {
+                if gate.is_recovered_by(data.borrow_watched().last_log) {
+                    return true;
+                }
+            }
+            false
+        };
+        match tokio::time::timeout(QUARANTINE_LOG_INTERVAL, recovered).await {
+            Ok(true) => break,
+            Ok(false) => return,
+            Err(_) => {}
+        }
+    }
+    if let Err(error) = log.clear_suspect() {
+        tracing::error!(node, %error, "cannot note that the log is whole again");
+        return;
+    }
+    gate.release();
+    raft.runtime_config().elect(true);
+    tracing::info!(node, "has all that its leader has and votes again");
+}
+
+pub(super) fn failed(error: Fatal<TypeConfig>) -> StartError {
+    StartError::Raft(error.to_string())
+}

@@ -1,0 +1,298 @@
+//! What committed entries do: metadata commands change the metadata, messages become readable.
+//!
+//! The state is kept in memory and written to a checkpoint now and then; entries after it are
+//! applied again at the next start, which changes nothing where they already had their effect.
+
+use std::io::{self, IoSlice};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt};
+use openraft::storage::{EntryResponder, RaftStateMachine};
+use openraft::{OptionalSend, RaftSnapshotBuilder};
+use rmq_store::{Disk, EntryKind, LogIndex, LogReader, OpenMode, Queues, StoredEntry};
+
+use super::checkpoint::{self, Checkpoint};
+use super::log_store::to_log_id;
+use super::types::{
+    Body, LogEntry, LogId, Membership, Snapshot, SnapshotData, SnapshotMeta, StoredMembership,
+    TypeConfig,
+};
+use crate::meta::{Meta, Reply};
+
+/// A checkpoint is written once this many entries were applied since the last one, and ...
+const CHECKPOINT_ENTRIES: u64 = 4096;
+/// ... this long has passed.
+const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(10);
+
+/// openraft's state machine: the metadata and the queues' committed ends.
+pub(super) struct StateMachine {
+    meta: Meta,
+    queues: Arc<Queues>,
+    applied: Option<LogId>,
+    membership: StoredMembership,
+    snapshot: Option<Snapshot>,
+    file: Arc<CheckpointFile>,
+    /// Entries applied since the last checkpoint, and when that was.
+    since: (u64, Instant),
+}
+
+impl StateMachine {
+    /// Restores the checkpoint under `root`. One that is damaged or ahead of the log (whose tail a
+    /// power failure took) is not used: the whole log is applied instead.
+    pub(super) fn open(
+        root: &Path,
+        disk: Arc<dyn Disk>,
+        log: &LogReader,
+        queues: Arc<Queues>,
+        meta: Meta,
+    ) -> io::Result<Self> {
+        let file = Arc::new(CheckpointFile::new(root, disk));
+        let mut applied = None;
+        let mut membership = StoredMembership::default();
+        if let Some(checkpoint) = file.read()? {
+            let id = checkpoint.applied;
+            let logged = log
+                .id_at(LogIndex(id.index))
+                .map_err(io::Error::other)?
+                .map(to_log_id);
+            if logged != Some(id) {
+                tracing::warn!(%id, ?logged, "applied state is not of this log, applies it anew");
+            } else if let Err(error) = meta.restore(&checkpoint.meta) {
+                tracing::warn!(%id, %error, "applied state is unreadable, applies the log anew");
+            } else {
+                commit_up_to(id, log, &queues)?;
+                applied = Some(id);
+                membership = checkpoint.membership;
+            }
+        }
+        let since = (0, Instant::now());
+        Ok(Self {
+            meta,
+            queues,
+            applied,
+            membership,
+            snapshot: None,
+            file,
+            since,
+        })
+    }
+
+    /// Writes the checkpoint now, unless nothing was applied since the last one.
+    pub(super) fn save(&mut self) -> io::Result<()> {
+        match self.checkpoint() {
+            Some(checkpoint) if self.since.0 > 0 => {
+                self.since = (0, Instant::now());
+                self.file.write(&checkpoint)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn checkpoint(&self) -> Option<Checkpoint> {
+        Some(Checkpoint {
+            applied: self.applied?,
+            membership: self.membership.clone(),
+            meta: self.meta.snapshot().into(),
+        })
+    }
+
+    /// Has the checkpoint written on another thread when it is time.
+    fn save_soon(&mut self) {
+        let (entries, at) = self.since;
+        if entries < CHECKPOINT_ENTRIES || at.elapsed() < CHECKPOINT_INTERVAL {
+            return;
+        }
+        let Some(checkpoint) = self.checkpoint() else {
+            return;
+        };
+        self.since = (0, Instant::now());
+        let file = self.file.clone();
+        tokio::task::spawn_blocking(move || {
+            // The log is the truth: without this checkpoint the next start only takes longer.
+            if let Err(error) = file.write(&checkpoint) {
+                tracing::warn!(%error, path = %file.path.display(), "cannot save applied state");
+            }
+        });
+    }
+
+    fn apply_entry(&mut self, entry: LogEntry) -> io::Result<Option<Reply>> {
+        let LogEntry { id, body } = entry;
+        let reply = match body {
+            Body::Stored { entry, membership } => self.apply_stored(id, &entry, membership),
+            // Only a test applies entries that were never in the log.
+            Body::Blank => None,
+            Body::Membership(members) => {
+                self.membership = StoredMembership::new(Some(id), members);
+                None
+            }
+            Body::Meta(command) => Some(self.meta.apply(id.index, &command)),
+            Body::Unsealed(_) | Body::Sealed(_) => {
+                return Err(io::Error::other(format!(
+                    "entry {id} to apply was not read for it"
+                )));
+            }
+        };
+        self.applied = Some(id);
+        self.since.0 += 1;
+        Ok(reply)
+    }
+
+    fn apply_stored(
+        &mut self,
+        id: LogId,
+        entry: &StoredEntry,
+        membership: Option<Membership>,
+    ) -> Option<Reply> {
+        if let Some(members) = membership {
+            self.membership = StoredMembership::new(Some(id), members);
+        }
+        let reply = (entry.kind == EntryKind::Meta).then(|| self.meta.apply(id.index, &entry.meta));
+        self.queues.commit(entry.end, &entry.runs);
+        reply
+    }
+
+    fn build(&self) -> Snapshot {
+        Snapshot {
+            meta: SnapshotMeta {
+                last_log_id: self.applied,
+                last_membership: self.membership.clone(),
+            },
+            snapshot: self.meta.snapshot().into(),
+        }
+    }
+}
+
+impl RaftStateMachine<TypeConfig> for StateMachine {
+    type SnapshotData = SnapshotData;
+    type SnapshotBuilder = Built;
+
+    async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
+        Ok((self.applied, self.membership.clone()))
+    }
+
+    async fn apply<S>(&mut self, mut entries: S) -> io::Result<()>
+    where
+        S: Stream<Item = io::Result<EntryResponder<TypeConfig>>> + Unpin + OptionalSend,
+    {
+        while let Some(item) = entries.next().await {
+            let (entry, responder) = item?;
+            let reply = self.apply_entry(entry)?;
+            if let Some(responder) = responder {
+                responder.send(reply);
+            }
+        }
+        self.save_soon();
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Built {
+        let snapshot = self.build();
+        self.snapshot = Some(snapshot.clone());
+        Built(snapshot)
+    }
+
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, data: Bytes) -> io::Result<()> {
+        self.meta.restore(&data).map_err(io::Error::other)?;
+        self.applied = meta.last_log_id;
+        self.membership = meta.last_membership.clone();
+        self.snapshot = Some(Snapshot {
+            meta: meta.clone(),
+            snapshot: data,
+        });
+        match self.checkpoint() {
+            Some(checkpoint) => self.file.write(&checkpoint),
+            None => Ok(()),
+        }
+    }
+
+    async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot>> {
+        Ok(self.snapshot.clone())
+    }
+}
+
+/// Commits the entries up to `applied`, which are not applied again, as far as the store's own
+/// notes are older than the checkpoint.
+fn commit_up_to(applied: LogId, log: &LogReader, queues: &Queues) -> io::Result<()> {
+    let confirmed = log.confirm_offset();
+    let mut missing = Vec::new();
+    for index in (0..=applied.index).rev() {
+        match log.entry(LogIndex(index)).map_err(io::Error::other)? {
+            Some(entry) if entry.end > confirmed => missing.push(index),
+            _ => break,
+        }
+    }
+    for index in missing.into_iter().rev() {
+        if let Some(entry) = log.entry(LogIndex(index)).map_err(io::Error::other)? {
+            queues.commit(entry.end, &entry.runs);
+        }
+    }
+    Ok(())
+}
+
+/// A snapshot is small and taken between two entries, so it is built when it is asked for.
+pub(super) struct Built(Snapshot);
+
+impl RaftSnapshotBuilder<TypeConfig> for Built {
+    type SnapshotData = SnapshotData;
+
+    async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
+        Ok(self.0.clone())
+    }
+}
+
+/// The checkpoint's place on disk.
+struct CheckpointFile {
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    path: PathBuf,
+    /// Held while it is written.
+    writing: Mutex<()>,
+}
+
+impl CheckpointFile {
+    fn new(root: &Path, disk: Arc<dyn Disk>) -> Self {
+        let dir = root.to_owned();
+        Self {
+            path: dir.join(checkpoint::FILE_NAME),
+            dir,
+            disk,
+            writing: Mutex::default(),
+        }
+    }
+
+    /// The checkpoint; `None` if there is none that can be read.
+    fn read(&self) -> io::Result<Option<Checkpoint>> {
+        let file = match self.disk.open(&self.path, OpenMode::Read) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other?,
+        };
+        let len = usize::try_from(file.size()?).map_err(io::Error::other)?;
+        let mut bytes = vec![0; len];
+        let read = file.read_at(0, &mut bytes)?;
+        bytes.truncate(read);
+        match Checkpoint::decode(bytes.into()) {
+            Ok(checkpoint) => Ok(Some(checkpoint)),
+            Err(error) => {
+                let path = self.path.display();
+                tracing::warn!(%error, %path, "applied state is unreadable, applies the log anew");
+                Ok(None)
+            }
+        }
+    }
+
+    /// Replaces the checkpoint; after a crash there is the old one or the new one.
+    fn write(&self, checkpoint: &Checkpoint) -> io::Result<()> {
+        let bytes = checkpoint.encode();
+        let _one = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = self.path.with_extension("applied.new");
+        let file = self.disk.open(&new, OpenMode::Create)?;
+        file.set_len(bytes.len() as u64)?;
+        file.write_at(0, &[IoSlice::new(&bytes)])?;
+        file.sync()?;
+        self.disk.rename(&new, &self.path)?;
+        self.disk.sync_dir(&self.dir)
+    }
+}

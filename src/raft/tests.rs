@@ -1,0 +1,385 @@
+//! Whole nodes on real files: openraft's storage suite, a group of one, and a group of three over
+//! a network that the test can cut.
+
+mod wires;
+
+use std::collections::{BTreeMap, HashSet};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::StorageError;
+use openraft::testing::log::{StoreBuilder, Suite};
+use rmq_store::{
+    FlushMode, LogReader, PendingRecord, PhyOffset, Position, RealDisk, Store, StoreConfig,
+};
+use rmq_wire::record::{NewRecord, Record};
+use tempfile::TempDir;
+
+use super::batcher::Batcher;
+use super::log_store::{LogStore, SharedLog};
+use super::node::{Node, Parts, Timers, config};
+use super::state_machine::StateMachine;
+use super::types::{BrokerNode, NodeId, TypeConfig};
+use super::{Group, ProposeError, TransferError};
+use crate::meta::{Change, Command, Meta, OffsetCommit, Reply};
+use wires::Wires;
+
+/// Long enough for a slow machine; nothing waits for it to pass.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn store_config(root: &Path) -> StoreConfig {
+    let mut config = StoreConfig::new(root);
+    // Small segments, so that extents cross their ends.
+    config.max_message_bytes = 4096;
+    config.segment_bytes = 256 * 1024;
+    config.consume_queue_file_bytes = 20 * 1000;
+    config.index_slots = 100;
+    config.index_entries = 1000;
+    config.flush = FlushMode::Sync;
+    config
+}
+
+fn open_store(root: &Path) -> Store {
+    rmq_store::open(&store_config(root), Arc::new(RealDisk)).unwrap()
+}
+
+struct Builder;
+
+impl StoreBuilder<TypeConfig, LogStore, StateMachine, TempDir> for Builder {
+    async fn build(&self) -> Result<(TempDir, LogStore, StateMachine), StorageError<TypeConfig>> {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open_store(dir.path());
+        let reader = store.log.reader();
+        let disk = Arc::new(RealDisk);
+        let state = StateMachine::open(dir.path(), disk, &reader, store.queues, Meta::new());
+        let log = LogStore::new(SharedLog::new(store.log), reader);
+        Ok((dir, log, state.unwrap()))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn openraft_accepts_the_storage() {
+    Suite::test_all(Builder).await.unwrap();
+}
+
+/// A node and what the test looks at.
+struct Running {
+    group: Group,
+    reader: LogReader,
+    meta: Meta,
+}
+
+async fn start(id: NodeId, root: &Path, wires: &Wires) -> Running {
+    let store = open_store(root);
+    let reader = store.log.reader();
+    let meta = Meta::new();
+    let parts = Parts {
+        id,
+        config: config("test", Timers::default(), FlushMode::Sync).unwrap(),
+        log: store.log,
+        queues: store.queues,
+        meta: meta.clone(),
+        root: root.to_owned(),
+        disk: Arc::new(RealDisk),
+        quarantine: true,
+        on_fatal: Box::new(|reason| panic!("raft failed: {reason}")),
+    };
+    let node = Arc::new(Node::recover(parts, wires.from(id)).await.unwrap());
+    node.raft.run();
+    wires.plug(id, node.clone());
+    let max = reader.max_extent_bytes();
+    let batcher = Batcher::start(node.raft.clone(), node.leadership.clone(), max);
+    let group = Group::bare(node, batcher);
+    Running {
+        group,
+        reader,
+        meta,
+    }
+}
+
+fn addrs(id: NodeId) -> BrokerNode {
+    BrokerNode {
+        raft_addr: format!("n{id}:40911"),
+        broker_addr: format!("n{id}:10911"),
+    }
+}
+
+async fn form(first: &Running, ids: impl IntoIterator<Item = NodeId>) {
+    let members: BTreeMap<_, _> = ids.into_iter().map(|id| (id, addrs(id))).collect();
+    first.group.raft().initialize(members).await.unwrap();
+}
+
+async fn until_serving(node: &Running) {
+    let mut role = node.group.watch_role();
+    let serving = role.wait_for(|role| role.serving);
+    tokio::time::timeout(PATIENCE, serving)
+        .await
+        .expect("no leader in time")
+        .unwrap();
+}
+
+/// Waits until one of the nodes serves, and says which.
+async fn leader_of<'a>(nodes: &[&'a Running]) -> &'a Running {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        if let Some(leader) = nodes.iter().find(|node| node.group.serving()) {
+            return leader;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "no leader in time");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn record(queue_id: i32, body: &str) -> PendingRecord {
+    let host: SocketAddr = "127.0.0.1:10911".parse().unwrap();
+    let mut buf = Vec::new();
+    let record = NewRecord {
+        queue_id,
+        flag: 0,
+        sys_flag: 0,
+        born_timestamp: 1,
+        born_host: host,
+        store_host: host,
+        reconsume_times: 0,
+        prepared_transaction_offset: 0,
+        body: body.as_bytes(),
+        topic: "orders",
+        properties: "",
+    };
+    record.encode(&mut buf).unwrap();
+    PendingRecord {
+        buf,
+        topic: "orders".into(),
+        queue_id,
+        queued: true,
+    }
+}
+
+type Sent = (i32, String, Result<Vec<Position>, ProposeError>);
+
+/// Sends `count` messages at once, to four queues.
+async fn send_all(group: &Group, name: &str, count: usize) -> Vec<Sent> {
+    let sends = (0..count).map(|i| {
+        let (group, queue, body) = (group.clone(), i as i32 % 4, format!("{name}-{i}"));
+        tokio::spawn(async move {
+            let outcome = group.propose_messages(vec![record(queue, &body)]).await;
+            (queue, body, outcome)
+        })
+    });
+    let mut sent = Vec::new();
+    for send in sends.collect::<Vec<_>>() {
+        sent.push(send.await.unwrap());
+    }
+    sent
+}
+
+/// Every acknowledged message is where its sender was told, and nowhere else.
+fn assert_in_place(reader: &LogReader, sent: &[Sent]) {
+    let mut offsets = HashSet::new();
+    for (queue, body, outcome) in sent {
+        let Ok(positions) = outcome else { continue };
+        let [position] = positions.as_slice() else {
+            panic!("one record, {positions:?}")
+        };
+        let bytes = reader
+            .record_at(position.phy)
+            .expect("an acknowledged record is readable");
+        let record = Record::decode(&bytes).unwrap();
+        assert_eq!(record.body, body.as_bytes());
+        assert_eq!(record.queue_id, *queue);
+        assert_eq!(record.queue_offset, position.queue.as_i64());
+        assert_eq!(record.store_timestamp, position.store_timestamp);
+        assert!(
+            offsets.insert((*queue, position.queue)),
+            "{queue} {position:?} twice"
+        );
+    }
+}
+
+fn acknowledged(sent: &[Sent]) -> usize {
+    sent.iter()
+        .filter(|(_, _, outcome)| outcome.is_ok())
+        .count()
+}
+
+async fn commit_offset(
+    group: &Group,
+    group_name: &str,
+    offset: i64,
+) -> Result<Reply, ProposeError> {
+    let commit = OffsetCommit {
+        group: group_name.to_owned(),
+        topic: "orders".to_owned(),
+        queue_id: 0,
+        offset,
+    };
+    let command = Command {
+        at_ms: 1,
+        change: Change::CommitOffsets(vec![commit]),
+    };
+    group.propose_meta(command.encode().unwrap().into()).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_of_one_keeps_what_it_acknowledged() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = start(7, dir.path(), &Wires::default()).await;
+    form(&node, [7]).await;
+    until_serving(&node).await;
+    let mut sent = send_all(&node.group, "first", 600).await;
+    assert_eq!(acknowledged(&sent), sent.len());
+    assert_in_place(&node.reader, &sent);
+    let entries = node.group.status().last_index.unwrap();
+    assert!(entries < 300, "600 sends at once took {entries} entries");
+    assert_eq!(commit_offset(&node.group, "g", 5).await, Ok(Reply::Done));
+    let meta = node.meta.snapshot();
+    node.group.shutdown().await;
+    assert!(matches!(
+        node.group.propose_messages(vec![record(0, "late")]).await,
+        Err(ProposeError::NotLeader(_) | ProposeError::Fatal(_))
+    ));
+    drop(node);
+
+    let node = start(7, dir.path(), &Wires::default()).await;
+    until_serving(&node).await;
+    assert_in_place(&node.reader, &sent);
+    assert_eq!(node.meta.snapshot(), meta);
+    sent.extend(send_all(&node.group, "second", 20).await);
+    assert_in_place(&node.reader, &sent);
+    node.group.read_barrier().await.unwrap();
+    assert_eq!(
+        node.group.transfer_leader(None).await,
+        Err(TransferError::Alone)
+    );
+    node.group.shutdown().await;
+}
+
+/// Waits until all have applied what the first one has.
+async fn until_level(nodes: &[&Running]) {
+    let last = nodes[0].group.status().last_index;
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while nodes
+        .iter()
+        .any(|node| node.group.status().applied_index < last)
+    {
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "a node lags behind {last:?}"
+        );
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// The logs of all nodes are the same bytes up to the first one's confirm offset.
+fn assert_equal_logs(nodes: &[&Running]) {
+    let end = nodes[0].reader.confirm_offset();
+    let segment = nodes[0].reader.segment_bytes();
+    let mut at = nodes[0].reader.min_offset();
+    assert_eq!(at, PhyOffset(0));
+    while at < end {
+        let len = usize::try_from(segment.min(end - at)).unwrap();
+        let bytes = nodes[0].reader.slice(at, len).unwrap();
+        for node in &nodes[1..] {
+            assert!(node.reader.confirm_offset() >= end);
+            assert!(
+                node.reader.slice(at, len).unwrap() == bytes,
+                "segment at {at} differs"
+            );
+        }
+        at = at + len as u64;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_nodes_keep_one_log_over_changes_of_leader() {
+    let dirs: Vec<TempDir> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
+    let wires = Wires::default();
+    let mut nodes = Vec::new();
+    for (id, dir) in (1..).zip(&dirs) {
+        nodes.push(start(id, dir.path(), &wires).await);
+    }
+    form(&nodes[0], 1..=3).await;
+    let all: Vec<&Running> = nodes.iter().collect();
+    let old = leader_of(&all).await;
+    let mut sent = send_all(&old.group, "calm", 200).await;
+    assert_eq!(acknowledged(&sent), 200);
+    assert_eq!(commit_offset(&old.group, "g", 1).await, Ok(Reply::Done));
+    let follower = all.iter().find(|node| !node.group.serving()).unwrap();
+    assert!(matches!(
+        follower.group.propose_messages(vec![record(0, "misdirected")]).await,
+        Err(ProposeError::NotLeader(Some(leader))) if leader.node == old.group.node_id()
+    ));
+
+    // The leader is cut off while it works: what it cannot commit is truncated later.
+    let during = {
+        let group = old.group.clone();
+        tokio::spawn(async move { send_all(&group, "cut", 300).await })
+    };
+    tokio::time::sleep(Duration::from_millis(3)).await;
+    let cut_off = old.group.node_id();
+    wires.cut(cut_off);
+    let rest: Vec<&Running> = all
+        .iter()
+        .copied()
+        .filter(|node| node.group.node_id() != cut_off)
+        .collect();
+    let new = leader_of(&rest).await;
+    assert!(!old.group.serving(), "two leaders serve at once");
+    sent.extend(send_all(&new.group, "after", 200).await);
+    assert_eq!(acknowledged(&sent), 400);
+    wires.heal();
+    let during = during.await.unwrap();
+    for (_, body, outcome) in &during {
+        assert!(
+            !matches!(outcome, Err(ProposeError::Fatal(_))),
+            "{body}: {outcome:?}"
+        );
+    }
+    sent.extend(during);
+    until_level(&[new, all[0], all[1], all[2]]).await;
+    assert_equal_logs(&[new, all[0], all[1], all[2]]);
+    all.iter()
+        .for_each(|node| assert_in_place(&node.reader, &sent));
+
+    // A transfer does not wait for a lease to end.
+    let successor = new.group.transfer_leader(None).await.unwrap();
+    assert_ne!(successor, new.group.node_id());
+    assert!(!new.group.serving());
+    let newest = leader_of(&all).await;
+    assert_eq!(newest.group.node_id(), successor);
+    sent.extend(send_all(&newest.group, "last", 50).await);
+    assert_eq!(commit_offset(&newest.group, "g", 9).await, Ok(Reply::Done));
+    newest.group.read_barrier().await.unwrap();
+    let status = newest.group.status();
+    assert_eq!(status.members.len(), 3);
+    assert!(
+        status
+            .members
+            .iter()
+            .all(|member| member.voter && member.match_index.is_some())
+    );
+    until_level(&[newest, all[0], all[1], all[2]]).await;
+    assert_equal_logs(&[newest, all[0], all[1], all[2]]);
+
+    // All stop and start again, and still agree.
+    let meta = newest.meta.snapshot();
+    for node in nodes {
+        wires.unplug(node.group.node_id());
+        node.group.shutdown().await;
+    }
+    let mut nodes = Vec::new();
+    for (id, dir) in (1..).zip(&dirs) {
+        nodes.push(start(id, dir.path(), &wires).await);
+    }
+    let all: Vec<&Running> = nodes.iter().collect();
+    let leader = leader_of(&all).await;
+    assert_eq!(leader.meta.snapshot(), meta);
+    until_level(&[leader, all[0], all[1], all[2]]).await;
+    for node in &all {
+        assert_in_place(&node.reader, &sent);
+        assert_eq!(node.meta.snapshot(), meta);
+        node.group.shutdown().await;
+    }
+}
