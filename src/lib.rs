@@ -1,5 +1,6 @@
 //! A message broker that speaks RocketMQ's protocol and whose commit log is a Raft log.
 
+pub mod broker;
 pub mod config;
 pub mod meta;
 pub mod namesrv;

@@ -1,0 +1,193 @@
+//! Who is connected to this node: consumer groups with their members and subscriptions, producer
+//! groups with their members. It lives in memory only; clients tell it again every 30 s.
+//!
+//! `ConsumerManager`, `ConsumerGroupInfo`, `ProducerManager` (4.9.8). A member is a connection.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
+
+use rmq_wire::body::{ConsumeFromWhere, ConsumeType, ConsumerData, MessageModel, SubscriptionData};
+use rmq_wire::frame::Language;
+use tokio::time::Instant;
+
+use super::filter::TagFilter;
+use crate::remoting::Conn;
+
+/// A client that has said nothing for so long is gone (`CHANNEL_EXPIRED_TIMEOUT`).
+const EXPIRY: Duration = Duration::from_secs(120);
+
+#[derive(Default)]
+pub(super) struct Clients {
+    tables: RwLock<Tables>,
+}
+
+#[derive(Default)]
+pub(super) struct Tables {
+    pub(super) consumers: HashMap<String, ConsumerGroup>,
+    /// group → connection id → member.
+    pub(super) producers: HashMap<String, HashMap<u64, Member>>,
+}
+
+/// One client in one group.
+#[derive(Clone)]
+pub(super) struct Member {
+    pub(super) conn: Arc<Conn>,
+    pub(super) client_id: String,
+    pub(super) language: Language,
+    /// Ordinal of the client's `MQVersion`.
+    pub(super) version: i32,
+    pub(super) seen: Instant,
+}
+
+#[derive(Default)]
+pub(super) struct ConsumerGroup {
+    /// By connection id.
+    pub(super) members: HashMap<u64, Member>,
+    /// By topic.
+    pub(super) subscriptions: HashMap<String, Arc<Subscription>>,
+    pub(super) consume_type: ConsumeType,
+    pub(super) message_model: MessageModel,
+    pub(super) consume_from_where: ConsumeFromWhere,
+}
+
+/// What a group wants of one topic.
+#[derive(Debug)]
+pub(super) struct Subscription {
+    pub(super) data: SubscriptionData,
+    /// What `data` says, if it is by tag.
+    pub(super) filter: Arc<TagFilter>,
+}
+
+impl Clients {
+    pub(super) fn read(&self) -> RwLockReadGuard<'_, Tables> {
+        self.tables.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Tables> {
+        self.tables.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes note of a consumer; whether the group's members or topics have changed.
+    pub(super) fn register_consumer(&self, member: Member, data: &ConsumerData) -> bool {
+        let mut tables = self.write();
+        if !tables.consumers.contains_key(&data.group_name) {
+            tables
+                .consumers
+                .insert(data.group_name.clone(), ConsumerGroup::default());
+        }
+        let group = tables
+            .consumers
+            .get_mut(&data.group_name)
+            .expect("inserted above");
+        group.consume_type = data.consume_type;
+        group.message_model = data.message_model;
+        group.consume_from_where = data.consume_from_where;
+        let is_new = group.members.insert(member.conn.id(), member).is_none();
+        let has_changed = group.subscribe(&data.subscription_data_set);
+        is_new || has_changed
+    }
+
+    pub(super) fn register_producer(&self, member: Member, group: &str) {
+        let mut tables = self.write();
+        if !tables.producers.contains_key(group) {
+            tables.producers.insert(group.to_owned(), HashMap::new());
+        }
+        let members = tables.producers.get_mut(group).expect("inserted above");
+        members.insert(member.conn.id(), member);
+    }
+
+    /// Forgets a consumer; whether it was known.
+    pub(super) fn unregister_consumer(&self, conn: u64, group: &str) -> bool {
+        let mut tables = self.write();
+        let known = tables.consumers.get_mut(group);
+        let was_member = known.is_some_and(|group| group.members.remove(&conn).is_some());
+        tables.forget_empty();
+        was_member
+    }
+
+    pub(super) fn unregister_producer(&self, conn: u64, group: &str) {
+        let mut tables = self.write();
+        if let Some(members) = tables.producers.get_mut(group) {
+            members.remove(&conn);
+        }
+        tables.forget_empty();
+    }
+
+    /// Forgets a connection; the consumer groups that it was a member of.
+    pub(super) fn forget(&self, conn: u64) -> Vec<String> {
+        let mut tables = self.write();
+        let mut left = Vec::new();
+        for (name, group) in &mut tables.consumers {
+            if group.members.remove(&conn).is_some() {
+                left.push(name.clone());
+            }
+        }
+        for members in tables.producers.values_mut() {
+            members.remove(&conn);
+        }
+        tables.forget_empty();
+        left
+    }
+
+    /// Connections of clients that have fallen silent.
+    pub(super) fn silent(&self, now: Instant) -> Vec<Arc<Conn>> {
+        let tables = self.read();
+        let consumers = tables.consumers.values().map(|group| &group.members);
+        let mut silent: HashMap<u64, Arc<Conn>> = HashMap::new();
+        for member in consumers
+            .chain(tables.producers.values())
+            .flat_map(HashMap::values)
+        {
+            if now.saturating_duration_since(member.seen) > EXPIRY {
+                silent.insert(member.conn.id(), Arc::clone(&member.conn));
+            }
+        }
+        silent.into_values().collect()
+    }
+
+    /// Connections of a consumer group's members.
+    pub(super) fn consumers(&self, group: &str) -> Vec<Arc<Conn>> {
+        let tables = self.read();
+        let members = tables
+            .consumers
+            .get(group)
+            .map(|group| group.members.values());
+        members
+            .into_iter()
+            .flatten()
+            .map(|member| Arc::clone(&member.conn))
+            .collect()
+    }
+}
+
+impl Tables {
+    fn forget_empty(&mut self) {
+        self.consumers.retain(|_, group| !group.members.is_empty());
+        self.producers.retain(|_, members| !members.is_empty());
+    }
+}
+
+impl ConsumerGroup {
+    /// Takes over what a member subscribes to: the newest version of each topic, and no topic that
+    /// it does not name. Whether the topics have changed.
+    fn subscribe(&mut self, new: &[SubscriptionData]) -> bool {
+        let before = self.subscriptions.len();
+        self.subscriptions
+            .retain(|topic, _| new.iter().any(|data| data.topic == *topic));
+        let mut has_changed = self.subscriptions.len() != before;
+        for data in new {
+            let known = self.subscriptions.get(&data.topic);
+            has_changed |= known.is_none();
+            if known.is_none_or(|known| data.sub_version > known.data.sub_version) {
+                let filter = Arc::new(TagFilter::parse(Some(&data.sub_string)));
+                let subscription = Arc::new(Subscription {
+                    data: data.clone(),
+                    filter,
+                });
+                self.subscriptions.insert(data.topic.clone(), subscription);
+            }
+        }
+        has_changed
+    }
+}

@@ -1,0 +1,153 @@
+//! The one table of request codes: who answers, and by which function.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use rmq_wire::code::{request, response};
+use rmq_wire::frame::Command;
+
+use super::refusal::{Handled, Refusal};
+use super::{
+    Broker, forward, group, heartbeat, lock, offset, pull, query, queue, send, send_back, topic,
+};
+use crate::remoting::{Conn, Reply, Request, Service};
+
+/// Who answers a request, and what must hold when it is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// Any node for itself: it is about the connection or about the node.
+    Local,
+    /// A leader, from its state, which must have been the group's when it was read.
+    Read,
+    /// A leader, through the log, which itself refuses what is not current.
+    Write,
+}
+
+/// Makes [`kind`] and [`execute`] of one table.
+macro_rules! table {
+    ($($kind:ident $($code:ident)|+ => $handler:path,)+) => {
+        fn kind(code: i32) -> Option<Kind> {
+            match code {
+                $($(request::$code)|+ => Some(Kind::$kind),)+
+                _ => None,
+            }
+        }
+
+        async fn execute(broker: &Arc<Broker>, request: &Request) -> Handled {
+            match request.command.code {
+                $($(request::$code)|+ => $handler(broker, request).await,)+
+                code => Err(unsupported(code)),
+            }
+        }
+    };
+}
+
+table! {
+    Write SEND_MESSAGE | SEND_MESSAGE_V2 | SEND_BATCH_MESSAGE => send::handle,
+    Write CONSUMER_SEND_MSG_BACK => send_back::handle,
+    Read PULL_MESSAGE | LITE_PULL_MESSAGE => pull::handle,
+    Read QUERY_CONSUMER_OFFSET => offset::query,
+    Write UPDATE_CONSUMER_OFFSET => offset::update,
+    Write LOCK_BATCH_MQ => lock::lock,
+    Write UNLOCK_BATCH_MQ => lock::unlock,
+    Read GET_MAX_OFFSET => queue::max_offset,
+    Read GET_MIN_OFFSET => queue::min_offset,
+    Read SEARCH_OFFSET_BY_TIMESTAMP => queue::search_offset,
+    Read GET_EARLIEST_MSG_STORETIME => queue::earliest_store_time,
+    Read QUERY_MESSAGE => query::by_key,
+    Read VIEW_MESSAGE_BY_ID => query::by_id,
+    Local HEART_BEAT => heartbeat::heart_beat,
+    Local UNREGISTER_CLIENT => heartbeat::unregister,
+    Local CHECK_CLIENT_CONFIG => heartbeat::check_config,
+    Read GET_CONSUMER_LIST_BY_GROUP => heartbeat::consumer_list,
+    Write UPDATE_AND_CREATE_TOPIC => topic::update,
+    Write DELETE_TOPIC_IN_BROKER => topic::delete,
+    Read GET_ALL_TOPIC_CONFIG => topic::get_all,
+    Read GET_TOPIC_CONFIG => topic::get_one,
+    Write UPDATE_AND_CREATE_SUBSCRIPTIONGROUP => group::update,
+    Write DELETE_SUBSCRIPTIONGROUP => group::delete,
+    Read GET_ALL_SUBSCRIPTIONGROUP_CONFIG => group::get_all,
+}
+
+fn unsupported(code: i32) -> Refusal {
+    let remark = format!(" request type {code} not supported");
+    Refusal::new(response::REQUEST_CODE_NOT_SUPPORTED, remark)
+}
+
+impl Service for Broker {
+    async fn call(self: Arc<Self>, request: Request) -> Option<Reply> {
+        let handled = match kind(request.command.code) {
+            None => Err(unsupported(request.command.code)),
+            Some(Kind::Local) => execute(&self, &request).await,
+            Some(Kind::Read | Kind::Write) if self.is_serving() => as_leader(&self, &request).await,
+            Some(Kind::Read | Kind::Write) => forward::to_leader(&self, &request).await,
+        };
+        reply(&request.command, handled)
+    }
+
+    fn closed(&self, conn: &Arc<Conn>) {
+        heartbeat::connection_closed(self, conn);
+    }
+}
+
+/// Answers a request that another node forwarded here, because this one seemed to lead. `None`
+/// says nothing to the client.
+pub async fn forwarded(broker: Arc<Broker>, client: SocketAddr, raw: Bytes) -> Option<Bytes> {
+    let command = match Command::decode(raw.clone()) {
+        Ok(command) => command,
+        Err(error) => {
+            // The node that forwarded it has decoded it before.
+            tracing::warn!(%client, %error, "a forwarded frame is unreadable");
+            return None;
+        }
+    };
+    let request = Request {
+        command,
+        raw,
+        conn: None,
+        peer: client,
+    };
+    let reply = broker.call(request).await?;
+    Some(frame(reply))
+}
+
+/// Answers on the leader.
+pub(super) async fn as_leader(broker: &Arc<Broker>, request: &Request) -> Handled {
+    let code = request.command.code;
+    let term = broker.replica.serving();
+    let handled = execute(broker, request).await;
+    // A process that was stopped for seconds while it read, and now goes on, must not tell of an
+    // end that others have moved.
+    if kind(code) == Some(Kind::Read) && (term.is_none() || broker.replica.serving() != term) {
+        return forward::no_leader(request);
+    }
+    handled
+}
+
+fn reply(request: &Command, handled: Handled) -> Option<Reply> {
+    match handled {
+        Ok(reply) => Some(reply),
+        Err(Refusal::Code(code, remark)) => Some(request.reply_error(code, remark).into()),
+        Err(Refusal::Silence) => None,
+    }
+}
+
+/// An answer as a frame without its length field.
+fn frame(reply: Reply) -> Bytes {
+    /// Bytes of the length field.
+    const LENGTH: usize = 4;
+    let mut out = BytesMut::new();
+    match reply {
+        Reply::Frame(frame) => return frame,
+        Reply::Command(command) => command.encode(&mut out),
+        Reply::Parts(command, parts) => {
+            let body: usize = parts.iter().map(Bytes::len).sum();
+            command.encode_head(body, &mut out);
+            for part in parts {
+                out.extend_from_slice(&part);
+            }
+        }
+    }
+    out.split_off(LENGTH).freeze()
+}

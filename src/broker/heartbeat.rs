@@ -1,0 +1,187 @@
+//! How clients become known and are forgotten: `HEART_BEAT`, `UNREGISTER_CLIENT`, the end of a
+//! connection; and what is told about them: `GET_CONSUMER_LIST_BY_GROUP`,
+//! `NOTIFY_CONSUMER_IDS_CHANGED`, `CHECK_CLIENT_CONFIG`.
+//!
+//! Consumers send heartbeats to every node of a group, so a new leader knows them already.
+//! `ClientManageProcessor`, `ConsumerManageProcessor` (4.9.8).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rmq_wire::body::{CheckClientRequest, ConsumerData, ConsumerList, HeartbeatData};
+use rmq_wire::code::{request, response};
+use rmq_wire::frame::Command;
+use rmq_wire::header::{ConsumerGroup, UnregisterClient};
+use rmq_wire::name;
+use tokio::time::Instant;
+
+use super::Broker;
+use super::clients::Member;
+use super::filter;
+use super::refusal::{Handled, Refusal};
+use crate::meta::Topic;
+use crate::remoting::{Conn, Request};
+
+/// How often silent clients are looked for.
+const SCAN_INTERVAL: Duration = Duration::from_secs(10);
+
+/// `HEART_BEAT`.
+pub(super) async fn heart_beat(broker: &Arc<Broker>, request: &Request) -> Handled {
+    let data: HeartbeatData = request.command.json()?;
+    let Some(conn) = &request.conn else {
+        return Err(Refusal::system_error(
+            "a heartbeat comes over its own connection",
+        ));
+    };
+    for group in data.consumer_data_set.iter().map(|data| &data.group_name) {
+        name::check_group(group)?;
+    }
+    let member = Member {
+        conn: Arc::clone(conn),
+        client_id: data.client_id,
+        language: request.command.language,
+        version: request.command.version,
+        seen: Instant::now(),
+    };
+    let mut changed = Vec::new();
+    for consumer in &data.consumer_data_set {
+        if broker.clients.register_consumer(member.clone(), consumer) {
+            let (client, group) = (&member.client_id, &consumer.group_name);
+            tracing::info!(group, client, peer = %conn.peer(), "consumer group changed");
+            changed.push(group);
+        }
+    }
+    for producer in &data.producer_data_set {
+        broker
+            .clients
+            .register_producer(member.clone(), &producer.group_name);
+    }
+    // Only now, for this may wait, and an unregistration behind it must not overtake.
+    if broker.is_serving() {
+        for consumer in &data.consumer_data_set {
+            // The next heartbeat, or the first pull or retry, tries again.
+            if let Err(refusal) = prepare_group(broker, consumer).await {
+                let group = &consumer.group_name;
+                tracing::warn!(group, ?refusal, "consumer group could not be prepared");
+            }
+        }
+    }
+    for group in changed {
+        notify(broker, group);
+    }
+    Ok(request.command.reply(response::SUCCESS).into())
+}
+
+/// Creates what a consumer group needs: its configuration and the topic of its retries.
+async fn prepare_group(broker: &Arc<Broker>, data: &ConsumerData) -> Result<(), Refusal> {
+    /// `TopicSysFlag`: the topic's consumers are in units.
+    const UNIT_SUB: i32 = 2;
+    let config = super::group::find(broker, &data.group_name).await?;
+    let retries = Topic {
+        sys_flag: if data.unit_mode { UNIT_SUB } else { 0 },
+        ..Topic::with_queues(config.retry_queues.max(0), super::topic::READ_WRITE)
+    };
+    super::topic::ensure(broker, &name::retry_topic(&data.group_name), retries).await?;
+    Ok(())
+}
+
+/// `UNREGISTER_CLIENT`.
+pub(super) async fn unregister(broker: &Arc<Broker>, request: &Request) -> Handled {
+    let header: UnregisterClient = request.command.header()?;
+    if let Some(conn) = &request.conn {
+        if let Some(group) = &header.producer_group {
+            broker.clients.unregister_producer(conn.id(), group);
+        }
+        if let Some(group) = &header.consumer_group
+            && broker.clients.unregister_consumer(conn.id(), group)
+        {
+            tracing::info!(group, client = header.client_id, "consumer left its group");
+            notify(broker, group);
+        }
+    }
+    Ok(request.command.reply(response::SUCCESS).into())
+}
+
+/// Forgets a connection that has ended.
+pub(super) fn connection_closed(broker: &Broker, conn: &Conn) {
+    for group in broker.clients.forget(conn.id()) {
+        tracing::info!(group, peer = %conn.peer(), "consumer is gone");
+        notify(broker, &group);
+    }
+}
+
+/// Closes the connections of clients that have fallen silent, for ever.
+pub(super) async fn expire_silent(broker: &Broker) {
+    loop {
+        tokio::time::sleep(SCAN_INTERVAL).await;
+        for conn in broker.clients.silent(Instant::now()) {
+            tracing::info!(peer = %conn.peer(), "client sent no heartbeat for too long");
+            // What it was registered for goes with the connection.
+            conn.close();
+        }
+    }
+}
+
+/// Tells a group's members to share its queues anew. Every member is connected to every node, so
+/// one node tells them: the one that they ask for the list.
+fn notify(broker: &Broker, group: &str) {
+    let enabled = broker.config.notify_consumer_ids_changed_enable
+        && (broker.meta.read().groups.get(group))
+            .is_none_or(|config| config.notify_consumer_ids_changed_enable);
+    if !enabled || !broker.is_serving() {
+        return;
+    }
+    for conn in broker.clients.consumers(group) {
+        let header = ConsumerGroup {
+            consumer_group: group.to_owned(),
+        };
+        let notice = Command::request(request::NOTIFY_CONSUMER_IDS_CHANGED).with_header(&header);
+        // Members look for changes every 20 s anyway.
+        if let Err(error) = conn.oneway(notice) {
+            tracing::debug!(group, peer = %conn.peer(), %error, "consumer was not notified");
+        }
+    }
+}
+
+/// `GET_CONSUMER_LIST_BY_GROUP`.
+pub(super) async fn consumer_list(broker: &Arc<Broker>, request: &Request) -> Handled {
+    let ConsumerGroup { consumer_group } = request.command.header()?;
+    let mut ids: Vec<String> = {
+        let clients = broker.clients.read();
+        let group = clients.consumers.get(&consumer_group);
+        let members = group.into_iter().flat_map(|group| group.members.values());
+        members.map(|member| member.client_id.clone()).collect()
+    };
+    if ids.is_empty() {
+        let remark = format!("no consumer for this group, {consumer_group}");
+        return Err(Refusal::system_error(remark));
+    }
+    // A client that has two connections for a moment is one consumer.
+    ids.sort();
+    ids.dedup();
+    let body = ConsumerList {
+        consumer_id_list: ids,
+    };
+    Ok(request
+        .command
+        .reply(response::SUCCESS)
+        .with_json(&body)
+        .into())
+}
+
+/// `CHECK_CLIENT_CONFIG`: whether this broker can filter by the consumer's expression.
+pub(super) async fn check_config(_: &Arc<Broker>, request: &Request) -> Handled {
+    let body: CheckClientRequest = request.command.json()?;
+    let kind = body.subscription_data.expression_type.as_deref();
+    if !filter::is_tag_type(kind) {
+        return Err(unfilterable(kind));
+    }
+    Ok(request.command.reply(response::SUCCESS).into())
+}
+
+/// The refusal of a filter that is not by tag, as with `enablePropertyFilter=false`.
+pub(super) fn unfilterable(kind: Option<&str>) -> Refusal {
+    let kind = kind.unwrap_or_default();
+    let remark = format!("The broker does not support consumer to filter message by {kind}");
+    Refusal::system_error(remark)
+}

@@ -1,0 +1,50 @@
+//! The broker: what RocketMQ's requests mean.
+//!
+//! A request comes in through [`Broker`]'s [`Service`](crate::remoting::Service) and goes to its
+//! processor: `dispatch` holds the one table of codes, and says who answers: this node, or the
+//! leader (`forward`). A processor is a function `handle(&Arc<Broker>, &Request)` in the file of
+//! its family. It checks against applied metadata ([`crate::meta`]), proposes through [`Replica`],
+//! reads what is committed, and answers or refuses (`refusal`).
+//!
+//! - `node`: what they share
+//! - `send`, `send_back`: messages in; `message` makes their records
+//! - `pull`: messages out; `hold` keeps the pulls that wait, `filter` says what they wait for
+//! - `offset`: consumer offsets; `offset_buffer` merges commits on their way into the log
+//! - `queue`: bounds of queues and positions by time; `query`: messages by key and by id
+//! - `lock`: queue locks of orderly consumers
+//! - `schedule`: delivery of delayed messages; `leading`: what a leader does besides answering
+//! - `topic`, `group`: their configurations
+//! - `clients`: who is connected; `heartbeat`: how it becomes known
+//!
+//! How a group agrees is [`crate::raft`]'s; frames and connections are [`crate::remoting`]'s.
+
+mod clients;
+mod dispatch;
+mod filter;
+mod forward;
+mod group;
+mod heartbeat;
+mod hold;
+mod leading;
+mod lock;
+mod message;
+mod node;
+mod offset;
+mod offset_buffer;
+mod pull;
+mod query;
+mod queue;
+mod refusal;
+mod replica;
+mod schedule;
+mod send;
+mod send_back;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+mod topic;
+
+pub use dispatch::forwarded;
+pub use node::{Broker, arrival_listener};
+pub use replica::{ForwardError, ProposeError, Replica, Role};

@@ -1,0 +1,180 @@
+//! What all processors share.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rmq_store::{Arrival, ArrivalListener, LogReader, Queues};
+use rmq_wire::code::response;
+
+use super::clients::Clients;
+use super::hold::Holds;
+use super::message::Bounds;
+use super::offset_buffer::OffsetBuffer;
+use super::refusal::Refusal;
+use super::replica::Replica;
+use super::{heartbeat, leading};
+use crate::config::BrokerConfig;
+use crate::meta::{Change, Command, Meta, Reply, SystemNames};
+
+/// One node's broker: its part of the group's state, and who is connected to it.
+pub struct Broker {
+    pub(super) config: Arc<BrokerConfig>,
+    pub(super) meta: Meta,
+    pub(super) log: LogReader,
+    pub(super) queues: Arc<Queues>,
+    pub(super) replica: Arc<dyn Replica>,
+    pub(super) clients: Clients,
+    pub(super) offsets: Arc<OffsetBuffer>,
+    pub(super) holds: Holds,
+    /// The address that stands in records and message ids.
+    pub(super) store_host: SocketAddr,
+    /// Bytes at the end of the log that count as in memory.
+    pub(super) recent_bytes: u64,
+    draining: AtomicBool,
+    clock: fn() -> i64,
+}
+
+impl Broker {
+    /// `store_host` is the address that clients reach this node at; `clock` gives Unix
+    /// milliseconds.
+    pub fn new(
+        config: Arc<BrokerConfig>,
+        store_host: SocketAddr,
+        meta: Meta,
+        log: LogReader,
+        queues: Arc<Queues>,
+        replica: Arc<dyn Replica>,
+        clock: fn() -> i64,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            config,
+            meta,
+            log,
+            queues,
+            offsets: OffsetBuffer::new(Arc::clone(&replica), clock),
+            replica,
+            clients: Clients::default(),
+            holds: Holds::default(),
+            store_host,
+            recent_bytes: recent_bytes(),
+            draining: AtomicBool::new(false),
+            clock,
+        })
+    }
+
+    /// Unix milliseconds.
+    pub(super) fn now_ms(&self) -> i64 {
+        (self.clock)()
+    }
+
+    pub(super) fn is_serving(&self) -> bool {
+        self.replica.serving().is_some()
+    }
+
+    /// Does what goes on besides answering, until the caller stops polling or the group is gone.
+    pub async fn run(self: Arc<Self>) {
+        tokio::select! {
+            () = Arc::clone(&self.offsets).run() => {}
+            () = heartbeat::expire_silent(&self) => {}
+            () = leading::run(&self) => {}
+        }
+    }
+
+    /// Prepares the stop of this node: refuses sends from now on, with a code that has clients try
+    /// elsewhere, has the offset commits it took replicated, and hands over leadership.
+    pub async fn drain(&self) {
+        self.draining.store(true, Ordering::Release);
+        if !self.is_serving() {
+            return;
+        }
+        self.offsets.all_settled().await;
+        match self.replica.transfer_leader().await {
+            Ok(()) => tracing::info!("leadership is handed over"),
+            // Without a successor the group elects one, or has nobody else.
+            Err(error) => tracing::info!(error, "leadership is not handed over"),
+        }
+    }
+
+    pub(super) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
+    /// Changes the group's metadata and resolves once that is applied here.
+    pub(super) async fn propose(&self, change: Change) -> Result<Reply, Refusal> {
+        let command = Command {
+            at_ms: self.now_ms(),
+            change,
+        };
+        let bytes = command
+            .encode()
+            .map_err(|error| Refusal::system_error(error.to_string()))?;
+        match self.replica.propose_meta(bytes.into()).await? {
+            Reply::Refused { code, remark } => Err(Refusal::Code(code, remark)),
+            reply => Ok(reply),
+        }
+    }
+
+    /// What names and sizes of system topics depend on.
+    pub(super) fn system_names(&self) -> SystemNames {
+        let config = &self.config;
+        SystemNames {
+            cluster: config.broker_cluster_name.clone(),
+            broker: config.broker_name.clone(),
+            auto_create_topic: config.auto_create_topic_enable,
+            default_queues: i32::try_from(config.default_topic_queue_nums).unwrap_or(i32::MAX),
+            cluster_topic_enable: config.cluster_topic_enable,
+            broker_topic_enable: config.broker_topic_enable,
+            trace_topic: config
+                .trace_topic_enable
+                .then(|| config.msg_trace_topic_name.clone()),
+        }
+    }
+
+    /// The bounds of a message.
+    pub(super) fn bounds(&self) -> Bounds {
+        Bounds {
+            body_bytes: self.config.max_message_size as usize,
+            delay_levels: self.config.message_delay_level.len(),
+        }
+    }
+
+    /// Refuses a send while the broker stops.
+    pub(super) fn check_accepts_sends(&self) -> Result<(), Refusal> {
+        if self.is_draining() {
+            let remark = "the broker is stopping";
+            return Err(Refusal::new(response::SERVICE_NOT_AVAILABLE, remark));
+        }
+        Ok(())
+    }
+}
+
+/// Wakes the pulls that wait for messages; for [`Queues::start`].
+pub fn arrival_listener(broker: &Arc<Broker>) -> ArrivalListener {
+    // The broker owns the queues.
+    let broker = Arc::downgrade(broker);
+    Arc::new(move |arrivals| {
+        let Some(broker) = broker.upgrade() else {
+            return;
+        };
+        for Arrival {
+            topic,
+            queue_id,
+            next,
+            tags_code,
+            ..
+        } in arrivals
+        {
+            broker
+                .holds
+                .arrived(topic, *queue_id, next.as_i64(), *tags_code);
+        }
+    })
+}
+
+/// `accessMessageInMemoryMaxRatio`: the share of the machine's memory that holds the end of the log.
+fn recent_bytes() -> u64 {
+    const PERCENT: u64 = 40;
+    let info = rustix::system::sysinfo();
+    (info.totalram as u64).saturating_mul(info.mem_unit.into()) / 100 * PERCENT
+}

@@ -1,0 +1,162 @@
+//! Delivery of delayed messages. They wait in `SCHEDULE_TOPIC_XXXX`, one queue for each level; the
+//! leader sends each on to its real topic when it is due, as a new record.
+//!
+//! `ScheduleMessageService` (4.9.8). How far a level is delivered is part of the replicated state;
+//! it is proposed behind the messages, so a change of leaders between the two delivers those of one
+//! round a second time, and none is lost.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use rmq_store::{PendingRecord, QueueOffset};
+use rmq_wire::record::Record;
+use rmq_wire::{name, properties};
+
+use super::Broker;
+use super::message::{Message, Properties};
+use super::refusal::Refusal;
+use crate::meta::Change;
+
+/// Pause between rounds that delivered everything due (`DELAY_FOR_A_WHILE`).
+const PAUSE: Duration = Duration::from_millis(100);
+/// Pause after a round that failed (`DELAY_FOR_A_PERIOD`, shortened).
+const FAILED_PAUSE: Duration = Duration::from_secs(1);
+/// Messages and bytes of one level in one round.
+const ROUND_MESSAGES: usize = 256;
+const ROUND_BYTES: usize = 1024 * 1024;
+
+/// Delivers for as long as it is polled; the caller stops it when this node no longer leads.
+pub(super) async fn run(broker: &Arc<Broker>) {
+    // Where each level stands: ahead of the state while a proposal is on its way.
+    let mut next: BTreeMap<i32, i64> = broker.meta.read().delay.clone();
+    loop {
+        let pause = match round(broker, &mut next).await {
+            Ok(Round { is_full: true }) => continue,
+            Ok(Round { is_full: false }) => PAUSE,
+            Err(refusal) => {
+                tracing::warn!(?refusal, "delayed messages could not be delivered");
+                next.clone_from(&broker.meta.read().delay);
+                FAILED_PAUSE
+            }
+        };
+        tokio::time::sleep(pause).await;
+    }
+}
+
+struct Round {
+    /// There may be more that is due.
+    is_full: bool,
+}
+
+async fn round(broker: &Arc<Broker>, next: &mut BTreeMap<i32, i64>) -> Result<Round, Refusal> {
+    let mut records = Vec::new();
+    let mut progress = Vec::new();
+    let mut is_full = false;
+    for (level, delay) in (1..).zip(&broker.config.message_delay_level) {
+        let from = next.get(&level).copied().unwrap_or(0);
+        let due = due(broker, level, from, *delay)?;
+        is_full |= due.is_full;
+        records.extend(due.records);
+        if due.next != from {
+            progress.push((level, due.next));
+        }
+    }
+    if !records.is_empty() {
+        broker.replica.propose_messages(records).await?;
+    }
+    if !progress.is_empty() {
+        broker
+            .propose(Change::DelayProgress(progress.clone()))
+            .await?;
+        next.extend(progress);
+    }
+    Ok(Round { is_full })
+}
+
+/// What of one level is due now.
+struct Due {
+    records: Vec<PendingRecord>,
+    /// Queue offset of the first message that is not.
+    next: i64,
+    is_full: bool,
+}
+
+fn due(broker: &Broker, level: i32, from: i64, delay: Duration) -> io::Result<Due> {
+    let queue_id = level - 1;
+    let now = broker.now_ms();
+    let first = broker
+        .queues
+        .min_offset(name::SCHEDULE_TOPIC, queue_id)
+        .as_i64();
+    let end = broker
+        .queues
+        .max_offset(name::SCHEDULE_TOPIC, queue_id)
+        .as_i64();
+    // Messages that the log has let go of cannot be delivered.
+    let mut due = Due {
+        records: Vec::new(),
+        next: from.max(first),
+        is_full: false,
+    };
+    let mut bytes = 0;
+    while due.next < end {
+        let Some(offset) = QueueOffset::from_i64(due.next) else {
+            break;
+        };
+        let Some(unit) = broker.queues.unit(name::SCHEDULE_TOPIC, queue_id, offset)? else {
+            break;
+        };
+        // A clock that was set back must not stretch a delay; what stands in the queue is the time
+        // at which the message is due.
+        let latest = now.saturating_add_unsigned(delay.as_millis() as u64);
+        if unit.tags_code > now && unit.tags_code <= latest {
+            break;
+        }
+        if due.records.len() == ROUND_MESSAGES || bytes > ROUND_BYTES {
+            due.is_full = true;
+            break;
+        }
+        let record = super::query::record_at(broker, unit.phy);
+        match record.as_ref().and_then(|record| deliver(broker, record)) {
+            Some(record) => {
+                bytes += record.buf.len();
+                due.records.push(record);
+            }
+            None => tracing::warn!(
+                level,
+                offset = due.next,
+                "a delayed message is undeliverable"
+            ),
+        }
+        due.next += 1;
+    }
+    Ok(due)
+}
+
+/// The message as it goes to its real topic. Its properties stay, `DELAY` among them, as in Java.
+fn deliver(broker: &Broker, bytes: &Bytes) -> Option<PendingRecord> {
+    let delayed = Record::decode(bytes).ok()?;
+    let text = delayed.properties();
+    let properties = Properties::parse(&text);
+    let topic = properties.get(properties::REAL_TOPIC)?;
+    let queue_id = properties.get(properties::REAL_QUEUE_ID)?.parse().ok()?;
+    if name::check_topic(topic).is_err() || name::is_not_allowed_send_topic(topic) {
+        return None;
+    }
+    let message = Message {
+        topic: topic.to_owned().into(),
+        queue_id,
+        flag: delayed.flag,
+        sys_flag: delayed.sys_flag,
+        born_timestamp: delayed.born_timestamp,
+        born_host: delayed.born_host,
+        store_host: delayed.store_host,
+        reconsume_times: delayed.reconsume_times,
+        body: delayed.body,
+        properties: Properties::default(),
+    };
+    message.encode(&properties.format(), broker.bounds()).ok()
+}

@@ -1,0 +1,115 @@
+use rmq_wire::body::{
+    LockBatchRequest, LockBatchResponse, MessageQueue, SubscriptionGroupConfig,
+    SubscriptionGroupWrapper, TopicConfig, TopicConfigSerializeWrapper,
+};
+use rmq_wire::header::{CreateTopic, DeleteSubscriptionGroup, TopicOnly};
+
+use super::*;
+
+fn create(topic: &str, queues: i32) -> Command {
+    Command::request(request::UPDATE_AND_CREATE_TOPIC).with_header(&CreateTopic {
+        topic: topic.to_owned(),
+        default_topic: "TBW102".to_owned(),
+        read_queue_nums: queues,
+        write_queue_nums: queues,
+        perm: 6,
+        topic_filter_type: "SINGLE_TAG".to_owned(),
+        ..CreateTopic::default()
+    })
+}
+
+#[tokio::test]
+async fn tools_make_show_and_delete_topics() {
+    let node = Node::start().await;
+    assert_eq!(node.told(create("new", 3)).await.code, response::SUCCESS);
+    let answer = node
+        .told(Command::request(request::GET_ALL_TOPIC_CONFIG))
+        .await;
+    let table: TopicConfigSerializeWrapper = answer.json().unwrap();
+    assert_eq!(table.topic_config_table["new"].read_queue_nums, 3);
+    assert!(table.data_version.counter > 0);
+
+    let only = TopicOnly {
+        topic: "new".to_owned(),
+    };
+    let one = Command::request(request::GET_TOPIC_CONFIG).with_header(&only);
+    let config: TopicConfig = node.told(one.clone()).await.json().unwrap();
+    assert_eq!((&*config.topic_name, config.write_queue_nums), ("new", 3));
+
+    let delete = Command::request(request::DELETE_TOPIC_IN_BROKER).with_header(&only);
+    assert_eq!(node.told(delete).await.code, response::SUCCESS);
+    assert_eq!(node.told(one).await.code, response::TOPIC_NOT_EXIST);
+}
+
+#[tokio::test]
+async fn topics_of_the_system_are_not_the_users() {
+    let node = Node::start().await;
+    let system = [
+        "TBW102",
+        "rmq_sys_x",
+        "rmq_sys_raft_log",
+        "DefaultCluster",
+        "a/b",
+        "",
+    ];
+    for topic in system {
+        assert_eq!(
+            node.told(create(topic, 3)).await.code,
+            response::SYSTEM_ERROR,
+            "{topic}"
+        );
+    }
+    assert_eq!(
+        node.told(create("T", -1)).await.code,
+        response::SYSTEM_ERROR
+    );
+}
+
+#[tokio::test]
+async fn tools_make_show_and_delete_groups() {
+    let node = Node::start().await;
+    let config = SubscriptionGroupConfig {
+        retry_max_times: 5,
+        ..SubscriptionGroupConfig::new("g")
+    };
+    let put = Command::request(request::UPDATE_AND_CREATE_SUBSCRIPTIONGROUP).with_json(&config);
+    assert_eq!(node.told(put).await.code, response::SUCCESS);
+    let all = Command::request(request::GET_ALL_SUBSCRIPTIONGROUP_CONFIG);
+    let table: SubscriptionGroupWrapper = node.told(all.clone()).await.json().unwrap();
+    assert_eq!(table.subscription_group_table["g"], config);
+    let delete =
+        Command::request(request::DELETE_SUBSCRIPTIONGROUP).with_header(&DeleteSubscriptionGroup {
+            group_name: "g".to_owned(),
+            ..DeleteSubscriptionGroup::default()
+        });
+    assert_eq!(node.told(delete).await.code, response::SUCCESS);
+    let table: SubscriptionGroupWrapper = node.told(all).await.json().unwrap();
+    assert!(!table.subscription_group_table.contains_key("g"));
+}
+
+#[tokio::test]
+async fn a_queue_is_locked_by_one_client() {
+    let node = Node::start().await;
+    let queue = |queue_id| MessageQueue {
+        broker_name: "b".to_owned(),
+        queue_id,
+        topic: "T".to_owned(),
+    };
+    let body = |client: &str, queues: &[i32]| LockBatchRequest {
+        client_id: client.to_owned(),
+        consumer_group: "g".to_owned(),
+        mq_set: queues.iter().copied().map(queue).collect(),
+        only_this_broker: None,
+    };
+    let lock = |client: &str, queues: &[i32]| {
+        Command::request(request::LOCK_BATCH_MQ).with_json(&body(client, queues))
+    };
+    let held: LockBatchResponse = node.told(lock("a", &[0, 1])).await.json().unwrap();
+    assert_eq!(held.lock_ok_mq_set, [queue(0), queue(1)].into());
+    let held: LockBatchResponse = node.told(lock("b", &[1, 2])).await.json().unwrap();
+    assert_eq!(held.lock_ok_mq_set, [queue(2)].into());
+    let unlock = Command::request(request::UNLOCK_BATCH_MQ).with_json(&body("a", &[1]));
+    assert_eq!(node.told(unlock).await.code, response::SUCCESS);
+    let held: LockBatchResponse = node.told(lock("b", &[1, 2])).await.json().unwrap();
+    assert_eq!(held.lock_ok_mq_set, [queue(1), queue(2)].into());
+}

@@ -1,0 +1,225 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use rmq_wire::body::{
+    CheckClientRequest, ConsumeType, ConsumerData, ConsumerList, HeartbeatData, SubscriptionData,
+};
+use rmq_wire::header::{ConsumerGroup, UnregisterClient};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use super::*;
+
+/// A client that speaks and listens on one connection.
+struct Client {
+    socket: TcpStream,
+    opaque: i32,
+    notices: Vec<Command>,
+}
+
+impl Client {
+    async fn connect(node: &Node) -> Self {
+        let socket = TcpStream::connect(&node.addr).await.unwrap();
+        Self {
+            socket,
+            opaque: 0,
+            notices: Vec::new(),
+        }
+    }
+
+    async fn call(&mut self, mut command: Command) -> Command {
+        self.opaque += 1;
+        command.opaque = self.opaque;
+        let mut out = BytesMut::new();
+        command.encode(&mut out);
+        self.socket.write_all(&out).await.unwrap();
+        loop {
+            let frame = self.read().await;
+            if frame.is_response() {
+                assert_eq!(frame.opaque, self.opaque);
+                return frame;
+            }
+            self.notices.push(frame);
+        }
+    }
+
+    async fn read(&mut self) -> Command {
+        let read = async {
+            let len = self.socket.read_u32().await.unwrap();
+            let mut frame = vec![0; len as usize];
+            self.socket.read_exact(&mut frame).await.unwrap();
+            Command::decode(frame.into()).unwrap()
+        };
+        tokio::time::timeout(Duration::from_secs(10), read)
+            .await
+            .unwrap()
+    }
+
+    async fn notice(&mut self) -> Command {
+        match self.notices.pop() {
+            Some(notice) => notice,
+            None => self.read().await,
+        }
+    }
+}
+
+fn heartbeat(client: &str, topics: &[&str]) -> Command {
+    let subscription = |topic: &&str| SubscriptionData {
+        topic: (*topic).to_owned(),
+        sub_string: "*".to_owned(),
+        sub_version: 1,
+        ..SubscriptionData::default()
+    };
+    let consumer = ConsumerData {
+        group_name: "g".to_owned(),
+        consume_type: ConsumeType::Passively,
+        subscription_data_set: topics.iter().map(subscription).collect(),
+        ..ConsumerData::default()
+    };
+    Command::request(request::HEART_BEAT).with_json(&HeartbeatData {
+        client_id: client.to_owned(),
+        consumer_data_set: vec![consumer],
+        ..HeartbeatData::default()
+    })
+}
+
+fn list() -> Command {
+    let header = ConsumerGroup {
+        consumer_group: "g".to_owned(),
+    };
+    Command::request(request::GET_CONSUMER_LIST_BY_GROUP).with_header(&header)
+}
+
+#[tokio::test]
+async fn members_of_a_group_know_of_each_other() {
+    let node = Node::start().await;
+    let (mut one, mut two) = (Client::connect(&node).await, Client::connect(&node).await);
+    assert_eq!(one.call(list()).await.code, response::SYSTEM_ERROR);
+    assert_eq!(
+        one.call(heartbeat("one", &["T"])).await.code,
+        response::SUCCESS
+    );
+    one.notice().await;
+    assert_eq!(
+        two.call(heartbeat("two", &["T"])).await.code,
+        response::SUCCESS
+    );
+    let notice = one.notice().await;
+    assert_eq!(notice.code, request::NOTIFY_CONSUMER_IDS_CHANGED);
+    assert!(notice.is_oneway());
+    let members: ConsumerList = one.call(list()).await.json().unwrap();
+    assert_eq!(members.consumer_id_list, ["one", "two"]);
+
+    // A heartbeat that says nothing new is no news.
+    one.call(heartbeat("one", &["T"])).await;
+    two.notices.clear();
+    drop(one);
+    assert_eq!(
+        two.notice().await.code,
+        request::NOTIFY_CONSUMER_IDS_CHANGED
+    );
+    let members: ConsumerList = two.call(list()).await.json().unwrap();
+    assert_eq!(members.consumer_id_list, ["two"]);
+
+    let leave = Command::request(request::UNREGISTER_CLIENT).with_header(&UnregisterClient {
+        client_id: "two".to_owned(),
+        producer_group: None,
+        consumer_group: Some("g".to_owned()),
+    });
+    assert_eq!(two.call(leave).await.code, response::SUCCESS);
+    assert_eq!(two.call(list()).await.code, response::SYSTEM_ERROR);
+}
+
+#[tokio::test]
+async fn a_registered_consumer_pulls_without_saying_what_it_wants() {
+    let node = Node::start().await;
+    node.sent(send("", b"1")).await;
+    let mut client = Client::connect(&node).await;
+    client.call(heartbeat("one", &["T"])).await;
+    node.pulled(&pull(0)).await;
+    let registered = PullMessage {
+        sys_flag: 0,
+        sub_version: 1,
+        ..pull(0)
+    };
+    assert_eq!(
+        bodies(&client.call(pull_request(&registered)).await),
+        [b"1"]
+    );
+    let newer = PullMessage {
+        sub_version: 2,
+        ..registered.clone()
+    };
+    let answer = client.call(pull_request(&newer)).await;
+    assert_eq!(answer.code, response::SUBSCRIPTION_NOT_LATEST);
+    client.call(heartbeat("one", &["U"])).await;
+    let answer = client.call(pull_request(&registered)).await;
+    assert_eq!(answer.code, response::SUBSCRIPTION_NOT_EXIST);
+}
+
+#[tokio::test]
+async fn a_consumer_group_has_its_topic_of_retries_from_the_start() {
+    let node = Node::start().await;
+    let mut client = Client::connect(&node).await;
+    client.call(heartbeat("one", &["T"])).await;
+    let state = node.replica.meta.read();
+    assert!(state.groups.contains_key("g"));
+    assert_eq!(state.topics["%RETRY%g"].read_queues, 1);
+}
+
+#[tokio::test]
+async fn a_follower_knows_its_consumers_too() {
+    let node = Node::start().await;
+    node.replica.follow(None);
+    let mut client = Client::connect(&node).await;
+    assert_eq!(
+        client.call(heartbeat("one", &["T"])).await.code,
+        response::SUCCESS
+    );
+    node.replica.become_leader(2);
+    let members: ConsumerList = client.call(list()).await.json().unwrap();
+    assert_eq!(members.consumer_id_list, ["one"]);
+}
+
+#[tokio::test]
+async fn only_filters_by_tag_are_supported() {
+    let node = Node::start().await;
+    let check = |kind: &str| {
+        Command::request(request::CHECK_CLIENT_CONFIG).with_json(&CheckClientRequest {
+            subscription_data: SubscriptionData {
+                expression_type: Some(kind.to_owned()),
+                ..SubscriptionData::default()
+            },
+            ..CheckClientRequest::default()
+        })
+    };
+    assert_eq!(node.told(check("TAG")).await.code, response::SUCCESS);
+    assert_eq!(node.told(check("SQL92")).await.code, response::SYSTEM_ERROR);
+}
+
+#[tokio::test]
+async fn a_pull_of_a_client_that_is_gone_is_given_up() {
+    let node = Arc::new(Node::start().await);
+    node.sent(send("", b"1")).await;
+    let mut client = Client::connect(&node).await;
+    let waiting = PullMessage {
+        sys_flag: pull_sys_flag::SUBSCRIPTION | pull_sys_flag::SUSPEND,
+        suspend_timeout_millis: 30_000,
+        ..pull(1)
+    };
+    let mut out = BytesMut::new();
+    pull_request(&waiting).encode(&mut out);
+    client.socket.write_all(&out).await.unwrap();
+    while node.broker.holds.len() == 0 {
+        tokio::task::yield_now().await;
+    }
+    drop(client);
+    for _ in 0..1000 {
+        if node.broker.holds.len() == 0 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("it still waits");
+}

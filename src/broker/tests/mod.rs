@@ -1,0 +1,102 @@
+//! Requests as clients make them, answered over a real store and a fake group.
+
+mod admin;
+mod clients;
+mod consume;
+mod produce;
+mod retry;
+mod roles;
+
+use rmq_wire::code::{request, response};
+use rmq_wire::frame::Command;
+use rmq_wire::header::{Header, PullMessage, SendMessage, SendMessageResponse, pull_sys_flag};
+use rmq_wire::record::Record;
+
+use super::testing::Node;
+
+/// A send by the short header, to topic `T` with two queues at most.
+fn send(properties: &str, body: &'static [u8]) -> Command {
+    send_to("T", properties, body)
+}
+
+fn send_to(topic: &str, properties: &str, body: &'static [u8]) -> Command {
+    send_with(|header| {
+        header.topic = topic.to_owned().leak();
+        header.properties = properties.to_owned().leak();
+    })
+    .with_body(body.into())
+}
+
+fn send_with(change: impl FnOnce(&mut SendMessage<'static>)) -> Command {
+    let mut header = SendMessage {
+        producer_group: "p",
+        topic: "T",
+        default_topic: "TBW102",
+        default_topic_queue_nums: 2,
+        born_timestamp: 5,
+        ..SendMessage::default()
+    };
+    change(&mut header);
+    let mut command = Command::request(request::SEND_MESSAGE_V2);
+    header.encode(request::SEND_MESSAGE_V2, &mut command.ext);
+    command
+}
+
+fn pull(offset: i64) -> PullMessage {
+    PullMessage {
+        consumer_group: "g".to_owned(),
+        topic: "T".to_owned(),
+        queue_offset: offset,
+        max_msg_nums: 32,
+        sys_flag: pull_sys_flag::SUBSCRIPTION,
+        subscription: Some("*".to_owned()),
+        ..PullMessage::default()
+    }
+}
+
+fn pull_request(pull: &PullMessage) -> Command {
+    Command::request(request::PULL_MESSAGE).with_header(pull)
+}
+
+/// What an answer to a pull brought.
+fn bodies(answer: &Command) -> Vec<Vec<u8>> {
+    let mut rest = &answer.body[..];
+    let mut bodies = Vec::new();
+    while !rest.is_empty() {
+        let record = Record::decode(rest).unwrap();
+        bodies.push(record.body.to_vec());
+        rest = &rest[record.size..];
+    }
+    bodies
+}
+
+impl Node {
+    /// Sends, and gives the header of the successful answer.
+    async fn sent(&self, command: Command) -> SendMessageResponse {
+        let answer = self.told(command).await;
+        assert_eq!(answer.code, response::SUCCESS, "{answer:?}");
+        answer.header().unwrap()
+    }
+
+    /// Pulls until there is something, once all that was sent can be read.
+    async fn pulled(&self, wanted: &PullMessage) -> Command {
+        for _ in 0..500 {
+            if self.replica.queues.dispatched() < self.replica.reader.confirm_offset() {
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+                continue;
+            }
+            let answer = self.told(pull_request(wanted)).await;
+            if answer.code == response::SUCCESS {
+                return answer;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        panic!("nothing came");
+    }
+
+    async fn asked<H: Header>(&self, code: i32, header: &impl Header) -> H {
+        let answer = self.told(Command::request(code).with_header(header)).await;
+        assert_eq!(answer.code, response::SUCCESS, "{answer:?}");
+        answer.header().unwrap()
+    }
+}

@@ -1,0 +1,158 @@
+use std::time::Duration;
+
+use rmq_wire::header::ConsumerSendMsgBack;
+use rmq_wire::{msg_id, properties};
+
+use super::*;
+use crate::config::BrokerConfig;
+
+/// A broker whose delays are over at once: a message that is due later than a whole delay from now
+/// counts as due, and these delays are shorter than those of the store.
+async fn impatient() -> Node {
+    let levels = vec![Duration::from_millis(1); 18];
+    Node::with(BrokerConfig {
+        message_delay_level: levels,
+        ..BrokerConfig::default()
+    })
+    .await
+}
+
+fn back(sent: &SendMessageResponse, delay_level: i32) -> Command {
+    let (_, offset) = msg_id::decode(&sent.msg_id).unwrap();
+    let mut command =
+        Command::request(request::CONSUMER_SEND_MSG_BACK).with_header(&ConsumerSendMsgBack {
+            offset,
+            group: "g".to_owned(),
+            delay_level,
+            max_reconsume_times: Some(2),
+            ..ConsumerSendMsgBack::default()
+        });
+    command.version = 409;
+    command
+}
+
+fn retries(offset: i64) -> PullMessage {
+    PullMessage {
+        topic: "%RETRY%g".to_owned(),
+        ..pull(offset)
+    }
+}
+
+#[tokio::test]
+async fn a_delayed_message_arrives_when_it_is_due() {
+    let node = impatient().await;
+    let sent = node
+        .sent(send("DELAY\x013\x02TAGS\x01a\x02WAIT\x01true", b"later"))
+        .await;
+    // Told is where it waits.
+    assert_eq!(
+        node.replica.queues.max_offset("SCHEDULE_TOPIC_XXXX", 2).0,
+        1
+    );
+    assert_eq!(sent.queue_id, 0);
+    let answer = node
+        .pulled(&PullMessage {
+            subscription: Some("a".to_owned()),
+            ..pull(0)
+        })
+        .await;
+    let record = Record::decode(&answer.body).unwrap();
+    assert_eq!((record.body, record.topic), (&b"later"[..], "T"));
+    assert_eq!(
+        record.property(properties::REAL_TOPIC).as_deref(),
+        Some("T")
+    );
+    assert_eq!(
+        record.property(properties::WAIT_STORE_MSG_OK).as_deref(),
+        Some("true")
+    );
+    for _ in 0..500 {
+        if node.replica.meta.read().delay.get(&3) == Some(&1) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("the progress was not kept");
+}
+
+#[tokio::test]
+async fn a_message_that_is_not_due_waits() {
+    let node = Node::start().await;
+    node.sent(send("DELAY\x0118", b"later")).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(node.replica.queues.max_offset("T", 0).0, 0);
+    assert!(node.replica.meta.read().delay.is_empty());
+}
+
+#[tokio::test]
+async fn a_failed_message_comes_again_and_in_the_end_is_put_aside() {
+    let node = impatient().await;
+    let sent = node.sent(send("KEYS\x01k", b"x")).await;
+    for times in 1..=2 {
+        let origin = match times {
+            1 => sent.clone(),
+            _ => {
+                let answer = node.pulled(&retries(times - 2)).await;
+                let record = Record::decode(&answer.body).unwrap();
+                let id = msg_id::encode(record.store_host, record.physical_offset);
+                SendMessageResponse {
+                    msg_id: id,
+                    ..SendMessageResponse::default()
+                }
+            }
+        };
+        assert_eq!(node.told(back(&origin, 0)).await.code, response::SUCCESS);
+        let answer = node.pulled(&retries(times - 1)).await;
+        let record = Record::decode(&answer.body).unwrap();
+        assert_eq!(i64::from(record.reconsume_times), times);
+        assert_eq!(record.body, b"x");
+        assert_eq!(
+            record.property(properties::RETRY_TOPIC).as_deref(),
+            Some("T")
+        );
+        let origin_id = record.property(properties::ORIGIN_MESSAGE_ID);
+        assert_eq!(origin_id.as_deref(), Some(&*sent.msg_id));
+        // The first retry waits for 10 s, each next one a level longer.
+        let level = (2 + times).to_string();
+        assert_eq!(
+            record.property(properties::DELAY_TIME_LEVEL).as_deref(),
+            Some(&*level)
+        );
+    }
+    let answer = node.pulled(&retries(1)).await;
+    let record = Record::decode(&answer.body).unwrap();
+    let id = msg_id::encode(record.store_host, record.physical_offset);
+    let last = SendMessageResponse {
+        msg_id: id,
+        ..SendMessageResponse::default()
+    };
+    assert_eq!(node.told(back(&last, 0)).await.code, response::SUCCESS);
+    let dead = PullMessage {
+        topic: "%DLQ%g".to_owned(),
+        ..pull(0)
+    };
+    let answer = node.pulled(&dead).await;
+    let record = Record::decode(&answer.body).unwrap();
+    assert_eq!((record.topic, record.reconsume_times), ("%DLQ%g", 3));
+}
+
+#[tokio::test]
+async fn a_consumer_may_give_up_at_once() {
+    let node = Node::start().await;
+    let sent = node.sent(send("", b"x")).await;
+    assert_eq!(node.told(back(&sent, -1)).await.code, response::SUCCESS);
+    assert_eq!(node.replica.queues.max_offset("%DLQ%g", 0).0, 1);
+}
+
+#[tokio::test]
+async fn what_is_no_message_cannot_come_back() {
+    let node = Node::start().await;
+    let nowhere = SendMessageResponse {
+        msg_id: msg_id::encode("1.2.3.4:5".parse().unwrap(), 1 << 40),
+        ..SendMessageResponse::default()
+    };
+    assert_eq!(
+        node.told(back(&nowhere, 0)).await.code,
+        response::SYSTEM_ERROR
+    );
+}

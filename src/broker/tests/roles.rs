@@ -1,0 +1,174 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use rmq_wire::header::{PullMessageResponse, QueryConsumerOffset};
+
+use super::*;
+use crate::broker::ForwardError;
+use crate::remoting::Client;
+
+const LIMIT: Duration = Duration::from_secs(5);
+
+fn query_offset() -> Command {
+    Command::request(request::QUERY_CONSUMER_OFFSET).with_header(&QueryConsumerOffset {
+        consumer_group: "g".to_owned(),
+        topic: "T".to_owned(),
+        queue_id: 0,
+        set_zero_if_not_found: None,
+    })
+}
+
+/// Answers every request with a code of its own.
+fn leader(code: i32) -> crate::broker::testing::Leader {
+    Box::new(move |raw| {
+        let request = Command::decode(raw).unwrap();
+        let mut out = BytesMut::new();
+        request.reply(code).encode(&mut out);
+        Ok(Some(out.split_off(4).freeze()))
+    })
+}
+
+#[tokio::test]
+async fn a_follower_has_its_leader_answer() {
+    let node = Node::start().await;
+    node.replica.follow(Some("leader:1"));
+    *node.replica.leader.lock().unwrap() = Some(leader(77));
+    let client = Client::default();
+    for command in [send("", b"1"), query_offset(), pull_request(&pull(0))] {
+        let answer = client.call(&node.addr, command, LIMIT).await.unwrap();
+        assert_eq!(answer.code, 77);
+    }
+    // An unknown code is nobody's.
+    let answer = client
+        .call(&node.addr, Command::request(9999), LIMIT)
+        .await
+        .unwrap();
+    assert_eq!(answer.code, response::REQUEST_CODE_NOT_SUPPORTED);
+}
+
+#[tokio::test]
+async fn a_leader_that_says_nothing_is_not_spoken_for() {
+    let node = Node::start().await;
+    node.replica.follow(Some("leader:1"));
+    *node.replica.leader.lock().unwrap() = Some(Box::new(|_| Ok(None)));
+    let client = Client::default();
+    let limit = Duration::from_millis(200);
+    assert!(
+        client
+            .call(&node.addr, query_offset(), limit)
+            .await
+            .is_err()
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_leader_nothing_is_guessed() {
+    let node = Node::start().await;
+    node.replica.follow(None);
+    assert_eq!(
+        node.told(send("", b"1")).await.code,
+        response::SERVICE_NOT_AVAILABLE
+    );
+    assert!(node.ask(query_offset()).await.is_none());
+    let answer = node.told(pull_request(&pull(42))).await;
+    assert_eq!(answer.code, response::PULL_RETRY_IMMEDIATELY);
+    let header: PullMessageResponse = answer.header().unwrap();
+    assert_eq!(header.next_begin_offset, 42);
+}
+
+#[tokio::test]
+async fn an_answer_that_got_lost_is_an_unknown_outcome() {
+    let node = Node::start().await;
+    node.replica.follow(Some("leader:1"));
+    *node.replica.leader.lock().unwrap() =
+        Some(Box::new(|_| Err(ForwardError::Unknown("gone".to_owned()))));
+    let client = Client::default();
+    let answer = client
+        .call(&node.addr, send("", b"1"), LIMIT)
+        .await
+        .unwrap();
+    assert_eq!(answer.code, response::SYSTEM_ERROR);
+    assert!(answer.remark.unwrap().contains("unknown"));
+    let answer = client
+        .call(&node.addr, pull_request(&pull(3)), LIMIT)
+        .await
+        .unwrap();
+    assert_eq!(answer.code, response::PULL_RETRY_IMMEDIATELY);
+}
+
+#[tokio::test]
+async fn a_request_waits_for_the_next_leader() {
+    let node = Arc::new(Node::start().await);
+    node.replica.follow(None);
+    let sending = {
+        let node = Arc::clone(&node);
+        tokio::spawn(async move { node.told(send("", b"1")).await })
+    };
+    tokio::task::yield_now().await;
+    node.replica.become_leader(2);
+    assert_eq!(sending.await.unwrap().code, response::SUCCESS);
+}
+
+#[tokio::test]
+async fn an_unreachable_leader_is_one_that_is_not_there_yet() {
+    let node = Node::start().await;
+    node.replica.follow(Some("dead:1"));
+    let client = Client::default();
+    let addr = node.addr.clone();
+    let sending =
+        tokio::spawn(async move { client.call(&addr, send("", b"1"), LIMIT).await.unwrap() });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    *node.replica.leader.lock().unwrap() = Some(leader(77));
+    assert_eq!(sending.await.unwrap().code, 77);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_another_node_forwarded_is_not_forwarded_again() {
+    let node = Node::start().await;
+    node.replica.follow(Some("leader:1"));
+    *node.replica.leader.lock().unwrap() = Some(leader(77));
+    // `ask` comes as if another node had forwarded it.
+    assert_eq!(
+        node.told(send("", b"1")).await.code,
+        response::SERVICE_NOT_AVAILABLE
+    );
+}
+
+#[tokio::test]
+async fn a_forwarded_frame_is_answered_as_a_frame() {
+    let node = Node::start().await;
+    let mut out = BytesMut::new();
+    send("", b"1").encode(&mut out);
+    let raw = out.split_off(4).freeze();
+    let client = "10.0.0.7:1".parse().unwrap();
+    let broker = Arc::clone(&node.broker);
+    let frame = crate::broker::forwarded(broker, client, raw).await.unwrap();
+    let answer = Command::decode(frame).unwrap();
+    assert_eq!(answer.code, response::SUCCESS);
+
+    let mut out = BytesMut::new();
+    pull_request(&pull(0)).encode(&mut out);
+    let raw = out.split_off(4).freeze();
+    node.pulled(&pull(0)).await;
+    let frame = crate::broker::forwarded(Arc::clone(&node.broker), client, raw)
+        .await
+        .unwrap();
+    assert_eq!(bodies(&Command::decode(frame).unwrap()), [b"1"]);
+}
+
+#[tokio::test]
+async fn a_new_leader_has_what_every_broker_has() {
+    let node = Node::start().await;
+    let state = node.replica.meta.read();
+    for topic in [
+        "TBW102",
+        "SCHEDULE_TOPIC_XXXX",
+        "DefaultCluster",
+        "SELF_TEST_TOPIC",
+    ] {
+        assert!(state.topics.contains_key(topic), "{topic}");
+    }
+    assert_eq!(state.topics["SCHEDULE_TOPIC_XXXX"].write_queues, 18);
+    assert!(state.groups.contains_key("CID_ONSAPI_OWNER"));
+}

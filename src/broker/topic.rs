@@ -1,0 +1,169 @@
+//! Topics: made by tools and by need, deleted, shown.
+//!
+//! `AdminBrokerProcessor` and `TopicConfigManager` (4.9.8); attributes are those of 5.3.3.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use rmq_wire::code::response;
+use rmq_wire::header::{CreateTopic, TopicOnly};
+use rmq_wire::name;
+
+use super::Broker;
+use super::refusal::{Handled, Refusal};
+use crate::meta::{self, Change, FilterType, Topic, perm};
+use crate::remoting::Request;
+
+pub(super) const READ_WRITE: i32 = perm::READ | perm::WRITE;
+
+/// The topic of the messages that a group gave up on.
+pub(super) fn dead_letters() -> Topic {
+    Topic::with_queues(1, READ_WRITE)
+}
+
+/// The topic, created as `new` if it does not exist.
+pub(super) async fn ensure(
+    broker: &Arc<Broker>,
+    topic: &str,
+    new: Topic,
+) -> Result<Topic, Refusal> {
+    let known = || broker.meta.read().topics.get(topic).cloned();
+    if let Some(topic) = known() {
+        return Ok(topic);
+    }
+    broker
+        .propose(Change::CreateTopics(vec![(topic.to_owned(), new)]))
+        .await?;
+    // Somebody else may have created it first, as something else, or deleted it since.
+    known().ok_or_else(|| {
+        Refusal::new(
+            response::TOPIC_NOT_EXIST,
+            format!("topic[{topic}] not exist"),
+        )
+    })
+}
+
+/// `UPDATE_AND_CREATE_TOPIC`.
+pub(super) async fn update(broker: &Arc<Broker>, request: &Request) -> Handled {
+    let header: CreateTopic = request.command.header()?;
+    check_is_users(broker, &header.topic)?;
+    if header.read_queue_nums < 0 || header.write_queue_nums < 0 {
+        return Err(Refusal::system_error(format!(
+            "{} read and {} write queues",
+            header.read_queue_nums, header.write_queue_nums
+        )));
+    }
+    let known = broker.meta.read().topics.get(&header.topic).cloned();
+    let mut attributes = known.unwrap_or_default().attributes;
+    change_attributes(&mut attributes, header.attributes.as_deref().unwrap_or(""))?;
+    let topic = Topic {
+        read_queues: header.read_queue_nums,
+        write_queues: header.write_queue_nums,
+        perm: header.perm,
+        filter_type: match &*header.topic_filter_type {
+            "MULTI_TAG" => FilterType::MultiTag,
+            _ => FilterType::SingleTag,
+        },
+        sys_flag: header.topic_sys_flag.unwrap_or(0),
+        order: header.order,
+        attributes,
+    };
+    tracing::info!(topic = header.topic, ?topic, client = %request.peer, "topic put by a tool");
+    broker
+        .propose(Change::PutTopic {
+            name: header.topic,
+            topic,
+        })
+        .await?;
+    Ok(request.command.reply(response::SUCCESS).into())
+}
+
+/// `DELETE_TOPIC_IN_BROKER`.
+pub(super) async fn delete(broker: &Arc<Broker>, request: &Request) -> Handled {
+    let TopicOnly { topic } = request.command.header()?;
+    check_is_users(broker, &topic)?;
+    tracing::info!(topic, client = %request.peer, "topic deleted by a tool");
+    broker.propose(Change::DeleteTopic { name: topic }).await?;
+    Ok(request.command.reply(response::SUCCESS).into())
+}
+
+/// `GET_ALL_TOPIC_CONFIG`.
+pub(super) async fn get_all(broker: &Arc<Broker>, request: &Request) -> Handled {
+    let body = broker.meta.read().topic_table();
+    Ok(request
+        .command
+        .reply(response::SUCCESS)
+        .with_json(&body)
+        .into())
+}
+
+/// `GET_TOPIC_CONFIG`.
+pub(super) async fn get_one(broker: &Arc<Broker>, request: &Request) -> Handled {
+    let TopicOnly { topic: name } = request.command.header()?;
+    let state = broker.meta.read();
+    let topic = state.topics.get(&name).ok_or_else(|| {
+        let remark = format!("No topic in this broker. topic: {name}");
+        Refusal::new(response::TOPIC_NOT_EXIST, remark)
+    })?;
+    Ok(request
+        .command
+        .reply(response::SUCCESS)
+        .with_json(&topic.named(&name))
+        .into())
+}
+
+/// Refuses what tools may not create or delete.
+fn check_is_users(broker: &Broker, topic: &str) -> Result<(), Refusal> {
+    name::check_topic(topic)?;
+    let is_system = name::is_system_topic(topic)
+        || meta::system_topics(&broker.system_names())
+            .iter()
+            .any(|(system, _)| system == topic);
+    if is_system {
+        let remark = format!("The topic[{topic}] is conflict with system topic.");
+        return Err(Refusal::system_error(remark));
+    }
+    Ok(())
+}
+
+/// Applies `+key=value,-key` (`AttributeParser`, 5.3.3).
+fn change_attributes(
+    attributes: &mut BTreeMap<String, String>,
+    changes: &str,
+) -> Result<(), Refusal> {
+    for change in changes
+        .split(',')
+        .map(str::trim)
+        .filter(|change| !change.is_empty())
+    {
+        let wrong = || Refusal::system_error(format!("attribute change {change:?} is malformed"));
+        match (change.strip_prefix('+'), change.strip_prefix('-')) {
+            (Some(pair), _) => {
+                let (key, value) = pair.split_once('=').ok_or_else(wrong)?;
+                attributes.insert(key.to_owned(), value.to_owned());
+            }
+            (_, Some(key)) => {
+                attributes.remove(key);
+            }
+            (None, None) => return Err(wrong()),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attributes_are_added_and_removed() {
+        let mut attributes = BTreeMap::from([("a".to_owned(), "1".to_owned())]);
+        change_attributes(&mut attributes, "+message.type=FIFO, -a").unwrap();
+        assert_eq!(
+            attributes,
+            BTreeMap::from([("message.type".to_owned(), "FIFO".to_owned())])
+        );
+        assert!(change_attributes(&mut attributes, "a=b").is_err());
+        assert!(change_attributes(&mut attributes, "+a").is_err());
+    }
+}
