@@ -197,7 +197,7 @@ fn bounded<T>(input: usize, decode: impl FnOnce() -> T) -> T {
     let value = decode();
     let taken = allocated::by_this_thread() - before;
     assert!(
-        taken <= 16 * 1024 + 64 * input,
+        taken <= 4 * 1024 + 16 * input,
         "{taken} bytes allocated for {input}"
     );
     value

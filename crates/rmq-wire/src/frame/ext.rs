@@ -12,6 +12,9 @@ use super::FrameError;
 pub struct ExtFields {
     text: String,
     fields: Vec<Field>,
+    /// A bit for every kind of name that is there ([`kind`]), so that most names which are not there are
+    /// known without a walk.
+    kinds: u64,
 }
 
 /// A name is `text[start..middle]`, its value `text[middle..end]`.
@@ -28,6 +31,7 @@ impl ExtFields {
         Self {
             text: String::with_capacity(header_len),
             fields: Vec::with_capacity(16),
+            kinds: 0,
         }
     }
 
@@ -68,9 +72,13 @@ impl ExtFields {
     }
 
     fn put(&mut self, field: Field) {
-        match self.position(&self.text[field.start..field.middle]) {
+        let name = self.name(field);
+        match self.position(name) {
             Some(at) => self.fields[at] = field,
-            None => self.fields.push(field),
+            None => {
+                self.kinds |= kind(name);
+                self.fields.push(field);
+            }
         }
     }
 
@@ -98,6 +106,9 @@ impl ExtFields {
 
     // At most 256 fields, and ten in practice: a walk is quicker than a hash.
     fn position(&self, name: &str) -> Option<usize> {
+        if self.kinds & kind(name) == 0 {
+            return None;
+        }
         self.fields
             .iter()
             .position(|&field| self.name(field) == name)
@@ -110,6 +121,12 @@ impl ExtFields {
     fn value(&self, field: Field) -> &str {
         &self.text[field.middle..field.end]
     }
+}
+
+/// One bit out of 64, by the length and the first byte of a name.
+fn kind(name: &str) -> u64 {
+    let first = name.as_bytes().first().map_or(0, |&byte| usize::from(byte));
+    1 << ((first + 7 * name.len()) % 64)
 }
 
 impl PartialEq for ExtFields {

@@ -1,18 +1,17 @@
 //! The JSON form of a header, written with its keys in the order that Java has.
 
 use std::borrow::Cow;
-use std::fmt::Write as _;
 use std::ops::Range;
 
-use bytes::BytesMut;
+use bytes::{BufMut, BytesMut};
 
 use super::{Command, ExtFields, FrameError, FrameHead, Language, MAX_EXT_FIELDS, SerializeType};
-use crate::json::read::Reader;
+use crate::json::read::{Reader, lossy};
 use crate::json::{JsonError, write};
 
 pub(super) fn decode(header: &[u8]) -> Result<Command, FrameError> {
     // Java reads what is not UTF-8 as U+FFFD, and some C++ programs send keys in their local encoding.
-    let text = String::from_utf8_lossy(header);
+    let text = lossy(header);
     let mut reader = Reader::new(&text);
     let mut code = None;
     let mut command = Command {
@@ -71,7 +70,7 @@ fn keys<'a>(
 fn integer(reader: &mut Reader<'_>) -> Result<i32, FrameError> {
     let text = match reader.peek()? {
         b'"' => reader.string()?,
-        _ => Cow::Borrowed(reader.word()?),
+        _ => Cow::Borrowed(reader.token()?),
     };
     match &*text {
         "null" => Ok(0),
@@ -115,42 +114,36 @@ fn ext_fields(reader: &mut Reader<'_>, header_len: usize) -> Result<ExtFields, F
 }
 
 pub(super) fn encode(command: &Command, out: &mut BytesMut) {
-    try_encode(command, out).expect("a BytesMut takes every write");
-}
-
-fn try_encode(command: &Command, out: &mut BytesMut) -> std::fmt::Result {
-    write!(out, "{{\"code\":{}", command.code)?;
+    out.put_slice(b"{\"code\":");
+    write::integer(out, command.code);
     if !command.ext.is_empty() {
-        let mut separator = ",\"extFields\":{";
+        let mut separator: &[u8] = b",\"extFields\":{";
         for (name, value) in command.ext.iter() {
-            out.write_str(separator)?;
-            write::string(out, name)?;
-            out.write_char(':')?;
-            write::string(out, value)?;
-            separator = ",";
+            out.put_slice(separator);
+            write::string(out, name);
+            out.put_u8(b':');
+            write::string(out, value);
+            separator = b",";
         }
-        out.write_char('}')?;
+        out.put_u8(b'}');
     }
-    write!(
-        out,
-        ",\"flag\":{},\"language\":\"{}\"",
-        command.flag,
-        command.language.name()
-    )?;
-    write!(out, ",\"opaque\":{}", command.opaque)?;
+    out.put_slice(b",\"flag\":");
+    write::integer(out, command.flag);
+    out.put_slice(b",\"language\":");
+    write::string(out, command.language.name());
+    out.put_slice(b",\"opaque\":");
+    write::integer(out, command.opaque);
     if let Some(remark) = &command.remark {
-        out.write_str(",\"remark\":")?;
-        write::string(out, remark)?;
+        out.put_slice(b",\"remark\":");
+        write::string(out, remark);
     }
-    write!(
-        out,
-        ",\"serializeTypeCurrentRPC\":\"JSON\",\"version\":{}}}",
-        command.version
-    )
+    out.put_slice(b",\"serializeTypeCurrentRPC\":\"JSON\",\"version\":");
+    write::integer(out, command.version);
+    out.put_u8(b'}');
 }
 
 pub(super) fn peek(header: &[u8]) -> Result<FrameHead, FrameError> {
-    let text = String::from_utf8_lossy(header);
+    let text = lossy(header);
     let (mut code, mut opaque, mut flag) = (None, None, None);
     keys(&mut Reader::new(&text), |key, reader| {
         match key {

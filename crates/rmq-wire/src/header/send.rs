@@ -62,7 +62,12 @@ impl<'a> SendMessage<'a> {
         let names = names(code);
         let mut fields = [None; LONG.len()];
         for (name, value) in ext.iter() {
-            if let Some(at) = names.iter().position(|known| *known == name) {
+            let at = match name.as_bytes() {
+                // The short names are the letters from a on.
+                [letter] => Some(usize::from(letter.wrapping_sub(b'a'))),
+                _ => names.iter().position(|known| *known == name),
+            };
+            if let Some(at) = at.filter(|&at| names.get(at) == Some(&name)) {
                 fields[at] = Some(value);
             }
         }

@@ -35,7 +35,7 @@ pub use read::{JsonError, MAX_DEPTH};
 /// # Errors
 /// [`JsonError`]: not the dialect, deeper than [`MAX_DEPTH`], or not a value of that type.
 pub fn from_slice<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, JsonError> {
-    match String::from_utf8_lossy(bytes) {
+    match read::lossy(bytes) {
         Cow::Borrowed(text) => from_str(text),
         Cow::Owned(text) => from_str(&text),
     }
@@ -55,7 +55,7 @@ pub fn from_str<T: DeserializeOwned>(text: &str) -> Result<T, JsonError> {
 /// If its type cannot be written: a map whose keys are neither strings, integers nor structs.
 #[must_use]
 pub fn to_vec<T: Serialize + ?Sized>(value: &T) -> Vec<u8> {
-    ser::write(value, ser::IntegerKeys::Quoted).into_bytes()
+    ser::write(value, ser::IntegerKeys::Quoted)
 }
 
 /// Writes a value as Java's files have it, with integer keys without quotes.
@@ -64,5 +64,5 @@ pub fn to_vec<T: Serialize + ?Sized>(value: &T) -> Vec<u8> {
 /// See [`to_vec`].
 #[must_use]
 pub fn to_java_string<T: Serialize + ?Sized>(value: &T) -> String {
-    ser::write(value, ser::IntegerKeys::Bare)
+    String::from_utf8(ser::write(value, ser::IntegerKeys::Bare)).expect("JSON is text")
 }

@@ -22,6 +22,15 @@ pub enum JsonError {
     Value(String),
 }
 
+/// The text of `bytes`, with U+FFFD for what is not UTF-8. (`String::from_utf8_lossy` goes byte by byte
+/// also where all is well.)
+pub(crate) fn lossy(bytes: &[u8]) -> Cow<'_, str> {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => Cow::Borrowed(text),
+        Err(_) => String::from_utf8_lossy(bytes),
+    }
+}
+
 /// A position in a text.
 #[derive(Debug, Clone)]
 pub(crate) struct Reader<'a> {
@@ -215,18 +224,26 @@ impl<'a> Reader<'a> {
     /// The text of a number, `true`, `false` or `null`.
     pub(crate) fn word(&mut self) -> Result<&'a str, JsonError> {
         self.peek()?;
+        let start = self.at;
+        let word = self.token()?;
+        let number = word.parse::<f64>().is_ok_and(f64::is_finite);
+        if !number && !matches!(word, "true" | "false" | "null") {
+            self.at = start;
+            return Err(self.unexpected());
+        }
+        Ok(word)
+    }
+
+    /// What may be a word, for a caller that looks closer at it.
+    pub(crate) fn token(&mut self) -> Result<&'a str, JsonError> {
+        self.peek()?;
         let rest = &self.text[self.at..];
         let len = rest
             .bytes()
             .position(|b| !(b.is_ascii_alphanumeric() || matches!(b, b'+' | b'-' | b'.')))
             .unwrap_or(rest.len());
-        let word = &rest[..len];
-        let number = word.parse::<f64>().is_ok_and(f64::is_finite);
-        if !number && !matches!(word, "true" | "false" | "null") {
-            return Err(self.unexpected());
-        }
         self.at += len;
-        Ok(word)
+        Ok(&rest[..len])
     }
 
     /// Passes over a value of any kind and returns its text.

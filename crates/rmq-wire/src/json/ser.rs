@@ -1,6 +1,6 @@
 //! Writing through serde.
 
-use std::fmt::Write as _;
+use std::io::Write as _;
 
 use serde::ser::{
     Error, Impossible, Serialize, SerializeMap, SerializeSeq, SerializeStruct, SerializeTuple,
@@ -16,9 +16,9 @@ pub(super) enum IntegerKeys {
     Bare,
 }
 
-pub(super) fn write<T: Serialize + ?Sized>(value: &T, integer_keys: IntegerKeys) -> String {
+pub(super) fn write<T: Serialize + ?Sized>(value: &T, integer_keys: IntegerKeys) -> Vec<u8> {
     let mut ser = Ser {
-        out: String::new(),
+        out: Vec::new(),
         integer_keys,
         place: Place::Value,
     };
@@ -35,7 +35,7 @@ impl Error for JsonError {
 }
 
 struct Ser {
-    out: String,
+    out: Vec<u8>,
     integer_keys: IntegerKeys,
     place: Place,
 }
@@ -61,7 +61,7 @@ impl Ser {
         written.map_err(Error::custom)
     }
 
-    fn open(&mut self, open: char, close: char) -> Elements<'_> {
+    fn open(&mut self, open: u8, close: u8) -> Elements<'_> {
         self.out.push(open);
         let place = std::mem::replace(&mut self.place, Place::Value);
         Elements {
@@ -118,10 +118,11 @@ impl<'s> Serializer for &'s mut Ser {
 
     fn serialize_str(self, value: &str) -> Result<(), JsonError> {
         if self.place == Place::Raw {
-            self.out.push_str(value);
+            self.out.extend_from_slice(value.as_bytes());
             return Ok(());
         }
-        text::string(&mut self.out, value).map_err(Error::custom)
+        text::string(&mut self.out, value);
+        Ok(())
     }
 
     fn serialize_bytes(self, _: &[u8]) -> Result<(), JsonError> {
@@ -178,15 +179,15 @@ impl<'s> Serializer for &'s mut Ser {
     }
 
     fn serialize_seq(self, _: Option<usize>) -> Result<Elements<'s>, JsonError> {
-        Ok(self.open('[', ']'))
+        Ok(self.open(b'[', b']'))
     }
 
     fn serialize_tuple(self, _: usize) -> Result<Elements<'s>, JsonError> {
-        Ok(self.open('[', ']'))
+        Ok(self.open(b'[', b']'))
     }
 
     fn serialize_tuple_struct(self, _: &'static str, _: usize) -> Result<Elements<'s>, JsonError> {
-        Ok(self.open('[', ']'))
+        Ok(self.open(b'[', b']'))
     }
 
     fn serialize_tuple_variant(
@@ -200,11 +201,11 @@ impl<'s> Serializer for &'s mut Ser {
     }
 
     fn serialize_map(self, _: Option<usize>) -> Result<Elements<'s>, JsonError> {
-        Ok(self.open('{', '}'))
+        Ok(self.open(b'{', b'}'))
     }
 
     fn serialize_struct(self, _: &'static str, _: usize) -> Result<Elements<'s>, JsonError> {
-        Ok(self.open('{', '}'))
+        Ok(self.open(b'{', b'}'))
     }
 
     fn serialize_struct_variant(
@@ -227,7 +228,7 @@ struct Elements<'s> {
     ser: &'s mut Ser,
     /// What the whole is.
     place: Place,
-    close: char,
+    close: u8,
     first: bool,
     /// Where the last key begins, with the comma before it.
     key_at: usize,
@@ -237,7 +238,7 @@ impl Elements<'_> {
     fn separate(&mut self) {
         self.key_at = self.ser.out.len();
         if !std::mem::take(&mut self.first) {
-            self.ser.out.push(',');
+            self.ser.out.push(b',');
         }
     }
 
@@ -246,7 +247,7 @@ impl Elements<'_> {
         self.ser.place = Place::Key;
         key.serialize(&mut *self.ser)?;
         self.ser.place = Place::Value;
-        self.ser.out.push(':');
+        self.ser.out.push(b':');
         Ok(())
     }
 
@@ -254,8 +255,8 @@ impl Elements<'_> {
     fn value<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), JsonError> {
         let value_at = self.ser.out.len();
         value.serialize(&mut *self.ser)?;
-        if &self.ser.out[value_at..] == "null" {
-            self.first = self.ser.out.as_bytes()[self.key_at] != b',';
+        if self.ser.out[value_at..] == *b"null" {
+            self.first = self.ser.out[self.key_at] != b',';
             self.ser.out.truncate(self.key_at);
         }
         Ok(())

@@ -244,3 +244,12 @@ proptest! {
         let _any = from_str::<serde_json::Value>(&text);
     }
 }
+
+#[test]
+fn integers_are_written_as_everywhere() {
+    for value in [0, 7, 10, -1, i32::MAX, i32::MIN] {
+        let mut out = Vec::new();
+        write::integer(&mut out, value);
+        assert_eq!(out, value.to_string().as_bytes());
+    }
+}

@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use bytes::Buf;
 
 use super::{MAGIC_V1, MAGIC_V2, Peek, body_crc, born_host_len, peek, store_host_len, sys_flag};
+use crate::json::read::lossy;
 use crate::properties;
 
 /// Why bytes are no record.
@@ -143,7 +144,7 @@ impl<'a> Record<'a> {
     /// The text of the properties; what is not UTF-8 reads as U+FFFD, as in Java.
     #[must_use]
     pub fn properties(&self) -> Cow<'a, str> {
-        String::from_utf8_lossy(self.raw_properties)
+        lossy(self.raw_properties)
     }
 
     /// The value of one property.
