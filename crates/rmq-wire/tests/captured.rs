@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use rmq_wire::record::{self, Peek};
 use serde::Deserialize;
 
-use check::{check, check_record};
+use check::{check, check_config, check_record};
 use fixtures::{captured, fixtures};
 use golden::{golden, golden_frames, unhex};
 
@@ -46,6 +46,24 @@ fn captured_frames_keep_their_bytes_and_meaning() {
         }
     }
     assert!(frames >= 1900, "{frames} frames");
+}
+
+#[test]
+fn golden_configurations_keep_their_meaning() {
+    let names = [
+        "consumerOffset",
+        "delayOffset",
+        "subscriptionGroup",
+        "topics",
+    ];
+    let both = ["4.9.7", "5.5.0"].into_iter().flat_map(|version| {
+        names
+            .iter()
+            .map(move |name| format!("config-{version}/{name}.json"))
+    });
+    for name in both.chain(["config-4.9.7/lmqConsumerOffset.json".into()]) {
+        check_config(&name, &golden(&name));
+    }
 }
 
 #[test]

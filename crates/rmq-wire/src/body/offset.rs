@@ -1,6 +1,6 @@
 //! Positions in queues, and what is counted about them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -13,8 +13,15 @@ use super::{DataVersion, MessageQueue, SubscriptionData};
 pub struct ConsumerOffsetSerializeWrapper {
     /// 5.x
     pub data_version: Option<DataVersion>,
+    /// 5.x: topics by group, a view on the offsets.
+    pub group_topic_map: Option<BTreeMap<String, BTreeSet<String>>>,
+    /// With LMQ, in a file `config/lmqConsumerOffset.json` that takes the place of the other: by
+    /// `%LMQ%topic@group`.
+    pub lmq_offset_table: Option<BTreeMap<String, i64>>,
     /// By `topic@group`, then by queue id.
     pub offset_table: BTreeMap<String, BTreeMap<i32, i64>>,
+    /// 5.x: how far a group has pulled, as `offset_table`.
+    pub pull_offset_table: Option<BTreeMap<String, BTreeMap<i32, i64>>>,
 }
 
 /// Answer to [`GET_ALL_DELAY_OFFSET`](crate::code::request::GET_ALL_DELAY_OFFSET) and content of

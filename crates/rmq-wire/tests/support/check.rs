@@ -270,6 +270,21 @@ pub(crate) fn check_record<'a>(what: &str, bytes: &'a [u8]) -> Record<'a> {
     record
 }
 
+/// A file of a broker's configuration reads, and writes to the same meaning.
+pub(crate) fn check_config(name: &str, content: &str) {
+    match name.rsplit('/').next() {
+        Some("consumerOffset.json" | "lmqConsumerOffset.json") => {
+            same::<ConsumerOffsetSerializeWrapper>(name, content.as_bytes());
+        }
+        Some("delayOffset.json") => same::<DelayOffsetSerializeWrapper>(name, content.as_bytes()),
+        Some("subscriptionGroup.json") => {
+            same::<SubscriptionGroupWrapper>(name, content.as_bytes())
+        }
+        Some("topics.json") => same::<TopicConfigSerializeWrapper>(name, content.as_bytes()),
+        other => panic!("no type is known for {other:?}"),
+    }
+}
+
 /// A body reads, and writes to the same meaning.
 fn same<T: DeserializeOwned + Serialize>(what: &str, body: &[u8]) {
     let tree = |bytes: &[u8]| -> Tree {
