@@ -344,6 +344,20 @@ impl Tail {
         }
     }
 
+    /// Whether the extent with this header can come next in a log that is read again: one that is
+    /// purged, or the first behind those, may have been appended where entries had been skipped.
+    pub(crate) fn check_stored(&self, header: &Header) -> Result<(), ExtentError> {
+        let Some(last) = self.last else { return Ok(()) };
+        let skipped = self.purged.is_some_and(|purged| {
+            last.index.next() < header.id.index && header.id.index <= purged.index.next()
+        });
+        if skipped && header.id.leader() >= last.leader() {
+            Ok(())
+        } else {
+            self.check(header)
+        }
+    }
+
     /// Moves behind the extent with this header.
     pub(crate) fn advance(&mut self, header: &Header) {
         self.end = header.end();

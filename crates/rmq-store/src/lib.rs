@@ -2,10 +2,10 @@
 //!
 //! `types` and `config` are the store's vocabulary, `disk` its only way to the operating system.
 //! The log: `segment` is its files as one address space, `extent` what an entry looks like in them,
-//! `raft_index` finds an entry, `queue_offsets` gives out queue offsets, `flush` makes bytes
-//! durable, `slots` and `checkpoint` hold the vote and what recovery starts from, `keeper` works
-//! ahead in the background. `recovery` opens a log, `log` is its single writer, `reader` serves
-//! everybody else.
+//! `seal` makes its bytes, `raft_index` finds it, `queue_offsets` gives out queue offsets, `flush`
+//! makes bytes durable, `slots` and `checkpoint` hold the vote and what recovery starts from,
+//! `keeper` works ahead in the background. `recovery` opens a log, `log` is its single writer,
+//! `reader` serves everybody else.
 //! Behind it: `queues` is what consumers see, made by `dispatch` from committed records and kept in
 //! `consume_queue` and `index_file`; `delay` is a table that these files depend on. `store` opens
 //! both. The formats are described in `docs/disk-format.md`.
@@ -32,6 +32,7 @@ mod queues;
 mod raft_index;
 mod reader;
 mod recovery;
+mod seal;
 mod segment;
 #[cfg(test)]
 mod sim;
@@ -52,10 +53,11 @@ pub use index_file::{
     ENTRY_BYTES, Entry, HEADER_BYTES, Header as IndexHeader, Layout as IndexLayout, SLOT_BYTES,
     key_hash,
 };
-pub use log::{AppendError, Appended, Log, Recovered};
+pub use log::{Appended, Log, Recovered};
 pub use queues::{ArrivalListener, Boundary, GetResult, GetStatus, OpenQueuesError, Queues};
 pub use reader::{LogReader, ReadError};
 pub use recovery::OpenError;
+pub use seal::AppendError;
 pub use store::{OpenStoreError, Store, open};
 pub use types::{
     Batch, EntryId, EntryKind, LogIndex, NewEntry, PendingRecord, PhyOffset, Position, QueueOffset,

@@ -1,62 +1,27 @@
 //! The log's single writer.
 
 use std::any::Any;
-use std::io::{self, IoSlice};
+use std::io;
 use std::sync::Arc;
 
-use bytes::Bytes;
-use rmq_wire::record::{self, Peek};
-use thiserror::Error;
-
 use crate::checkpoint::{Checkpoint, encode_vote, remove_abort, write_classic};
-use crate::config::StoreConfig;
+use crate::config::{FlushMode, StoreConfig};
 use crate::disk::Disk;
-use crate::extent::{ExtentError, Header, Tail, header_len, place, split, verify};
+use crate::extent::{Header, Tail};
 use crate::flush::{FlushCallback, FlushHandle, Flusher};
 use crate::keeper::Keeper;
 use crate::queue_offsets::QueueOffsets;
-use crate::raft_index::Cell;
 use crate::reader::{LogReader, ReadError, Shared};
 use crate::recovery::{OpenError, open_log};
-use crate::segment::zero_slices;
+use crate::seal::{AppendError, Gathered, Piece};
 use crate::slots::Slots;
-use crate::types::{
-    Batch, EntryId, EntryKind, LogIndex, NewEntry, PendingRecord, PhyOffset, Position, QueueOffset,
-    Run, SealedCell, Vote,
-};
-
-/// Why entries were not appended.
-#[derive(Debug, Error)]
-pub enum AppendError {
-    /// Nothing was written; the log is as before.
-    #[error("entry {id} has {bytes} bytes, an entry may have {max}")]
-    TooLarge { id: EntryId, bytes: u64, max: u64 },
-    /// Nothing was written; the log is as before.
-    #[error("entry {id} cannot follow {last:?}")]
-    Order { id: EntryId, last: Option<EntryId> },
-    /// A sealed entry is not what it should be. Nothing was written; the log is as before.
-    #[error("entry {id} is damaged or of another log: {source}")]
-    Extent { id: EntryId, source: ExtentError },
-    /// A sealed entry gives other queue offsets than this log would. Nothing was written.
-    #[error(
-        "entry {id} starts queue {topic}/{queue_id} at {found}, here its next offset is {expected}"
-    )]
-    QueueOffset {
-        id: EntryId,
-        topic: Arc<str>,
-        queue_id: i32,
-        found: QueueOffset,
-        expected: QueueOffset,
-    },
-    /// The store has stopped writing, now or before. What was to be written may be there in part.
-    #[error(transparent)]
-    Io(#[from] io::Error),
-}
+use crate::types::{EntryId, LogIndex, NewEntry, PhyOffset, QueueOffset, Vote};
 
 /// What an append did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Appended {
-    pub last: EntryId,
+    /// Last entry of the log.
+    pub last: Option<EntryId>,
     /// End of the log.
     pub end: PhyOffset,
 }
@@ -114,52 +79,6 @@ pub(crate) struct Parts {
     pub(crate) lock: Box<dyn Any + Send + Sync>,
 }
 
-/// Entries on their way to the disk.
-#[derive(Default)]
-struct Gathered {
-    /// Neighbouring pieces; none of them crosses a segment's end.
-    pieces: Vec<Piece>,
-    cells: Vec<Cell>,
-    headers: Vec<Header>,
-    sealed: Vec<(Arc<SealedCell>, Vec<Position>)>,
-}
-
-enum Piece {
-    Owned(Vec<u8>),
-    Shared(Bytes),
-    /// A blank: its head, and its length in all.
-    Blank([u8; record::BLANK_LEN], u64),
-}
-
-impl Piece {
-    fn len(&self) -> u64 {
-        match self {
-            Self::Owned(bytes) => bytes.len() as u64,
-            Self::Shared(bytes) => bytes.len() as u64,
-            Self::Blank(_, len) => *len,
-        }
-    }
-
-    fn slices<'a>(&'a self, out: &mut Vec<IoSlice<'a>>) {
-        match self {
-            Self::Owned(bytes) => out.push(IoSlice::new(bytes)),
-            Self::Shared(bytes) => out.push(IoSlice::new(bytes)),
-            Self::Blank(head, len) => {
-                out.push(IoSlice::new(head));
-                out.extend(zero_slices(len - head.len() as u64));
-            }
-        }
-    }
-
-    fn crc(&self, crc: u32) -> u32 {
-        let mut slices = Vec::new();
-        self.slices(&mut slices);
-        slices
-            .iter()
-            .fold(crc, |crc, slice| crc32c::crc32c_append(crc, slice))
-    }
-}
-
 impl Log {
     /// Opens the log of a store, creating it if there is none. Queue offsets start at 0 until the
     /// queues' state is given.
@@ -181,7 +100,7 @@ impl Log {
         let keeper = Keeper::start(
             Arc::clone(&shared),
             flusher.handle(),
-            config.flush == crate::config::FlushMode::Sync,
+            config.flush == FlushMode::Sync,
             parts.checkpoint_slots,
             checkpoint,
         )?;
@@ -281,179 +200,32 @@ impl Log {
     /// they are durable when a callback given to `on_flushed` afterwards says so.
     pub fn append(&mut self, entries: Vec<NewEntry>) -> Result<Appended, AppendError> {
         self.shared.check_poison()?;
-        let mut tail = self.tail;
-        let mut gathered = Gathered::default();
+        let now_ms = self.disk.now_ms();
+        let mut gathered = Gathered::new(&self.shared, &mut self.queue_offsets, self.tail);
         for entry in entries {
-            let one = match entry {
-                NewEntry::Unsealed {
-                    id,
-                    kind,
-                    meta,
-                    batch,
-                } => self.seal(&mut gathered, &tail, id, kind, meta, batch),
-                NewEntry::Sealed { id, bytes } => self.verify(&mut gathered, &tail, id, &bytes),
-            };
-            match one {
-                Ok(header) => {
-                    tail.advance(&header);
-                    gathered.headers.push(header);
-                }
-                Err(e) => {
-                    for header in gathered.headers.iter().rev() {
-                        self.queue_offsets.undo(&header.runs);
-                    }
-                    return Err(e);
-                }
+            if let Err(e) = gathered.add(entry, now_ms) {
+                gathered.undo();
+                return Err(e);
             }
         }
-        if let Some(first) = gathered.headers.first() {
+        let (tail, bytes) = (gathered.tail, gathered.bytes);
+        if let Some(first) = bytes.first {
             self.poisoning("append to the commit log", |log| {
-                log.write(&gathered.pieces, tail.end)?;
-                // One call covers neighbours only; a first entry after a purge has none before.
-                log.shared.index.put(first.id.index, &gathered.cells)
+                log.write(&bytes.pieces, tail.end)?;
+                log.shared.index.put(first, &bytes.cells)
             })?;
             self.flusher.wrote(tail.end - self.tail.end);
             self.tail = tail;
             self.shared.publish(&tail);
-            for (cell, positions) in gathered.sealed {
+            for (cell, positions) in bytes.sealed {
                 assert!(cell.set(positions).is_ok(), "a batch is sealed once");
             }
             self.want_ahead();
         }
         Ok(Appended {
-            last: tail.last_id().unwrap_or_default(),
+            last: tail.last_id(),
             end: tail.end,
         })
-    }
-
-    /// Decides everything that an entry of this leader leaves open, and gathers its bytes.
-    fn seal(
-        &mut self,
-        gathered: &mut Gathered,
-        tail: &Tail,
-        id: EntryId,
-        kind: EntryKind,
-        meta: Bytes,
-        batch: Option<Batch>,
-    ) -> Result<Header, AppendError> {
-        let segment_bytes = self.shared.segments.bytes;
-        let (records, cell) = match batch {
-            Some(batch) => (batch.records, Some(batch.sealed)),
-            None => (Vec::new(), None),
-        };
-        let last = tail.last_id();
-        let mut header = Header {
-            id,
-            kind,
-            prev_term: last.map(|last| last.term).unwrap_or_default(),
-            // Clocks of leaders differ, and search by time wants an ordered log.
-            store_timestamp: self.disk.now_ms().max(tail.store_timestamp),
-            start: tail.end,
-            len: 0,
-            record_count: u32::try_from(records.len()).unwrap_or(u32::MAX),
-            payload_crc: 0,
-            runs: Vec::new(),
-            meta,
-        };
-        if tail.check(&header).is_err() {
-            return Err(AppendError::Order { id, last });
-        }
-        let (queue_offsets, runs) = self.queue_offsets.take(&records);
-        header.runs = runs;
-        let header_len = header_len(&header.runs, header.meta.len()) as u64;
-        let bytes = header_len + records.iter().map(|r| r.buf.len() as u64).sum::<u64>();
-        let max = self.shared.max_extent_bytes;
-        if bytes > max {
-            self.queue_offsets.undo(&header.runs);
-            return Err(AppendError::TooLarge { id, bytes, max });
-        }
-
-        let header_pos = place(header.start, header_len, segment_bytes);
-        blank_between(&mut gathered.pieces, header.start, header_pos);
-        let header_piece = gathered.pieces.len();
-        let mut pos = header_pos + header_len;
-        let mut positions = Vec::with_capacity(records.len());
-        for (PendingRecord { mut buf, .. }, queue) in records.into_iter().zip(queue_offsets) {
-            let whole = Peek::Record { size: buf.len() };
-            assert_eq!(
-                record::peek(&buf),
-                whole,
-                "a pending record is one whole record"
-            );
-            let phy = place(pos, buf.len() as u64, segment_bytes);
-            blank_between(&mut gathered.pieces, pos, phy);
-            record::seal(
-                &mut buf,
-                queue.as_i64(),
-                phy.as_i64(),
-                header.store_timestamp,
-            );
-            positions.push(Position {
-                phy,
-                queue,
-                store_timestamp: header.store_timestamp,
-            });
-            pos = phy + buf.len() as u64;
-            gathered.pieces.push(Piece::Owned(buf));
-        }
-        let payload = &gathered.pieces[header_piece..];
-        header.payload_crc = payload.iter().fold(0, |crc, piece| piece.crc(crc));
-        header.len = u32::try_from(pos - header.start).expect("an extent is below two segments");
-        let record = header.encode(self.shared.generation, header_pos);
-        debug_assert_eq!(record.len() as u64, header_len);
-        gathered.pieces.insert(header_piece, Piece::Owned(record));
-        gathered.cells.push(Cell {
-            header: header_pos,
-            len: header.len,
-            term: id.term,
-        });
-        gathered.sealed.extend(cell.map(|cell| (cell, positions)));
-        Ok(header)
-    }
-
-    /// Checks an entry that another node sealed, and gathers its bytes.
-    fn verify(
-        &mut self,
-        gathered: &mut Gathered,
-        tail: &Tail,
-        id: EntryId,
-        bytes: &[Bytes],
-    ) -> Result<Header, AppendError> {
-        let segment_bytes = self.shared.segments.bytes;
-        let parts = split(tail.end, bytes, segment_bytes);
-        let wrong = |source| AppendError::Extent { id, source };
-        let (header, header_pos) =
-            verify(&parts, self.shared.generation, segment_bytes).map_err(wrong)?;
-        tail.check(&header).map_err(wrong)?;
-        if header.id != id {
-            return Err(wrong(ExtentError::Header("of another entry")));
-        }
-        if let Err(Run {
-            topic,
-            queue_id,
-            first,
-            ..
-        }) = self.queue_offsets.follow(&header.runs)
-        {
-            let expected = self.queue_offsets.next(topic, *queue_id);
-            let (topic, queue_id, found) = (Arc::clone(topic), *queue_id, *first);
-            return Err(AppendError::QueueOffset {
-                id,
-                topic,
-                queue_id,
-                found,
-                expected,
-            });
-        }
-        gathered
-            .pieces
-            .extend(parts.into_iter().map(|part| Piece::Shared(part.bytes)));
-        gathered.cells.push(Cell {
-            header: header_pos,
-            len: header.len,
-            term: id.term,
-        });
-        Ok(header)
     }
 
     /// Writes neighbouring pieces at the end of the log, in one call for each segment.
@@ -649,14 +421,5 @@ impl Log {
             self.shared.poison(|| format!("cannot {doing}: {e}"));
         }
         result
-    }
-}
-
-/// Puts a blank where a record was moved to the next segment.
-fn blank_between(pieces: &mut Vec<Piece>, from: PhyOffset, to: PhyOffset) {
-    if from != to {
-        let len = to - from;
-        let size = u32::try_from(len).expect("a segment is below 2 GiB");
-        pieces.push(Piece::Blank(record::blank(size), len));
     }
 }

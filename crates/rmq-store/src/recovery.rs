@@ -492,7 +492,7 @@ impl<'a> Opening<'a> {
         let mut cells = Cells::new(self);
         let stopped = loop {
             let one = self.read_extent(tail.end).and_then(|(header, pos)| {
-                tail.check(&header)
+                tail.check_stored(&header)
                     .map_err(|source| Stop::Extent(pos, source))?;
                 cells.push(&header, pos)?;
                 Ok(header)

@@ -2,4 +2,7 @@
 
 mod append;
 mod crash;
+mod faults;
+mod model;
+mod open;
 mod support;

@@ -1,0 +1,132 @@
+//! Failing writes and syncs: the first one ends all writing.
+
+use std::io::ErrorKind;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::support::*;
+use crate::config::FlushMode;
+use crate::disk::Disk;
+use crate::log::Log;
+use crate::seal::AppendError;
+use crate::sim::{Fault, SimDisk};
+use crate::types::{LogIndex, Vote};
+
+fn open(sim: &SimDisk, flush: FlushMode) -> Log {
+    let disk: Arc<dyn Disk> = Arc::new(sim.clone());
+    Log::open(&config(Path::new("/store"), flush), &disk).unwrap()
+}
+
+/// Nothing is written any more, and everything says why.
+fn assert_poisoned(sim: &SimDisk, log: &mut Log, reason: &str) {
+    let done = sim.done();
+    let next = log.reader().last_id().map_or(0, |id| id.index.0 + 1);
+    let errors = [
+        log.append(vec![blank(id(1, next))])
+            .unwrap_err()
+            .to_string(),
+        flush(log).unwrap_err().to_string(),
+        log.save_vote(Vote::default()).unwrap_err().to_string(),
+        log.truncate_after(Some(LogIndex(0)))
+            .unwrap_err()
+            .to_string(),
+        log.purge(id(1, 0)).unwrap_err().to_string(),
+    ];
+    for error in errors {
+        assert!(error.contains(reason), "{error}");
+    }
+    assert_eq!(sim.done(), done, "nothing is tried again");
+}
+
+#[test]
+fn a_failed_sync_is_never_tried_again() {
+    for flush_mode in [FlushMode::Sync, FlushMode::Async { interval_ms: 1 }] {
+        let sim = SimDisk::default();
+        let mut log = open(&sim, flush_mode);
+        log.append(vec![blank(id(1, 0)), blank(id(1, 1))]).unwrap();
+        sim.fail(Fault::Sync, "commitlog", 0);
+        if flush_mode == FlushMode::Sync {
+            assert!(flush(&log).is_err());
+        } else {
+            while flush(&log).is_ok() {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+        }
+        assert_poisoned(
+            &sim,
+            &mut log,
+            "cannot sync /store/commitlog/00000000000000000000",
+        );
+        assert!(
+            log.reader().entry(LogIndex(1)).unwrap().is_some(),
+            "reading goes on"
+        );
+    }
+}
+
+#[test]
+fn a_full_disk_ends_writing_and_costs_no_earlier_entry() {
+    for fault in [Fault::Full, Fault::Write] {
+        let sim = SimDisk::default();
+        let mut log = open(&sim, FlushMode::Sync);
+        log.append(vec![blank(id(1, 0)), blank(id(1, 1))]).unwrap();
+        sim.fail(fault, "commitlog", 0);
+        let records = vec![
+            pending("t", 0, &[5; 4000], true),
+            pending("t", 0, &[6; 4000], true),
+        ];
+        let error = log.append(vec![messages(id(1, 2), records).0]).unwrap_err();
+        match error {
+            AppendError::Io(e) if fault == Fault::Full => {
+                assert_eq!(e.kind(), ErrorKind::StorageFull);
+            }
+            AppendError::Io(_) => {}
+            other => panic!("{other}"),
+        }
+        assert_eq!(
+            log.reader().last_id(),
+            Some(id(1, 1)),
+            "not shown to readers"
+        );
+        assert_poisoned(&sim, &mut log, "cannot append to the commit log");
+        drop(log);
+        let mut log = open(&sim, FlushMode::Sync);
+        assert_eq!(log.reader().last_id(), Some(id(1, 1)));
+        assert!(log.recovered().cut_bytes > 0);
+        log.append(vec![blank(id(2, 2))]).unwrap();
+    }
+}
+
+#[test]
+fn a_segment_that_cannot_be_made_ends_writing() {
+    let sim = SimDisk::default();
+    let mut log = open(&sim, FlushMode::Sync);
+    // Whether it is made ahead or when it is needed: there is no room.
+    let mut index = 0;
+    loop {
+        sim.fail(Fault::Full, &format!("{SEGMENT_BYTES:020}"), 0);
+        let record = vec![pending("t", 0, &[5; 4000], true)];
+        if log.append(vec![messages(id(1, index), record).0]).is_err() {
+            break;
+        }
+        index += 1;
+        assert!(index < 100, "it does not fit one segment");
+    }
+    assert_poisoned(&sim, &mut log, "cannot append to the commit log");
+    drop(log);
+    assert_eq!(
+        open(&sim, FlushMode::Sync).reader().last_id(),
+        Some(id(1, index - 1))
+    );
+}
+
+#[test]
+fn a_vote_that_cannot_be_written_is_not_given() {
+    let sim = SimDisk::default();
+    let mut log = open(&sim, FlushMode::Sync);
+    log.append(vec![blank(id(1, 0)), blank(id(1, 1))]).unwrap();
+    sim.fail(Fault::Sync, "raft.vote", 0);
+    assert!(log.save_vote(Vote::default()).is_err());
+    assert_eq!(log.read_vote(), None);
+    assert_poisoned(&sim, &mut log, "cannot save the vote");
+}
