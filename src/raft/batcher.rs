@@ -133,10 +133,10 @@ pub(super) fn not_leading(leadership: &Leadership) -> Result<(), ProposeError> {
     }
 }
 
-fn elsewhere(leadership: &Leadership) -> ProposeError {
+pub(super) fn elsewhere(leadership: &Leadership) -> ProposeError {
     match leadership.fatal() {
         Some(reason) => ProposeError::Fatal(reason.to_owned()),
-        None => ProposeError::NotLeader(leadership.leader()),
+        None => ProposeError::NotLeader(leadership.other_leader()),
     }
 }
 
@@ -182,7 +182,8 @@ struct Flight {
     sealed: Arc<SealedCell>,
     /// Each send's number of records, in the order of the batch.
     waiting: Vec<(usize, oneshot::Sender<Result<Vec<Position>, ProposeError>>)>,
-    permits: Vec<OwnedSemaphorePermit>,
+    /// Returned with the flight.
+    _permits: Vec<OwnedSemaphorePermit>,
     closed: Instant,
     term: Option<u64>,
 }
@@ -277,7 +278,7 @@ impl Worker {
             batch: Pending::new(batch),
             sealed,
             waiting,
-            permits,
+            _permits: permits,
             closed: Instant::now(),
             term: self.leadership.leading(),
         }

@@ -219,7 +219,7 @@ impl Group {
                 }
                 Outcome::Failed(error) => return Err(error),
                 Outcome::Held if started.elapsed() > HOLD || term != leadership.leading() => {
-                    return Err(ProposeError::NotLeader(leadership.leader()));
+                    return Err(batcher::elsewhere(leadership));
                 }
                 Outcome::Held => tokio::time::sleep(RETRY).await,
             }
@@ -246,7 +246,7 @@ impl Group {
             Err(RaftError::APIError(
                 LinearizableReadError::ForwardToLeader(_)
                 | LinearizableReadError::QuorumNotEnough(_),
-            )) => Err(ProposeError::NotLeader(leadership.leader())),
+            )) => Err(batcher::elsewhere(leadership)),
             Err(RaftError::Fatal(_)) => Err(batcher::stopped(leadership)),
         }
     }

@@ -80,6 +80,11 @@ impl Leadership {
         )
     }
 
+    /// The leader, if it is not this node.
+    pub(super) fn other_leader(&self) -> Option<LeaderInfo> {
+        self.leader().filter(|leader| leader.node != self.self_id())
+    }
+
     /// The term that this node leads, be its lease over or not.
     pub(super) fn leading(&self) -> Option<u64> {
         let term = leading(&self.server.borrow_watched())?.term;
@@ -101,12 +106,15 @@ impl Leadership {
             let Some(leader_id) = leading(&server) else {
                 return Lease::None;
             };
+            let configs = server.membership_config.membership().get_joint_config();
             // A leader that was voted out steps down by a transfer, which no lease delays.
-            let mut voters = server.membership_config.voter_ids();
-            if !voters.any(|id| id == leader_id.node_id) {
+            if !configs
+                .iter()
+                .any(|voters| voters.contains(&leader_id.node_id))
+            {
                 return Lease::None;
             }
-            (leader_id, server.membership_config.voter_ids().count() == 1)
+            (leader_id, configs.iter().all(|voters| voters.len() == 1))
         };
         if self.resigned_term.load(Ordering::Acquire) == leader_id.term {
             return Lease::None;
@@ -157,13 +165,20 @@ impl Leadership {
         let mut data = self.data.clone();
         let mut logged = ServerState::Learner;
         loop {
-            let (role, lease) = self.role();
-            self.log(&role, &mut logged);
+            let mut before = None;
+            let mut lease = Lease::None;
+            // Looked at under the lock, so that a transfer's word is never overwritten by an
+            // earlier look.
             self.roles.send_if_modified(|known| {
+                let role;
+                (role, lease) = self.role();
                 let changed = *known != role;
-                *known = role.clone();
+                before = Some(std::mem::replace(known, role));
                 changed
             });
+            if let Some(before) = before {
+                self.log(&before, &mut logged);
+            }
             let lease_over = async {
                 match lease {
                     Lease::Until(end) => tokio::time::sleep(remaining(end)).await,
@@ -192,23 +207,24 @@ impl Leadership {
         }
     }
 
-    fn log(&self, role: &RoleState, logged: &mut ServerState) {
-        let known = self.roles.borrow();
+    /// Says what has changed since `before`, and since the state that was last `logged`.
+    fn log(&self, before: &RoleState, logged: &mut ServerState) {
+        let role = self.roles.borrow().clone();
         let state = self.server.borrow_watched().state;
         let node = self.self_id();
         let term = role.term;
-        if state == ServerState::Candidate && (*logged != state || known.term != term) {
+        if state == ServerState::Candidate && (*logged != state || before.term != term) {
             tracing::info!(node, term, "stands for election");
         }
         *logged = state;
-        if known.leader != role.leader || (known.term != term && role.leader.is_some()) {
+        if before.leader != role.leader || (before.term != term && role.leader.is_some()) {
             match &role.leader {
                 Some(leader) if leader.node == node => tracing::info!(node, term, "leads"),
                 Some(leader) => tracing::info!(node, term, leader = leader.node, "follows"),
                 None => tracing::info!(node, term, "knows no leader"),
             }
         }
-        if known.serving != role.serving {
+        if before.serving != role.serving {
             if role.serving {
                 tracing::info!(node, term, "serves: its lease holds and its log is applied");
             } else {
@@ -221,7 +237,7 @@ impl Leadership {
     pub(super) async fn transfer(&self, to: Option<NodeId>) -> Result<NodeId, TransferError> {
         let term = self
             .leading()
-            .ok_or_else(|| TransferError::NotLeader(self.leader()))?;
+            .ok_or_else(|| TransferError::NotLeader(self.other_leader()))?;
         let target = self.successor(to)?;
         self.resigned_term.store(term, Ordering::Release);
         // Watchers must not believe in the lease until its end.

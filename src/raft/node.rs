@@ -65,6 +65,9 @@ pub enum StartError {
     /// The listener for peers cannot be used.
     #[error("cannot listen for peers: {0}")]
     Listen(#[source] io::Error),
+    /// The log's notes cannot be written.
+    #[error("cannot write to the log: {0}")]
+    Log(#[source] io::Error),
     /// The applied state's file cannot be read.
     #[error("cannot read the applied state: {0}")]
     Applied(#[source] io::Error),
@@ -185,7 +188,7 @@ impl Node {
         let Parts {
             id,
             config,
-            log,
+            mut log,
             queues,
             meta,
             root,
@@ -195,6 +198,19 @@ impl Node {
         } = parts;
         let lease = Duration::from_millis(config.election_timeout_max);
         let quarantined = quarantine && log.is_suspect();
+        if !quarantined && log.is_suspect() {
+            tracing::warn!(
+                node = id,
+                "the machine went down without a sync: acknowledged entries may be lost"
+            );
+            log.clear_suspect().map_err(StartError::Log)?;
+        }
+        // Without a vote it never promised anything.
+        let grace = if log.read_vote().is_some() {
+            lease
+        } else {
+            Duration::ZERO
+        };
         let reader = log.reader();
         let state_machine = StateMachine::open(&root, disk, &reader, queues.clone(), meta)
             .map_err(StartError::Applied)?;
@@ -204,7 +220,7 @@ impl Node {
         let raft = raft.map_err(failed)?;
         let leadership = Arc::new(Leadership::new(raft.clone(), lease));
         tokio::spawn(leadership.clone().run(on_fatal));
-        let gate = VoteGate::new(lease, quarantined);
+        let gate = VoteGate::new(grace, quarantined);
         if quarantined {
             raft.runtime_config().elect(false);
             tokio::spawn(leave_quarantine(raft.clone(), gate.clone(), log.clone()));

@@ -12,7 +12,8 @@ use std::time::Duration;
 use openraft::StorageError;
 use openraft::testing::log::{StoreBuilder, Suite};
 use rmq_store::{
-    FlushMode, LogReader, PendingRecord, PhyOffset, Position, RealDisk, Store, StoreConfig,
+    FlushMode, LogReader, OpenError, OpenStoreError, PendingRecord, PhyOffset, Position, RealDisk,
+    Store, StoreConfig,
 };
 use rmq_wire::record::{NewRecord, Record};
 use tempfile::TempDir;
@@ -41,8 +42,19 @@ fn store_config(root: &Path) -> StoreConfig {
     config
 }
 
-fn open_store(root: &Path) -> Store {
-    rmq_store::open(&store_config(root), Arc::new(RealDisk)).unwrap()
+/// Opens a store, once the tasks of a node that was dropped have let go of it.
+async fn open_store(root: &Path) -> Store {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        match rmq_store::open(&store_config(root), Arc::new(RealDisk)) {
+            Err(OpenStoreError::Log(OpenError::Locked { .. }))
+                if tokio::time::Instant::now() < deadline =>
+            {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            opened => return opened.unwrap(),
+        }
+    }
 }
 
 struct Builder;
@@ -50,7 +62,7 @@ struct Builder;
 impl StoreBuilder<TypeConfig, LogStore, StateMachine, TempDir> for Builder {
     async fn build(&self) -> Result<(TempDir, LogStore, StateMachine), StorageError<TypeConfig>> {
         let dir = tempfile::tempdir().unwrap();
-        let store = open_store(dir.path());
+        let store = open_store(dir.path()).await;
         let reader = store.log.reader();
         let disk = Arc::new(RealDisk);
         let state = StateMachine::open(dir.path(), disk, &reader, store.queues, Meta::new());
@@ -72,7 +84,7 @@ struct Running {
 }
 
 async fn start(id: NodeId, root: &Path, wires: &Wires) -> Running {
-    let store = open_store(root);
+    let store = open_store(root).await;
     let reader = store.log.reader();
     let meta = Meta::new();
     let parts = Parts {
@@ -225,7 +237,8 @@ async fn commit_offset(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_group_of_one_keeps_what_it_acknowledged() {
     let dir = tempfile::tempdir().unwrap();
-    let node = start(7, dir.path(), &Wires::default()).await;
+    let wires = Wires::default();
+    let node = start(7, dir.path(), &wires).await;
     form(&node, [7]).await;
     until_serving(&node).await;
     let mut sent = send_all(&node.group, "first", 600).await;
@@ -242,12 +255,23 @@ async fn a_group_of_one_keeps_what_it_acknowledged() {
     ));
     drop(node);
 
-    let node = start(7, dir.path(), &Wires::default()).await;
+    let node = start(7, dir.path(), &wires).await;
     until_serving(&node).await;
     assert_in_place(&node.reader, &sent);
     assert_eq!(node.meta.snapshot(), meta);
     sent.extend(send_all(&node.group, "second", 20).await);
+    assert_eq!(commit_offset(&node.group, "g", 6).await, Ok(Reply::Done));
+    let meta = node.meta.snapshot();
+    // It ends without saving anything, as in a crash: what it applied is applied again.
+    wires.unplug(7);
+    node.group.raft().shutdown().await.unwrap();
+    drop(node);
+
+    let node = start(7, dir.path(), &wires).await;
+    until_serving(&node).await;
+    assert_eq!(acknowledged(&sent), 620);
     assert_in_place(&node.reader, &sent);
+    assert_eq!(node.meta.snapshot(), meta);
     node.group.read_barrier().await.unwrap();
     assert_eq!(
         node.group.transfer_leader(None).await,
