@@ -77,11 +77,13 @@ fn unsupported(code: i32) -> Refusal {
 
 impl Service for Broker {
     async fn call(self: Arc<Self>, request: Request) -> Option<Reply> {
-        let handled = match kind(request.command.code) {
-            None => Err(unsupported(request.command.code)),
-            Some(Kind::Local) => execute(&self, &request).await,
-            Some(Kind::Read | Kind::Write) if self.is_serving() => as_leader(&self, &request).await,
-            Some(Kind::Read | Kind::Write) => forward::to_leader(&self, &request).await,
+        let handled = match request.command.code {
+            // Pulls wait, here or at the leader, and must not hold up the end of a connection.
+            request::PULL_MESSAGE | request::LITE_PULL_MESSAGE => tokio::select! {
+                handled = handle(&self, &request) => handled,
+                () = self.closing() => forward::no_leader(&request),
+            },
+            _ => handle(&self, &request).await,
         };
         reply(&request.command, handled)
     }
@@ -110,6 +112,15 @@ pub async fn forwarded(broker: Arc<Broker>, client: SocketAddr, raw: Bytes) -> O
     };
     let reply = broker.call(request).await?;
     Some(frame(reply))
+}
+
+async fn handle(broker: &Arc<Broker>, request: &Request) -> Handled {
+    match kind(request.command.code) {
+        None => Err(unsupported(request.command.code)),
+        Some(Kind::Local) => execute(broker, request).await,
+        Some(Kind::Read | Kind::Write) if broker.is_serving() => as_leader(broker, request).await,
+        Some(Kind::Read | Kind::Write) => forward::to_leader(broker, request).await,
+    }
 }
 
 /// Answers on the leader.

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rmq_store::{Arrival, ArrivalListener, LogReader, Queues};
 use rmq_wire::code::response;
+use tokio::sync::watch;
 
 use super::clients::Clients;
 use super::hold::Holds;
@@ -32,6 +33,7 @@ pub struct Broker {
     /// Bytes at the end of the log that count as in memory.
     pub(super) recent_bytes: u64,
     draining: AtomicBool,
+    closing: watch::Sender<bool>,
     clock: fn() -> i64,
 }
 
@@ -59,6 +61,7 @@ impl Broker {
             store_host,
             recent_bytes: recent_bytes(),
             draining: AtomicBool::new(false),
+            closing: watch::Sender::new(false),
             clock,
         })
     }
@@ -94,6 +97,21 @@ impl Broker {
             // Without a successor the group elects one, or has nobody else.
             Err(error) => tracing::info!(error, "leadership is not handed over"),
         }
+    }
+
+    /// Answers the requests that wait for messages, because connections are about to be closed.
+    pub fn release_waiting(&self) {
+        self.closing.send_replace(true);
+    }
+
+    /// Resolves after [`Broker::release_waiting`].
+    pub(super) async fn closing(&self) {
+        // The sender lives in `self`, so the wait cannot fail.
+        self.closing
+            .subscribe()
+            .wait_for(|closing| *closing)
+            .await
+            .ok();
     }
 
     pub(super) fn is_draining(&self) -> bool {

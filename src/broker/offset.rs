@@ -24,7 +24,7 @@ pub(super) async fn query(broker: &Arc<Broker>, request: &Request) -> Handled {
         Some(offset) => offset,
         // A group that is new to a young queue consumes it from its start.
         None if header.set_zero_if_not_found != Some(false)
-            && super::queue::is_young(broker, topic, queue_id)? =>
+            && is_young(broker, topic, queue_id)? =>
         {
             0
         }
@@ -35,6 +35,13 @@ pub(super) async fn query(broker: &Arc<Broker>, request: &Request) -> Handled {
     };
     let reply = request.command.reply(response::SUCCESS);
     Ok(reply.with_header(&OffsetResponse { offset }).into())
+}
+
+fn is_young(broker: &Broker, topic: &str, queue_id: i32) -> Result<bool, Refusal> {
+    super::queue::is_young(broker, topic, queue_id).map_err(|error| {
+        tracing::error!(topic, queue_id, %error, "a queue could not be read");
+        Refusal::Silence
+    })
 }
 
 /// `UPDATE_CONSUMER_OFFSET`. Whoever waits for the answer is told once the offset is replicated.

@@ -59,7 +59,7 @@ impl FakeReplica {
             index_entries: 1000,
             ..StoreConfig::new(dir.path())
         };
-        let disk: Arc<dyn Disk> = Arc::new(RealDisk::default());
+        let disk: Arc<dyn Disk> = Arc::new(RealDisk);
         let mut log = Log::open(&config, &disk).unwrap();
         let reader = log.reader();
         let queues = Queues::open(&config, disk, reader.clone()).unwrap();

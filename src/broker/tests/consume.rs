@@ -219,6 +219,30 @@ async fn a_pull_that_waits_when_the_leader_changes_is_to_be_repeated() {
 }
 
 #[tokio::test]
+async fn a_pull_does_not_hold_up_the_end() {
+    let node = Arc::new(Node::start().await);
+    node.sent(send("", b"1")).await;
+    let waiting = PullMessage {
+        sys_flag: pull_sys_flag::SUBSCRIPTION | pull_sys_flag::SUSPEND,
+        suspend_timeout_millis: 30_000,
+        ..pull(1)
+    };
+    let pulling = {
+        let node = Arc::clone(&node);
+        tokio::spawn(async move { node.told(pull_request(&waiting)).await })
+    };
+    while node.broker.holds.len() == 0 {
+        tokio::task::yield_now().await;
+    }
+    node.broker.release_waiting();
+    let answer = tokio::time::timeout(Duration::from_secs(4), pulling)
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(answer.code, response::PULL_RETRY_IMMEDIATELY);
+}
+
+#[tokio::test]
 async fn offsets_are_kept_and_seen_by_the_next_query() {
     let node = Node::start().await;
     node.sent(send("", b"1")).await;
