@@ -328,7 +328,7 @@ impl Worker {
                 flight.fail(&elsewhere(&self.leadership));
             }
         }
-        if self.leadership.serving() {
+        if self.leadership.serving().is_some() {
             self.unserved = None;
             return;
         }

@@ -232,7 +232,7 @@ impl Group {
         let leadership = self.leadership();
         // Whatever was acknowledged in this term was applied here first, earlier terms are applied
         // as a whole before this node serves, and there is no later term while the lease holds.
-        if leadership.serving() {
+        if leadership.serving().is_some() {
             return Ok(());
         }
         match self
@@ -263,6 +263,12 @@ impl Group {
 
     /// Whether this node may answer for the group now, see [`RoleState::serving`].
     pub fn serving(&self) -> bool {
+        self.serving_term().is_some()
+    }
+
+    /// The term in which it may. The same term before and after a look at local state says that
+    /// the state was current.
+    pub fn serving_term(&self) -> Option<u64> {
         self.leadership().serving()
     }
 

@@ -91,20 +91,23 @@ impl Leadership {
         (self.resigned_term.load(Ordering::Acquire) != term).then_some(term)
     }
 
-    /// Whether this node leads, nobody else can, and all that was committed before is applied here.
-    pub(super) fn serving(&self) -> bool {
+    /// The term that this node leads while nobody else can lead a later one, and all that was
+    /// committed before is applied here.
+    pub(super) fn serving(&self) -> Option<u64> {
         match self.lease() {
-            Lease::None => false,
-            Lease::Until(end) => now() < end,
-            Lease::Forever => true,
+            (_, Lease::None) => None,
+            (term, Lease::Until(end)) => (now() < end).then_some(term),
+            (term, Lease::Forever) => Some(term),
         }
     }
 
-    fn lease(&self) -> Lease {
+    /// The term that this node leads, if any, and its lease on it.
+    fn lease(&self) -> (u64, Lease) {
+        const NONE: (u64, Lease) = (0, Lease::None);
         let (leader_id, alone) = {
             let server = self.server.borrow_watched();
             let Some(leader_id) = leading(&server) else {
-                return Lease::None;
+                return NONE;
             };
             let configs = server.membership_config.membership().get_joint_config();
             // A leader that was voted out steps down by a transfer, which no lease delays.
@@ -112,28 +115,29 @@ impl Leadership {
                 .iter()
                 .any(|voters| voters.contains(&leader_id.node_id))
             {
-                return Lease::None;
+                return NONE;
             }
             (leader_id, configs.iter().all(|voters| voters.len() == 1))
         };
         if self.resigned_term.load(Ordering::Acquire) == leader_id.term {
-            return Lease::None;
+            return NONE;
         }
         let data = self.data.borrow_watched();
         if data.last_applied.is_none_or(|id| id.leader_id != leader_id) {
-            return Lease::None;
+            return NONE;
         }
-        match data.last_quorum_acked {
+        let lease = match data.last_quorum_acked {
             _ if alone => Lease::Forever,
             Some(asked) => Lease::Until(asked.into_inner() + self.lease),
             None => Lease::None,
-        }
+        };
+        (leader_id.term, lease)
     }
 
     fn role(&self) -> (RoleState, Lease) {
         let lease = match self.lease() {
-            Lease::Until(end) if now() >= end => Lease::None,
-            lease => lease,
+            (_, Lease::Until(end)) if now() >= end => Lease::None,
+            (_, lease) => lease,
         };
         let server = self.server.borrow_watched();
         let members = server.membership_config.membership();
