@@ -26,7 +26,8 @@ pub use group::{
 pub use leadership::OnFatal;
 pub use node::{StartError, Timers};
 pub use peer::{
-    Duplex, IdentityError, Listener, Net, PeerList, PeerListError, SelfId, SelfIdError, Tcp,
+    Duplex, ForwardHandler, IdentityError, Listener, Net, PeerList, PeerListError, SelfId,
+    SelfIdError, Tcp,
 };
 pub use types::NodeId;
 

@@ -3,10 +3,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
+
+use rmq_store::{Disk, OpenMode};
 
 use crate::raft::types::NodeId;
 
@@ -195,8 +197,10 @@ pub enum IdentityError {
 /// The identity of an open data directory.
 #[derive(Debug)]
 pub(in crate::raft) struct Identity {
-    path: PathBuf,
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
     record: Record,
+    closed: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -209,34 +213,36 @@ struct Record {
 }
 
 impl Identity {
-    /// Reads the identity, or draws one for a directory that has none. `pristine` says that the
-    /// store has neither a vote nor a log; `random` is the source of a new incarnation.
+    /// Reads the identity of the store at `dir`, or draws one for a store that has none. `pristine`
+    /// says that the store has neither a vote nor a log; `random` is the source of a new
+    /// incarnation.
     pub(in crate::raft) fn open(
-        path: &Path,
+        disk: Arc<dyn Disk>,
+        dir: &Path,
         group_name: &str,
         self_id: SelfId,
         pristine: bool,
         random: u64,
     ) -> Result<Self, IdentityError> {
+        let path = &dir.join(FILE_NAME);
         let io_error = |source| IdentityError::Io {
-            path: path.to_owned(),
+            path: path.clone(),
             source,
         };
-        let stored = match fs::read_to_string(path) {
-            Ok(text) => {
-                let record = Record::parse(&text).map_err(|reason| IdentityError::Damaged {
-                    path: path.to_owned(),
+        let stored = match read(&*disk, path).map_err(io_error)? {
+            Some(bytes) => {
+                let record = Record::parse(&bytes).map_err(|reason| IdentityError::Damaged {
+                    path: path.clone(),
                     reason,
                 })?;
                 Some(record)
             }
-            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
-            Err(e) => return Err(io_error(e)),
+            None => None,
         };
         let record = match stored {
             Some(stored) if (stored.self_id, &*stored.group_name) != (self_id, group_name) => {
                 return Err(IdentityError::OtherNode {
-                    path: path.to_owned(),
+                    path: path.clone(),
                     stored: format!("node {} of group {}", stored.self_id, stored.group_name),
                     configured: format!("node {self_id} of group {group_name}"),
                 });
@@ -250,14 +256,13 @@ impl Identity {
                 None
             }
             None if !pristine => {
-                return Err(IdentityError::Missing {
-                    path: path.to_owned(),
-                });
+                return Err(IdentityError::Missing { path: path.clone() });
             }
             stored => stored,
         };
         let identity = Self {
-            path: path.to_owned(),
+            disk,
+            dir: dir.to_owned(),
             record: record.unwrap_or_else(|| Record {
                 group_name: group_name.to_owned(),
                 self_id,
@@ -265,6 +270,7 @@ impl Identity {
                 group: None,
                 held: false,
             }),
+            closed: false,
         };
         identity.save(&identity.record).map_err(io_error)?;
         Ok(identity)
@@ -300,34 +306,61 @@ impl Identity {
         self.update(|record| record.held = true)
     }
 
+    /// Refuses all further changes: the file may now belong to a successor in this process.
+    pub(super) fn close(&mut self) {
+        self.closed = true;
+    }
+
     fn update(&mut self, change: impl FnOnce(&mut Record)) -> io::Result<()> {
         let mut record = self.record.clone();
         change(&mut record);
         if record != self.record {
+            if self.closed {
+                return Err(io::Error::other("the node is shut down"));
+            }
             self.save(&record)?;
             self.record = record;
         }
         Ok(())
     }
 
+    /// Replaces the file; after a crash there is the old one or the new one.
     fn save(&self, record: &Record) -> io::Result<()> {
-        let temporary = self.path.with_extension("tmp");
-        let dir = self.path.parent().filter(|dir| !dir.as_os_str().is_empty());
-        let dir = dir.unwrap_or(Path::new("."));
-        fs::create_dir_all(dir)?;
-        let mut file = File::create(&temporary)?;
-        file.write_all(record.format().as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&temporary, &self.path)?;
-        File::open(dir)?.sync_all()
+        let text = record.format();
+        let path = self.dir.join(FILE_NAME);
+        let new = path.with_extension("new");
+        self.disk.create_dir_all(&self.dir)?;
+        let file = self.disk.open(&new, OpenMode::Create)?;
+        file.set_len(text.len() as u64)?;
+        file.write_at(0, &[IoSlice::new(text.as_bytes())])?;
+        file.sync()?;
+        self.disk.rename(&new, &path)?;
+        self.disk.sync_dir(&self.dir)
     }
 }
 
+fn read(disk: &dyn Disk, path: &Path) -> io::Result<Option<Vec<u8>>> {
+    let file = match disk.open(path, OpenMode::Read) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other?,
+    };
+    let mut bytes = vec![0; MAX_FILE_BYTES];
+    let len = file.read_at(0, &mut bytes)?;
+    bytes.truncate(len);
+    Ok(Some(bytes))
+}
+
+/// The file's name in the store's directory.
+const FILE_NAME: &str = "raft.identity";
+/// Far more than the file takes.
+const MAX_FILE_BYTES: usize = 4096;
 const HEADING: &str = "# Who this data directory is in its broker group. Never copy it to another.";
 
 impl Record {
     fn format(&self) -> String {
-        let group = self.group.map_or("-".to_owned(), |group| group.to_string());
+        let group = self
+            .group
+            .map_or_else(|| "-".to_owned(), |group| group.to_string());
         let body = format!(
             "{HEADING}\nversion=1\ngroupName={}\nselfId={}\nnode={:016x}\ngroup={group}\nheld={}\n",
             self.group_name, self.self_id, self.node, self.held
@@ -336,7 +369,8 @@ impl Record {
         format!("{body}crc32c={crc:08x}\n")
     }
 
-    fn parse(text: &str) -> Result<Self, String> {
+    fn parse(bytes: &[u8]) -> Result<Self, String> {
+        let text = std::str::from_utf8(bytes).map_err(|_| "it is not text")?;
         let (body, crc) = text
             .rsplit_once("crc32c=")
             .ok_or("it has no checksum line")?;
@@ -350,7 +384,7 @@ impl Record {
         let field = |name: &str| {
             body.lines()
                 .find_map(|line| line.strip_prefix(name)?.strip_prefix('='))
-                .ok_or(format!("it has no {name}"))
+                .ok_or_else(|| format!("it has no {name}"))
         };
         let wrong = |name: &str, value: &str| format!("{name} is {value:?}");
         let version = field("version")?;
@@ -381,11 +415,15 @@ impl Record {
 mod tests {
     use super::*;
 
+    use std::fs;
+
     use proptest::prelude::*;
+    use rmq_store::RealDisk;
 
     fn open(dir: &Path, pristine: bool, random: u64) -> Result<Identity, IdentityError> {
         Identity::open(
-            &dir.join("identity"),
+            Arc::new(RealDisk),
+            dir,
             "broker-a",
             SelfId(2),
             pristine,
@@ -431,9 +469,10 @@ mod tests {
             Err(IdentityError::Missing { .. })
         ));
         open(dir.path(), true, 5).unwrap();
-        let path = dir.path().join("identity");
+        let path = dir.path().join(FILE_NAME);
         for (group, id) in [("broker-a", SelfId(1)), ("broker-b", SelfId(2))] {
-            let error = Identity::open(&path, group, id, true, 5).unwrap_err();
+            let error =
+                Identity::open(Arc::new(RealDisk), dir.path(), group, id, true, 5).unwrap_err();
             assert!(matches!(error, IdentityError::OtherNode { .. }), "{error}");
         }
         let text = fs::read_to_string(&path).unwrap();
@@ -494,8 +533,8 @@ mod tests {
                 group: group.map(GroupId),
                 held,
             };
-            prop_assert_eq!(Record::parse(&record.format()), Ok(record));
-            prop_assert!(Record::parse(&text).is_err());
+            prop_assert_eq!(Record::parse(record.format().as_bytes()), Ok(record));
+            prop_assert!(Record::parse(text.as_bytes()).is_err());
         }
     }
 }

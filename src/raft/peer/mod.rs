@@ -12,21 +12,96 @@
 //! broker's.
 
 mod caller;
+mod formation;
 mod identity;
+mod join;
 mod messages;
+mod nag;
 mod network;
+mod server;
 mod transport;
 mod wire;
 
-use tokio::sync::RwLock;
+use std::sync::Arc;
 
+use tokio::runtime::Handle;
+use tokio::sync::RwLock;
+use tokio::task::JoinSet;
+
+pub(in crate::raft) use formation::form_alone;
 pub(in crate::raft) use identity::{GroupId, Identity};
 pub use identity::{IdentityError, PeerList, PeerListError, SelfId, SelfIdError};
-pub(in crate::raft) use network::{ForwardError, Network};
+pub(in crate::raft) use network::{ForwardError, LastLogId, Network};
+pub use server::ForwardHandler;
 pub use transport::{Duplex, Listener, Net, Tcp};
 
+use crate::raft::Raft;
+use crate::raft::gate::VoteGate;
 use crate::raft::types::{BrokerNode, NodeId};
+use caller::Dialer;
+use join::Joins;
 use messages::NodeInfo;
+use nag::Nag;
+use server::Shared;
+
+/// What it takes to talk with the other nodes of a group.
+pub(in crate::raft) struct Options {
+    /// Dials them.
+    pub(in crate::raft) net: Arc<dyn Net>,
+    /// Where they dial this node.
+    pub(in crate::raft) listener: Box<dyn Listener>,
+    pub(in crate::raft) local: Arc<Local>,
+    /// Runs on a [`Network`] made with the same `net` and `local`.
+    pub(in crate::raft) raft: Raft,
+    pub(in crate::raft) gate: VoteGate,
+    /// Answers what other nodes forward while this one leads.
+    pub(in crate::raft) forward: ForwardHandler,
+    /// `raftJoin`: join a group, never form one.
+    pub(in crate::raft) join_only: bool,
+    /// `autoRejoin`: as leader, let a node with an emptied directory take its own place again.
+    pub(in crate::raft) auto_rejoin: bool,
+}
+
+/// A node's dealings with the others of its group: it answers them, and works to become and stay a
+/// voter, until this is dropped or shut down.
+pub(in crate::raft) struct Peers {
+    local: Arc<Local>,
+    tasks: JoinSet<()>,
+}
+
+impl Peers {
+    /// Must be called within the Raft runtime.
+    pub(in crate::raft) fn start(options: Options) -> Self {
+        let dialer = Dialer {
+            net: options.net,
+            local: Arc::clone(&options.local),
+            runtime: Handle::current(),
+        };
+        let shared = Arc::new(Shared {
+            local: Arc::clone(&options.local),
+            raft: options.raft,
+            gate: options.gate,
+            forward: options.forward,
+            joins: Joins::new(options.auto_rejoin),
+            join_only: options.join_only,
+            nag: Nag::default(),
+        });
+        let mut tasks = JoinSet::new();
+        tasks.spawn(server::accept(options.listener, Arc::clone(&shared)));
+        tasks.spawn(formation::run(shared, dialer));
+        Self {
+            local: options.local,
+            tasks,
+        }
+    }
+
+    /// Hangs up on all peers. On return the port is free and the identity file is never written
+    /// again by this node.
+    pub(in crate::raft) async fn shutdown(mut self) {
+        self.tasks.shutdown().await;
+        self.local.identity.write().await.close();
+    }
+}
 
 /// This node, as it introduces itself.
 pub(in crate::raft) struct Local {
@@ -64,7 +139,10 @@ impl Local {
     }
 
     async fn info(&self) -> NodeInfo {
-        let identity = self.identity.read().await;
+        self.describe(&*self.identity.read().await)
+    }
+
+    fn describe(&self, identity: &Identity) -> NodeInfo {
         NodeInfo {
             group_name: self.group_name.clone(),
             group: identity.group(),
@@ -77,3 +155,6 @@ impl Local {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -23,15 +23,15 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 
-use super::Local;
 use super::caller::{CallError, Caller, Dialer, Target, connect};
 use super::messages::{
     AppendRequest, AppendResult, Forward, Forwarded, Message, Purpose, Refusal, TransferRequest,
     VoteRequest, VoteResponse, encode_append,
 };
 use super::transport::Net;
-use super::wire::{Frame, FrameReader, Kind, MAX_FRAME, OutFrame, Role, write_frames};
-use crate::raft::types::{BrokerNode, NodeId, Snapshot, SnapshotData, TypeConfig, Vote};
+use super::wire::{Frame, FrameReader, Kind, MAX_FRAME, MAX_RAW, OutFrame, Role, write_frames};
+use super::{Local, SelfId};
+use crate::raft::types::{BrokerNode, LogId, NodeId, Snapshot, SnapshotData, TypeConfig, Vote};
 
 /// Appends on their way to one follower. openraft itself sets no bound.
 pub(super) const MAX_APPENDS: usize = 64;
@@ -53,8 +53,12 @@ pub(in crate::raft) struct Network {
     shared: Arc<Shared>,
 }
 
+/// The last entry of this node's own log.
+pub(in crate::raft) type LastLogId = Arc<dyn Fn() -> Option<LogId> + Send + Sync>;
+
 struct Shared {
     dialer: Dialer,
+    last_log_id: LastLogId,
     peers: Mutex<HashMap<NodeId, Arc<Peer>>>,
 }
 
@@ -77,7 +81,11 @@ pub(in crate::raft) enum ForwardError {
 
 impl Network {
     /// Must be called within the runtime on which the connections are to live.
-    pub(in crate::raft) fn new(net: Arc<dyn Net>, local: Arc<Local>) -> Self {
+    pub(in crate::raft) fn new(
+        net: Arc<dyn Net>,
+        local: Arc<Local>,
+        last_log_id: LastLogId,
+    ) -> Self {
         Self {
             shared: Arc::new(Shared {
                 dialer: Dialer {
@@ -85,6 +93,7 @@ impl Network {
                     local,
                     runtime: Handle::current(),
                 },
+                last_log_id,
                 peers: Mutex::default(),
             }),
         }
@@ -111,6 +120,8 @@ impl Network {
             forward: caller(Purpose::Forward),
             target: target.clone(),
         });
+        // A former incarnation is not dialled again; who still holds it can finish with it.
+        peers.retain(|other, _| SelfId::of(*other) != SelfId::of(node));
         peers.insert(node, Arc::clone(&peer));
         peer
     }
@@ -125,6 +136,13 @@ impl Network {
         frame: Bytes,
         limit: Duration,
     ) -> Result<Option<Bytes>, ForwardError> {
+        if frame.len() > MAX_RAW {
+            let reason = format!(
+                "it has {} bytes, at most {MAX_RAW} can be forwarded",
+                frame.len()
+            );
+            return Err(ForwardError::NotDone(reason));
+        }
         let peer = self.peer(node, addr);
         let head = Forward { client }.to_head();
         let answer = peer
@@ -147,6 +165,7 @@ impl Network {
     fn link(&self, node: NodeId, addrs: &BrokerNode, pipelined: bool) -> Link {
         Link {
             dialer: self.shared.dialer.clone(),
+            last_log_id: Arc::clone(&self.shared.last_log_id),
             node,
             peer: self.peer(node, &addrs.raft_addr),
             pipelined,
@@ -212,7 +231,7 @@ enum PipelineError {
 }
 
 impl Pipeline {
-    fn start<S>(connection: LogConnection, input: S) -> Self
+    fn start<S>(connection: LogConnection, input: S, last_log_id: LastLogId) -> Self
     where
         S: Stream<Item = AppendRequest> + Send + Unpin + 'static,
     {
@@ -227,7 +246,8 @@ impl Pipeline {
             next_id,
         } = connection;
         let mut writing = JoinSet::new();
-        writing.spawn(send_appends(writer, input, Arc::clone(&window), next_id));
+        let sent = Arc::clone(&window);
+        writing.spawn(send_appends(writer, input, last_log_id, sent, next_id));
         let mut check = interval(APPEND_LIMIT / 4);
         check.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
@@ -305,6 +325,7 @@ fn broken(reason: impl ToString) -> PipelineError {
 async fn send_appends<S>(
     mut writer: Box<dyn AsyncWrite + Send + Sync + Unpin>,
     mut input: S,
+    last_log_id: LastLogId,
     window: Arc<Window>,
     mut next_id: u64,
 ) -> io::Result<(Box<dyn AsyncWrite + Send + Sync + Unpin>, u64)>
@@ -318,7 +339,7 @@ where
         let Some(request) = input.next().await else {
             return Ok((writer, next_id));
         };
-        let (head, raw) = encode_append(&request);
+        let (head, raw) = encode_append(&request, last_log_id());
         let frame = OutFrame::new(Kind::Append, Role::Request, next_id, &head, raw);
         let bytes = frame.len();
         let permits = u32::try_from(bytes).ok().filter(|_| bytes <= MAX_FRAME);
@@ -358,6 +379,7 @@ impl RaftNetworkFactory<TypeConfig> for Network {
 /// What openraft sends to one peer.
 pub(in crate::raft) struct Link {
     dialer: Dialer,
+    last_log_id: LastLogId,
     node: NodeId,
     peer: Arc<Peer>,
     /// Appends go over a connection of this link's own; else, as heartbeats, over the shared one.
@@ -406,7 +428,7 @@ impl RaftNetworkV2<TypeConfig> for Link {
         request: AppendRequest,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RpcError> {
-        let (head, raw) = encode_append(&request);
+        let (head, raw) = encode_append(&request, (self.last_log_id)());
         let raw = raw.concat().into();
         let limit = option.hard_ttl();
         let answer = self
@@ -437,7 +459,7 @@ impl RaftNetworkV2<TypeConfig> for Link {
                     .await
                     .map_err(|e| self.rpc_error(RPCTypes::AppendEntries, APPEND_LIMIT, e))?,
             };
-            let pipeline = Pipeline::start(connection, input);
+            let pipeline = Pipeline::start(connection, input, Arc::clone(&self.last_log_id));
             let answers = stream::unfold(Some((self, pipeline)), |state| async move {
                 let (link, mut pipeline) = state?;
                 match pipeline.next().await {

@@ -26,7 +26,9 @@ pub(super) const HEADER_LEN: usize = 24;
 /// The longest frame of a peer that has introduced itself: a batch of 4 MiB, or one entry of the
 /// largest message that a remoting frame can bring (16 MiB), with room to spare.
 pub(super) const MAX_FRAME: usize = 32 << 20;
-/// The longest frame before that: enough for a `Hello`.
+/// The most raw bytes beside a head that does not grow with them.
+pub(super) const MAX_RAW: usize = MAX_FRAME - (64 << 10);
+/// The longest frame of a peer that has not: enough for a `Hello`.
 pub(super) const MAX_HELLO_FRAME: usize = 64 << 10;
 
 const FLAG_ANSWER: u8 = 1;

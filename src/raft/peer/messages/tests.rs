@@ -1,9 +1,15 @@
+use super::raft::TransferResult;
 use super::*;
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 
+use bytes::Bytes;
+use openraft::raft::{StreamAppendError, TransferLeaderError};
+
 use proptest::prelude::*;
+
+use crate::raft::types::{Body, LeaderId, LogEntry, LogId, SealedRef, Vote};
 
 fn log_id() -> impl Strategy<Value = LogId> {
     any::<(u64, u64, u64)>().prop_map(|(term, node_id, index)| LogId {
@@ -174,10 +180,11 @@ proptest! {
     }
 
     #[test]
-    fn appends_round_trip(request in append()) {
-        let (head, raw) = encode_append(&request);
+    fn appends_round_trip(request in append(), last in proptest::option::of(log_id())) {
+        let (head, raw) = encode_append(&request, last);
         let raw: Bytes = raw.concat().into();
-        let back = decode_append(&head, raw.clone()).unwrap();
+        let Append { request: back, leader_last } = decode_append(&head, raw.clone()).unwrap();
+        prop_assert_eq!(leader_last, last);
         prop_assert_eq!(back.vote, request.vote);
         prop_assert_eq!(back.prev_log_id, request.prev_log_id);
         prop_assert_eq!(back.leader_commit, request.leader_commit);
@@ -244,7 +251,7 @@ fn strangers_and_other_versions_are_told_apart() {
 fn a_count_of_entries_that_cannot_be_there_allocates_nothing() {
     let mut head = Vec::new();
     Vote::new(1, 2).encode(&mut head);
-    head.extend([0, 0]);
+    head.extend([0, 0, 0]);
     head.extend(u32::MAX.to_be_bytes());
     assert_eq!(
         decode_append(&head, Bytes::new()).unwrap_err(),

@@ -1,0 +1,251 @@
+//! Formation, joining and replication.
+
+use super::*;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_nodes_form_one_group_and_replicate() {
+    let cluster = Cluster::new(3).await;
+    let nodes = cluster.start_all().await;
+    for i in 0..300 {
+        write(&nodes, i).await;
+    }
+    eventually("all logs are the same", || {
+        let logs: Vec<_> = nodes.iter().map(|node| raw_log(&node.log)).collect();
+        logs[0].len() >= 300 && logs.iter().all(|log| *log == logs[0])
+    })
+    .await;
+    let group = nodes[0].group().await;
+    assert!(group.is_some());
+    for node in &nodes {
+        node.joined(3).await;
+        assert_eq!(node.group().await, group);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_of_three_new_nodes_form_nothing() {
+    let cluster = Cluster::new(3).await;
+    let nodes = [cluster.start(0).await, cluster.start(2).await];
+    tokio::time::sleep(A_WHILE).await;
+    for node in &nodes {
+        assert!(!node.raft.is_initialized().await.unwrap());
+    }
+    let last = cluster.start(1).await;
+    last.joined(3).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_wiped_nodes_and_a_full_one_never_form_a_new_group() {
+    let mut cluster = Cluster::new(3).await;
+    let nodes = cluster.start_all().await;
+    write(&nodes, 1).await;
+    let old = nodes[2].local.node;
+    let group = nodes[2].group().await;
+    for node in &nodes {
+        node.joined(3).await;
+    }
+    for node in nodes {
+        node.stop().await;
+    }
+    cluster.wipe(0);
+    cluster.wipe(1);
+    let nodes = cluster.start_all().await;
+    tokio::time::sleep(A_WHILE).await;
+    assert_eq!(nodes[2].local.node, old);
+    assert_eq!(nodes[2].group().await, group);
+    assert_eq!(nodes[2].voters().len(), 3);
+    for wiped in &nodes[..2] {
+        assert!(!wiped.raft.is_initialized().await.unwrap());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_with_different_peers_or_histories_form_nothing() {
+    let other_peers: PeerList = "n0-a:1;n1-b:2;n2-c:3".parse().unwrap();
+    for differs in [
+        Differs {
+            peers: Some(other_peers),
+            ..Differs::default()
+        },
+        Differs {
+            genesis: "5eed",
+            ..Differs::default()
+        },
+    ] {
+        let cluster = Cluster::new(3).await;
+        let nodes = [
+            cluster.start(0).await,
+            cluster.start(1).await,
+            cluster.start_as(2, differs).await,
+        ];
+        tokio::time::sleep(A_WHILE).await;
+        for node in &nodes {
+            assert!(!node.raft.is_initialized().await.unwrap());
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agreement_that_led_to_nothing_is_replaced() {
+    let cluster = Cluster::new(3).await;
+    let stale = GroupId([7; 16]);
+    for id in [0, 1] {
+        let dir = cluster.dirs[usize::from(id)].path();
+        let mut identity = open_identity(dir, SelfId(id), true);
+        identity.agree(stale).unwrap();
+    }
+    let nodes = cluster.start_all().await;
+    leader(&nodes).await;
+    let group = nodes[0].group().await;
+    assert_ne!(group, Some(stale));
+    for node in &nodes {
+        node.joined(3).await;
+        assert_eq!(node.group().await, group);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_initialised_by_a_node_that_crashed_then_is_completed() {
+    let cluster = Cluster::new(3).await;
+    let group = GroupId([7; 16]);
+    let mut members = std::collections::BTreeMap::new();
+    for (id, addr) in cluster.peers.iter() {
+        let mut identity = open_identity(cluster.dirs[usize::from(id.0)].path(), id, true);
+        // The last node crashed too, before it had agreed.
+        if id != SelfId(2) {
+            identity.agree(group).unwrap();
+        }
+        let addrs = BrokerNode {
+            raft_addr: addr.to_owned(),
+            broker_addr: String::new(),
+        };
+        members.insert(identity.node(), addrs);
+    }
+    let first = cluster.start(0).await;
+    first.raft.initialize(members).await.unwrap();
+    first.stop().await;
+    let nodes = cluster.start_all().await;
+    for node in &nodes {
+        node.joined(3).await;
+        assert_eq!(node.group().await, Some(group));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wiped_follower_takes_its_place_again() {
+    let mut cluster = Cluster::new(3).await;
+    let mut nodes = cluster.start_all().await;
+    let leader = leader(&nodes).await.local.node;
+    let wiped = nodes
+        .iter()
+        .position(|node| node.local.node != leader)
+        .unwrap();
+    for node in &nodes {
+        node.joined(3).await;
+    }
+    let former = nodes.remove(wiped);
+    let former_node = former.local.node;
+    former.stop().await;
+    write(&nodes, 1).await;
+    let id = u16::try_from(wiped).unwrap();
+    cluster.wipe(id);
+    let back = cluster.start(id).await;
+    assert_ne!(back.local.node, former_node);
+    back.joined(3).await;
+    for node in &nodes {
+        node.joined(3).await;
+        back.applied_all_of(node).await;
+    }
+    assert!(!back.voters().contains(&former_node));
+    assert_eq!(back.group().await, nodes[0].group().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wiped_follower_stays_out_where_it_must_be_told() {
+    let mut cluster = Cluster::new(3).await;
+    let manual = Differs {
+        no_auto_rejoin: true,
+        ..Differs::default()
+    };
+    let mut nodes = Vec::new();
+    for id in 0..3 {
+        nodes.push(cluster.start_as(id, manual.clone()).await);
+    }
+    let leader = leader(&nodes).await.local.node;
+    let wiped = nodes
+        .iter()
+        .position(|node| node.local.node != leader)
+        .unwrap();
+    for node in &nodes {
+        node.joined(3).await;
+    }
+    nodes.remove(wiped).stop().await;
+    let id = u16::try_from(wiped).unwrap();
+    cluster.wipe(id);
+    let back = cluster.start_as(id, manual).await;
+    tokio::time::sleep(A_WHILE).await;
+    assert!(!back.raft.is_initialized().await.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_node_joins_only_when_it_says_so() {
+    let mut cluster = Cluster::new(4).await;
+    let all = cluster.peers.clone();
+    cluster.peers = all
+        .iter()
+        .take(3)
+        .map(|(id, addr)| (id, addr.to_owned()))
+        .collect();
+    let mut nodes = Vec::new();
+    for id in 0..3 {
+        nodes.push(cluster.start(id).await);
+    }
+    leader(&nodes).await;
+    cluster.peers = all;
+    let stranger = cluster.start(3).await;
+    tokio::time::sleep(A_WHILE).await;
+    assert!(!stranger.raft.is_initialized().await.unwrap());
+    stranger.stop().await;
+    let newcomer = Differs {
+        join_only: true,
+        ..Differs::default()
+    };
+    cluster.start_as(3, newcomer).await.joined(4).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_is_replaced_and_leadership_handed_over() {
+    let cluster = Cluster::new(3).await;
+    let mut nodes = cluster.start_all().await;
+    let first = leader(&nodes).await;
+    for node in &nodes {
+        node.joined(3).await;
+    }
+    let heir = nodes
+        .iter()
+        .find(|node| node.local.node != first.local.node)
+        .unwrap();
+    heir.applied_all_of(first).await;
+    let heir_node = heir.local.node;
+    first
+        .raft
+        .trigger()
+        .transfer_leader(heir_node)
+        .await
+        .unwrap();
+    for node in &nodes {
+        node.wait_for("the heir leads", |metrics| {
+            metrics.current_leader == Some(heir_node)
+        })
+        .await;
+    }
+    let at = nodes
+        .iter()
+        .position(|node| node.local.node == heir_node)
+        .unwrap();
+    nodes.remove(at).stop().await;
+    let elected = nodes[0].wait_for("another leader", |metrics| {
+        metrics.current_leader.is_some_and(|node| node != heir_node)
+    });
+    elected.await;
+}

@@ -1,0 +1,265 @@
+//! Strangers, garbage, and clients' requests for the leader.
+
+use super::*;
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+
+use crate::raft::peer::caller::{CallError, Target, connect};
+use crate::raft::peer::messages::{Hello, Message, Purpose, VoteRequest};
+use crate::raft::peer::wire::{Kind, OutFrame, Role};
+use crate::raft::types::Vote;
+
+/// A node that has nothing but an introduction.
+fn caller(group_name: &str, id: u16, group: Option<GroupId>, peers: &PeerList) -> Dialer {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = Arc::new(RealDisk);
+    let identity = Identity::open(disk, dir.path(), group_name, SelfId(id), true, 5);
+    let mut identity = identity.unwrap();
+    if let Some(group) = group {
+        identity.agree(group).unwrap();
+    }
+    let local = Local::new(
+        group_name.to_owned(),
+        SelfId(id),
+        String::new(),
+        peers.clone(),
+        BrokerNode::default(),
+        identity,
+    );
+    Dialer {
+        net: Arc::new(Tcp),
+        local: Arc::new(local),
+        runtime: Handle::current(),
+    }
+}
+
+async fn refusal(
+    dialer: &Dialer,
+    cluster: &Cluster,
+    node: Option<NodeId>,
+    purpose: Purpose,
+) -> String {
+    let target = Target {
+        addr: cluster.peers.addr(SelfId(0)).unwrap().to_owned(),
+        node,
+    };
+    match connect(dialer, &target, purpose).await {
+        Err(CallError::Refused(refusal)) => refusal.reason,
+        Err(e) => panic!("{e}"),
+        Ok(_) => panic!("it was let in"),
+    }
+}
+
+#[tokio::test]
+async fn strangers_are_refused_with_the_reason() {
+    let cluster = Cluster::new(3).await;
+    let node = cluster.start(0).await;
+    let here = node.local.node;
+    let peers = &cluster.peers;
+
+    let stranger = caller("broker-b", 1, None, peers);
+    assert_eq!(
+        refusal(&stranger, &cluster, None, Purpose::Meet).await,
+        "this is n0 of broker group \"broker-a\", you are of \"broker-b\""
+    );
+    let twin = caller("broker-a", 0, None, peers);
+    assert_eq!(
+        refusal(&twin, &cluster, None, Purpose::Meet).await,
+        format!("this is n0 (node {here}), and so are you (node 5)")
+    );
+    let group = GroupId([1; 16]);
+    let peer = caller("broker-a", 1, Some(group), peers);
+    assert_eq!(
+        refusal(&peer, &cluster, Some(77), Purpose::Control).await,
+        format!("this is n0 (node {here}), you want n0 (node 77)")
+    );
+    assert_eq!(
+        refusal(&peer, &cluster, Some(here), Purpose::Log).await,
+        "this is n0, which belongs to no group yet"
+    );
+    let own = GroupId([2; 16]);
+    node.local.identity.write().await.agree(own).unwrap();
+    assert_eq!(
+        refusal(&peer, &cluster, Some(here), Purpose::Control).await,
+        format!(
+            "this is n0 of group {own}, you are of group {group}: two groups share the name \
+             \"broker-a\""
+        )
+    );
+    let lonely = caller("broker-a", 1, None, peers);
+    assert_eq!(
+        refusal(&lonely, &cluster, Some(here), Purpose::Log).await,
+        "you belong to no group yet"
+    );
+}
+
+/// Sends `bytes` on a new connection and reads until the node hangs up.
+async fn answer_to(cluster: &Cluster, bytes: &[u8]) -> Vec<u8> {
+    let addr = cluster.peers.addr(SelfId(0)).unwrap();
+    let mut stream = TcpStream::connect(addr).await.unwrap();
+    stream.write_all(bytes).await.unwrap();
+    let mut answer = Vec::new();
+    let read = stream.read_to_end(&mut answer);
+    // A reset is as good an end as any.
+    drop(
+        tokio::time::timeout(PATIENCE, read)
+            .await
+            .expect("it hangs up"),
+    );
+    answer
+}
+
+#[tokio::test]
+async fn garbage_ends_the_connection() {
+    let cluster = Cluster::new(3).await;
+    let node = cluster.start(0).await;
+    let peer = caller("broker-a", 1, None, &cluster.peers);
+    let hello = Hello {
+        purpose: Purpose::Meet,
+        target: None,
+        from: peer.local.info().await,
+    };
+    let frame = |kind, head: &[u8]| OutFrame::new(kind, Role::Request, 1, head, vec![]).lead;
+    let good = frame(Kind::Hello, &hello.to_head()).to_vec();
+    let vote = VoteRequest::new(Vote::new(1, 1), None).to_head();
+
+    let not_a_hello = frame(Kind::Vote, &vote);
+    for bytes in [
+        &b"GET / HTTP/1.1\r\n\r\n"[..],
+        &[0xff; 64],
+        &[0; 64],
+        &not_a_hello,
+    ] {
+        assert!(answer_to(&cluster, bytes).await.is_empty());
+    }
+    for second in [frame(Kind::Vote, &vote), frame(Kind::Form, b"no such form")] {
+        let mut bytes = good.clone();
+        bytes.extend_from_slice(&second);
+        // The hello alone is answered.
+        assert!(!answer_to(&cluster, &bytes).await.is_empty());
+    }
+    let later_version = frame(Kind::Hello, b"rmqP\x00\x63");
+    let answer = answer_to(&cluster, &later_version).await;
+    let reason = b"protocol version 99, this node speaks 1";
+    assert!(answer.windows(reason.len()).any(|part| part == reason));
+    node.stop().await;
+}
+
+fn client(port: u16) -> SocketAddr {
+    SocketAddr::from(([10, 0, 0, 1], port))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_are_forwarded_to_the_leader_and_to_nobody_else() {
+    let cluster = Cluster::new(3).await;
+    let handler: ForwardHandler = Arc::new(|client, frame| {
+        Box::pin(async move {
+            // Later requests are answered first.
+            let left = 200u64.saturating_sub(client.port().into());
+            tokio::time::sleep(Duration::from_millis(left / 4)).await;
+            (client.port() % 5 != 0).then(|| Bytes::from([&frame[..], b"!"].concat()))
+        })
+    });
+    let mut nodes = Vec::new();
+    for id in 0..3 {
+        let forward = Some(Arc::clone(&handler));
+        let differs = Differs {
+            forward,
+            ..Differs::default()
+        };
+        nodes.push(cluster.start_as(id, differs).await);
+    }
+    let leader = leader(&nodes).await;
+    let followers: Vec<_> = nodes
+        .iter()
+        .filter(|node| node.local.node != leader.local.node)
+        .collect();
+    let calls = (0..200).map(|port| {
+        let from = followers[0];
+        async move {
+            let frame = Bytes::from(format!("request {port}"));
+            let addr = &leader.local.addrs.raft_addr;
+            from.network
+                .forward(leader.local.node, addr, client(port), frame, PATIENCE)
+                .await
+        }
+    });
+    for (port, answer) in join_all(calls).await.into_iter().enumerate() {
+        let expected = (port % 5 != 0).then(|| Bytes::from(format!("request {port}!")));
+        assert_eq!(answer.unwrap(), expected);
+    }
+
+    let to = &followers[1].local;
+    let addr = &to.addrs.raft_addr;
+    let forwarded = followers[0]
+        .network
+        .forward(to.node, addr, client(1), Bytes::new(), PATIENCE);
+    match forwarded.await {
+        Err(ForwardError::NotDone(reason)) => {
+            assert_eq!(reason, format!("{} does not lead", to.self_id));
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forwarded_request_whose_connection_dies_has_an_unknown_outcome() {
+    let cluster = Cluster::new(3).await;
+    let arrived = Arc::new((AtomicUsize::new(0), Notify::new()));
+    let handler: ForwardHandler = {
+        let arrived = Arc::clone(&arrived);
+        Arc::new(move |_, _| {
+            arrived.0.fetch_add(1, Ordering::Relaxed);
+            arrived.1.notify_one();
+            Box::pin(std::future::pending())
+        })
+    };
+    let mut nodes = Vec::new();
+    for id in 0..3 {
+        let forward = Some(Arc::clone(&handler));
+        let differs = Differs {
+            forward,
+            ..Differs::default()
+        };
+        nodes.push(cluster.start_as(id, differs).await);
+    }
+    let leading = leader(&nodes).await.local.node;
+    let at = nodes
+        .iter()
+        .position(|node| node.local.node == leading)
+        .unwrap();
+    let leader = nodes.remove(at);
+    let addr = leader.local.addrs.raft_addr.clone();
+    let calls = join_all((0..20).map(|port| {
+        nodes[0]
+            .network
+            .forward(leading, &addr, client(port), Bytes::new(), PATIENCE)
+    }));
+    let stop = async {
+        while arrived.0.load(Ordering::Relaxed) < 20 {
+            arrived.1.notified().await;
+        }
+        leader.peers.shutdown().await;
+    };
+    let (answers, ()) = tokio::join!(calls, stop);
+    let unknown = answers
+        .iter()
+        .filter(|answer| matches!(answer, Err(ForwardError::Unknown(_))))
+        .count();
+    assert_eq!(unknown, 20);
+
+    let unreachable = nodes[0]
+        .network
+        .forward(leading, &addr, client(1), Bytes::new(), PATIENCE);
+    assert!(matches!(unreachable.await, Err(ForwardError::NotDone(_))));
+    let nodes: HashSet<_> = nodes.iter().map(|node| node.local.node).collect();
+    assert_eq!(nodes.len(), 2);
+}
