@@ -427,14 +427,15 @@ fn update_topics(
     name: &str,
     topics: &[TopicConfig],
 ) {
+    let mut changed = 0;
     for topic in topics {
         if table.len() >= TOPICS_MAX && !table.contains_key(&topic.topic_name) {
             tracing::warn!(
                 name,
-                topic = topic.topic_name,
-                "topic left out: there are too many"
+                limit = TOPICS_MAX,
+                "topics left out: there are too many"
             );
-            return;
+            break;
         }
         let queue = QueueData {
             broker_name: name.to_owned(),
@@ -445,9 +446,13 @@ fn update_topics(
         };
         let queues = table.entry(topic.topic_name.clone()).or_default();
         if queues.get(name) != Some(&queue) {
-            tracing::info!(topic = topic.topic_name, ?queue, "topic registered");
+            tracing::debug!(topic = topic.topic_name, ?queue, "topic registered");
             queues.insert(name.to_owned(), queue);
+            changed += 1;
         }
+    }
+    if changed > 0 {
+        tracing::info!(name, changed, of = topics.len(), "topics registered");
     }
 }
 

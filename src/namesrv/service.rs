@@ -21,7 +21,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use super::kv::{Kv, KvError};
-use super::routes::{RegisterError, Registration, Routes};
+use super::routes::{Registration, Routes};
 use crate::remoting::{Conn, LogLimit, Reply, Request, Service};
 
 /// The namespace of the queue order of ordered topics (`NamesrvUtil`).
@@ -131,7 +131,15 @@ impl NameServer {
         let command = &request.command;
         match command.code {
             request::GET_ROUTEINFO_BY_TOPIC => self.get_route(command).await,
-            request::REGISTER_BROKER => self.register_broker(request).await,
+            request::REGISTER_BROKER => {
+                self.register_broker(request).await.inspect_err(|refusal| {
+                    // The broker tells nobody but its own log, if it waits for the answer at all.
+                    if let Some(more) = REFUSED.pass() {
+                        let reason = &refusal.remark;
+                        tracing::warn!(peer = %request.peer, more, "registration refused: {reason}");
+                    }
+                })
+            }
             request::UNREGISTER_BROKER => self.unregister_broker(command),
             request::QUERY_DATA_VERSION => self.query_data_version(command),
             request::GET_BROKER_CLUSTER_INFO => Ok(ok(command, &self.read(Routes::cluster_info))),
@@ -246,21 +254,15 @@ impl NameServer {
             filter_servers: Some(body.filter_server_list),
             conn: conn.id(),
         };
-        // A connection that is closed by now will not be closed again.
-        let outcome = self.write(|routes| {
+        let master = self.write(|routes| {
+            // A connection that is closed by now will not be closed again.
             if conn.is_closed() {
-                return None;
+                return Err(Refusal::error("the connection is closed"));
             }
-            Some(routes.register(registration, Instant::now()))
-        });
-        let master = match outcome {
-            None => return Err(Refusal::error("the connection is closed")),
-            Some(Err(error)) => {
-                log_refused(request, &error);
-                return Err(Refusal::error(error));
-            }
-            Some(Ok(master)) => master,
-        };
+            routes
+                .register(registration, Instant::now())
+                .map_err(Refusal::error)
+        })?;
         let reply = command
             .reply(response::SUCCESS)
             .with_header(&RegisterBrokerResponse {
@@ -401,12 +403,6 @@ fn topic_list(command: &Command, topic_list: BTreeSet<String>) -> Command {
             broker_addr: None,
         },
     )
-}
-
-fn log_refused(request: &Request, error: &RegisterError) {
-    if let Some(more) = REFUSED.pass() {
-        tracing::warn!(peer = %request.peer, more, "registration refused: {error}");
-    }
 }
 
 /// What every client would stumble over.
