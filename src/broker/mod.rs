@@ -14,6 +14,7 @@
 //! - `lock`: queue locks of orderly consumers
 //! - `schedule`: delivery of delayed messages; `leading`: what a leader does besides answering
 //! - `topic`, `group`: their configurations
+//! - `registrar`: name servers are kept informed
 //! - `clients`: who is connected; `heartbeat`: how it becomes known
 //!
 //! How a group agrees is [`crate::raft`]'s; frames and connections are [`crate::remoting`]'s.
@@ -35,6 +36,7 @@ mod pull;
 mod query;
 mod queue;
 mod refusal;
+mod registrar;
 mod replica;
 mod schedule;
 mod send;

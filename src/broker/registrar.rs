@@ -1,0 +1,267 @@
+//! Keeps this broker registered with its name servers, ours and Java's.
+//!
+//! Each name server has a task and an open connection of its own, so that one that hangs delays no
+//! other; the end of the connection takes the broker out of that name server's routes, so it is
+//! made again at once. What is registered follows the role: the serving leader as id 0 with all
+//! topics, a follower under its own id with none. A leader whose lease has ended says nothing,
+//! since Java's name servers believe whoever spoke last.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rmq_wire::body::{RegisterBrokerBody, TopicConfigSerializeWrapper};
+use rmq_wire::code::{request, response};
+use rmq_wire::frame::Command;
+use rmq_wire::header::{BrokerIdentity, RegisterBroker};
+use rmq_wire::record::body_crc;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
+
+use super::Role;
+use crate::remoting::{CallError, Client, Conn};
+use crate::shutdown::Shutdown;
+
+/// The pause after a failure or a change of role; it doubles up to the period. A change is so
+/// registered again soon, for an older leader's late registration may have overtaken the first.
+const PAUSE_MIN: Duration = Duration::from_secs(1);
+/// The longest pause after failures.
+const FAILURE_PAUSE_MAX: Duration = Duration::from_secs(5);
+/// Topics that are created one after another are registered together after this pause.
+const TOPICS_PAUSE: Duration = Duration::from_millis(100);
+/// What a stopping broker spends on a name server that does not answer.
+const UNREGISTER_LIMIT: Duration = Duration::from_secs(1);
+const PERIOD_MIN: Duration = Duration::from_secs(10);
+const PERIOD_MAX: Duration = Duration::from_secs(60);
+const MASTER: i64 = 0;
+
+/// Who registers, and how often.
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub cluster: String,
+    pub name: String,
+    /// `host:port` for clients.
+    pub addr: String,
+    /// `host:port` of the HA service, which name servers only pass on.
+    pub ha_addr: String,
+    /// The id while another node leads.
+    pub follower_id: i64,
+    /// `registerNameServerPeriod`; less than 10 s and more than 60 s are not taken.
+    pub period: Duration,
+    /// `registerBrokerTimeoutMills`.
+    pub limit: Duration,
+}
+
+/// Reads the topics to register, with their counter and timestamp as version.
+pub type ReadTopics = Arc<dyn Fn() -> TopicConfigSerializeWrapper + Send + Sync>;
+
+/// Registers until `shutdown`, then takes this broker out of the routes and returns.
+///
+/// `topics_changed` announces that `topics` has something new; what it carries does not matter.
+/// The connections of `client` to the name servers belong to this registrar.
+pub async fn run(
+    options: Options,
+    name_servers: Vec<String>,
+    client: Client,
+    role: watch::Receiver<Role>,
+    topics: ReadTopics,
+    topics_changed: watch::Receiver<u64>,
+    shutdown: Shutdown,
+) {
+    // As `BrokerController` does, so that 120 s of silence are several lost registrations.
+    let period = options.period.clamp(PERIOD_MIN, PERIOD_MAX);
+    let options = Arc::new(Options { period, ..options });
+    let mut tasks = JoinSet::new();
+    for name_server in name_servers {
+        let registration = Registration {
+            options: Arc::clone(&options),
+            name_server,
+            client: client.clone(),
+            role: role.clone(),
+            topics: Arc::clone(&topics),
+            conn: None,
+            accepted_as: None,
+            failing: false,
+        };
+        tasks.spawn(registration.keep(topics_changed.clone(), shutdown.clone()));
+    }
+    while tasks.join_next().await.is_some() {}
+}
+
+/// The registration with one name server.
+struct Registration {
+    options: Arc<Options>,
+    name_server: String,
+    client: Client,
+    role: watch::Receiver<Role>,
+    topics: ReadTopics,
+    conn: Option<Arc<Conn>>,
+    /// The id under which this name server last accepted this broker.
+    accepted_as: Option<i64>,
+    /// So that an outage is one line in the log, not one per attempt.
+    failing: bool,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum RegisterError {
+    #[error(transparent)]
+    Call(#[from] CallError),
+    #[error("refused with code {0}: {1}")]
+    Refused(i32, String),
+}
+
+impl Registration {
+    async fn keep(mut self, mut topics_changed: watch::Receiver<u64>, mut shutdown: Shutdown) {
+        let mut role = self.role.clone();
+        let mut pause = PAUSE_MIN;
+        let mut last = Instant::now();
+        let mut due = last;
+        loop {
+            tokio::select! {
+                biased;
+                () = shutdown.asked() => break,
+                Ok(()) = role.changed() => {
+                    pause = PAUSE_MIN;
+                    due = Instant::now();
+                }
+                Ok(()) = topics_changed.changed() => due = due.min(last + TOPICS_PAUSE),
+                () = closed(self.conn.as_ref()) => {
+                    self.conn = None;
+                    self.accepted_as = None;
+                    pause = PAUSE_MIN;
+                    due = due.min(last + PAUSE_MIN);
+                }
+                () = sleep_until(due) => {
+                    last = Instant::now();
+                    topics_changed.mark_unchanged();
+                    let outcome = tokio::select! {
+                        outcome = self.register() => outcome,
+                        // Its answer would be about a role that is over.
+                        Ok(()) = role.changed() => {
+                            pause = PAUSE_MIN;
+                            due = Instant::now();
+                            continue;
+                        }
+                        () = shutdown.asked() => break,
+                    };
+                    let longest = match &outcome {
+                        Ok(()) => self.options.period,
+                        Err(_) => self.options.period.min(FAILURE_PAUSE_MAX),
+                    };
+                    self.log(outcome);
+                    due = Instant::now() + pause;
+                    pause = (pause * 2).min(longest);
+                }
+            }
+        }
+        self.unregister().await;
+    }
+
+    /// The id to register with now; none for a leader without a lease.
+    fn wanted_id(&self, role: &Role) -> Option<i64> {
+        if role.serving {
+            return Some(MASTER);
+        }
+        let leads = role.leader.as_ref() == Some(&self.options.addr);
+        (!leads).then_some(self.options.follower_id)
+    }
+
+    async fn register(&mut self) -> Result<(), RegisterError> {
+        let limit = self.options.limit;
+        self.conn = Some(self.client.connect(&self.name_server, limit).await?);
+        // Read as late as possible: what is sent must not be older than the connection.
+        let role = self.role.borrow().clone();
+        let Some(id) = self.wanted_id(&role) else {
+            return Ok(());
+        };
+        let command = self.registration(id, role.term);
+        // Until it answers, it may have either.
+        self.accepted_as = None;
+        let answer = self.client.call(&self.name_server, command, limit).await?;
+        if answer.code != response::SUCCESS {
+            let remark = answer.remark.unwrap_or_default();
+            return Err(RegisterError::Refused(answer.code, remark));
+        }
+        self.accepted_as = Some(id);
+        Ok(())
+    }
+
+    fn registration(&self, id: i64, term: u64) -> Command {
+        let mut topics = if id == MASTER {
+            (self.topics)()
+        } else {
+            // Not the leader's version: 4.9.7 would then take the topics of this broker for
+            // known when it registers as leader.
+            TopicConfigSerializeWrapper::default()
+        };
+        let term = i64::try_from(term).unwrap_or(i64::MAX);
+        topics.data_version.state_version = Some(term);
+        let body = RegisterBrokerBody {
+            topic_config_serialize_wrapper: topics,
+            ..Default::default()
+        };
+        let body = body.encode(false);
+        let options = &self.options;
+        let header = RegisterBroker {
+            broker_name: options.name.clone(),
+            broker_addr: options.addr.clone(),
+            cluster_name: options.cluster.clone(),
+            ha_server_addr: options.ha_addr.clone(),
+            broker_id: id,
+            body_crc32: i32::try_from(body_crc(&body)).expect("31 bits"),
+            raft_term: Some(term),
+            ..RegisterBroker::default()
+        };
+        Command::request(request::REGISTER_BROKER)
+            .with_header(&header)
+            .with_body(body.into())
+    }
+
+    async fn unregister(&mut self) {
+        let Some(conn) = self.conn.take() else { return };
+        let wanted = self.wanted_id(&self.role.borrow().clone());
+        // 4.9.7 removes whoever has the id, so it must still be this broker's. Otherwise the end
+        // of the connection has to do, which removes by address.
+        if let Some(id) = wanted
+            && self.accepted_as == wanted
+        {
+            let options = &self.options;
+            let header = BrokerIdentity {
+                broker_name: options.name.clone(),
+                broker_addr: options.addr.clone(),
+                cluster_name: options.cluster.clone(),
+                broker_id: id,
+            };
+            let command = Command::request(request::UNREGISTER_BROKER).with_header(&header);
+            if let Err(error) = conn.call(command, UNREGISTER_LIMIT).await {
+                tracing::warn!(name_server = self.name_server, "not unregistered: {error}");
+            }
+        }
+        conn.close();
+    }
+
+    fn log(&mut self, outcome: Result<(), RegisterError>) {
+        let name_server = &self.name_server;
+        match outcome {
+            Ok(()) if self.failing => {
+                tracing::info!(name_server, id = self.accepted_as, "registered again");
+                self.failing = false;
+            }
+            Err(error) if !self.failing => {
+                tracing::warn!(name_server, "not registered, trying again: {error}");
+                self.failing = true;
+            }
+            _ => {}
+        }
+    }
+}
+
+async fn closed(conn: Option<&Arc<Conn>>) {
+    match conn {
+        Some(conn) => conn.closed().await,
+        None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,382 @@
+use std::sync::Mutex;
+
+use rmq_wire::body::{ClusterInfo, TopicConfig, TopicList};
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+
+use super::*;
+use crate::remoting::testing::{Port, Switchboard, network};
+use crate::remoting::{Limits, Reply, Request, Service, serve};
+use crate::shutdown::Trigger;
+
+const ADDR: &str = "127.0.0.1:10911";
+
+/// Registers whoever asks and remembers it.
+#[derive(Default)]
+struct Recorder {
+    seen: Mutex<Vec<Seen>>,
+    open: Mutex<usize>,
+    refuse: Mutex<bool>,
+}
+
+/// Request code, broker id, term, version and number of topics.
+type Seen = (i32, i64, Option<i64>, i64, usize);
+
+impl Service for Recorder {
+    async fn call(self: Arc<Self>, request: Request) -> Option<Reply> {
+        let command = &request.command;
+        let seen = match command.code {
+            request::REGISTER_BROKER => {
+                let header: RegisterBroker = command.header().unwrap();
+                let crc = i32::try_from(body_crc(&command.body)).unwrap();
+                assert_eq!(header.body_crc32, crc);
+                assert_eq!((&*header.broker_addr, &*header.cluster_name), (ADDR, "C"));
+                let topics = RegisterBrokerBody::decode(&command.body, false).unwrap();
+                let topics = topics.topic_config_serialize_wrapper;
+                let version = topics.data_version;
+                assert_eq!(version.state_version, header.raft_term);
+                let count = topics.topic_config_table.len();
+                (
+                    command.code,
+                    header.broker_id,
+                    header.raft_term,
+                    version.counter,
+                    count,
+                )
+            }
+            code => {
+                let header: BrokerIdentity = command.header().unwrap();
+                (code, header.broker_id, None, 0, 0)
+            }
+        };
+        self.seen.lock().unwrap().push(seen);
+        let refuse = *self.refuse.lock().unwrap();
+        let code = if refuse {
+            response::SYSTEM_ERROR
+        } else {
+            response::SUCCESS
+        };
+        Some(command.reply(code).into())
+    }
+
+    fn opened(&self, _conn: &Arc<Conn>) {
+        *self.open.lock().unwrap() += 1;
+    }
+
+    fn closed(&self, _conn: &Arc<Conn>) {
+        *self.open.lock().unwrap() -= 1;
+    }
+}
+
+impl Recorder {
+    /// What came since the last look, after everything that happens by itself at once.
+    async fn news(&self) -> Vec<Seen> {
+        // The clock is paused: it advances when nothing else is left to do.
+        sleep(Duration::from_millis(200)).await;
+        std::mem::take(&mut self.seen.lock().unwrap())
+    }
+}
+
+struct Fixture {
+    role: watch::Sender<Role>,
+    topics: Arc<Mutex<TopicConfigSerializeWrapper>>,
+    topics_changed: watch::Sender<u64>,
+    trigger: Trigger,
+    task: JoinHandle<()>,
+}
+
+fn role(term: u64, leader: Option<&str>, serving: bool) -> Role {
+    Role {
+        term,
+        leader: leader.map(String::from),
+        serving,
+    }
+}
+
+/// With name servers `ns1:1`, `ns2:1` and so on.
+fn start(switchboard: &Switchboard, name_servers: usize, first: Role) -> Fixture {
+    let (role, roles) = watch::channel(first);
+    let (topics_changed, changes) = watch::channel(0);
+    let (trigger, shutdown) = Shutdown::new();
+    let topics = Arc::new(Mutex::new(TopicConfigSerializeWrapper::default()));
+    let read = Arc::clone(&topics);
+    let options = Options {
+        cluster: "C".into(),
+        name: "b".into(),
+        addr: ADDR.into(),
+        ha_addr: "127.0.0.1:10912".into(),
+        follower_id: 1,
+        period: Duration::from_secs(30),
+        limit: Duration::from_secs(6),
+    };
+    let read: ReadTopics = Arc::new(move || read.lock().unwrap().clone());
+    let name_servers = (1..=name_servers).map(|i| format!("ns{i}:1")).collect();
+    let client = Client::new(switchboard.clone(), Limits::default());
+    let task = tokio::spawn(run(
+        options,
+        name_servers,
+        client,
+        roles,
+        read,
+        changes,
+        shutdown,
+    ));
+    let fixture = Fixture {
+        role,
+        topics,
+        topics_changed,
+        trigger,
+        task,
+    };
+    fixture.create("T");
+    fixture
+}
+
+impl Fixture {
+    fn create(&self, topic: &str) {
+        let mut topics = self.topics.lock().unwrap();
+        topics
+            .topic_config_table
+            .insert(topic.into(), TopicConfig::new(topic, 4, 6));
+        topics.data_version.counter += 1;
+        self.topics_changed.send_modify(|count| *count += 1);
+    }
+
+    async fn stop(self) {
+        self.trigger.stop();
+        self.task.await.unwrap();
+    }
+}
+
+struct Server {
+    recorder: Arc<Recorder>,
+    trigger: Trigger,
+    task: JoinHandle<()>,
+}
+
+fn recorder(switchboard: &Switchboard, addr: &str) -> Server {
+    let (net, port) = network();
+    switchboard.plug(addr, port);
+    let recorder = Arc::new(Recorder::default());
+    let (trigger, shutdown) = Shutdown::new();
+    let task = tokio::spawn(serve(
+        net,
+        Arc::clone(&recorder),
+        Limits::default(),
+        shutdown,
+    ));
+    Server {
+        recorder,
+        trigger,
+        task,
+    }
+}
+
+fn registered(id: i64, term: i64, version: i64) -> Seen {
+    let topics = usize::try_from(version).unwrap();
+    (request::REGISTER_BROKER, id, Some(term), version, topics)
+}
+
+fn unregistered(id: i64) -> Seen {
+    (request::UNREGISTER_BROKER, id, None, 0, 0)
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_registered_follows_the_role() {
+    let switchboard = Switchboard::default();
+    let Server {
+        recorder,
+        trigger: _trigger,
+        ..
+    } = recorder(&switchboard, "ns1:1");
+    let fixture = start(&switchboard, 1, role(1, None, false));
+    assert_eq!(recorder.news().await, [registered(1, 1, 0)]);
+    fixture.role.send_replace(role(2, Some("other:1"), false));
+    assert_eq!(recorder.news().await, [registered(1, 2, 0)]);
+    // Elected, and not ready to serve yet.
+    fixture.role.send_replace(role(3, Some(ADDR), false));
+    assert_eq!(recorder.news().await, []);
+    fixture.role.send_replace(role(3, Some(ADDR), true));
+    assert_eq!(recorder.news().await, [registered(0, 3, 1)]);
+    fixture.create("U");
+    fixture.create("V");
+    assert_eq!(recorder.news().await, [registered(0, 3, 3)]);
+    // Its lease has ended: neither time nor topics make it speak.
+    fixture.role.send_replace(role(3, Some(ADDR), false));
+    fixture.create("W");
+    sleep(Duration::from_secs(100)).await;
+    assert_eq!(recorder.news().await, []);
+    fixture.role.send_replace(role(4, Some("other:1"), false));
+    assert_eq!(recorder.news().await, [registered(1, 4, 0)]);
+    fixture.stop().await;
+    assert_eq!(recorder.news().await, [unregistered(1)]);
+    assert_eq!(*recorder.open.lock().unwrap(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_is_repeated_soon_and_then_once_a_period() {
+    let switchboard = Switchboard::default();
+    let Server {
+        recorder,
+        trigger: _trigger,
+        ..
+    } = recorder(&switchboard, "ns1:1");
+    let fixture = start(&switchboard, 1, role(1, Some(ADDR), true));
+    sleep(Duration::from_secs(40)).await;
+    // At 0, 1, 3, 7, 15 and 31 s.
+    assert_eq!(recorder.news().await, [registered(0, 1, 1); 6]);
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(recorder.news().await, [registered(0, 1, 1); 2]);
+    assert_eq!(*recorder.open.lock().unwrap(), 1);
+    fixture.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_leader_unregisters_and_one_without_a_lease_only_hangs_up() {
+    let switchboard = Switchboard::default();
+    let Server {
+        recorder,
+        trigger: _trigger,
+        ..
+    } = recorder(&switchboard, "ns1:1");
+    let fixture = start(&switchboard, 1, role(1, Some(ADDR), true));
+    assert_eq!(recorder.news().await, [registered(0, 1, 1)]);
+    fixture.stop().await;
+    assert_eq!(recorder.news().await, [unregistered(0)]);
+
+    let fixture = start(&switchboard, 1, role(1, Some(ADDR), true));
+    assert_eq!(recorder.news().await, [registered(0, 1, 1)]);
+    fixture.role.send_replace(role(1, Some(ADDR), false));
+    fixture.stop().await;
+    assert_eq!(recorder.news().await, []);
+    assert_eq!(*recorder.open.lock().unwrap(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn dead_and_hanging_name_servers_delay_no_other() {
+    let switchboard = Switchboard::default();
+    // ns1 refuses; nobody accepts at ns2; ns3 never answers.
+    let (_net, port) = network();
+    switchboard.plug("ns2:1", port);
+    let (silent, accepted) = silent();
+    switchboard.plug("ns3:1", silent);
+    let Server {
+        recorder,
+        trigger: _trigger,
+        ..
+    } = recorder(&switchboard, "ns4:1");
+    let fixture = start(&switchboard, 4, role(1, Some("other:1"), false));
+    assert_eq!(recorder.news().await, [registered(1, 1, 0)]);
+    for term in 2..6 {
+        fixture.role.send_replace(role(term, Some(ADDR), true));
+        assert_eq!(
+            recorder.news().await,
+            [registered(0, i64::try_from(term).unwrap(), 1)]
+        );
+    }
+    let begun = Instant::now();
+    fixture.stop().await;
+    assert!(begun.elapsed() < Duration::from_secs(2));
+    assert_eq!(recorder.news().await, [unregistered(0)]);
+    accepted.abort();
+}
+
+/// Reads and never answers.
+fn silent() -> (Port, JoinHandle<()>) {
+    struct Silent;
+    impl Service for Silent {
+        async fn call(self: Arc<Self>, _: Request) -> Option<Reply> {
+            None
+        }
+    }
+    let (net, port) = network();
+    let (trigger, shutdown) = Shutdown::new();
+    let task = tokio::spawn(async move {
+        serve(net, Arc::new(Silent), Limits::default(), shutdown).await;
+        drop(trigger);
+    });
+    (port, task)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_server_that_comes_back_is_told_again() {
+    let switchboard = Switchboard::default();
+    let first = recorder(&switchboard, "ns1:1");
+    let fixture = start(&switchboard, 1, role(1, Some(ADDR), true));
+    assert_eq!(first.recorder.news().await, [registered(0, 1, 1)]);
+    sleep(Duration::from_secs(100)).await;
+    // Only its connections break: told again at once.
+    first.recorder.news().await;
+    first.trigger.stop();
+    let second = recorder(&switchboard, "ns1:1");
+    first.task.await.unwrap();
+    assert_eq!(second.recorder.news().await, [registered(0, 1, 1)]);
+
+    // It is away for long: told again within 5 s.
+    second.trigger.stop();
+    second.task.await.unwrap();
+    sleep(Duration::from_secs(100)).await;
+    let third = recorder(&switchboard, "ns1:1");
+    sleep(Duration::from_secs(5)).await;
+    assert!(third.recorder.news().await.contains(&registered(0, 1, 1)));
+
+    // It refuses: asked again.
+    *third.recorder.refuse.lock().unwrap() = true;
+    fixture.role.send_replace(role(2, Some(ADDR), true));
+    sleep(Duration::from_secs(100)).await;
+    assert!(third.recorder.news().await.len() > 10);
+    fixture.stop().await;
+    // What was never accepted needs no unregistering.
+    assert_eq!(third.recorder.news().await, []);
+}
+
+/// The two sides together.
+#[tokio::test(start_paused = true)]
+async fn our_name_server_shows_the_leader_and_forgets_a_broker_that_stops() {
+    let switchboard = Switchboard::default();
+    let (net, port) = network();
+    switchboard.plug("ns1:1", port);
+    let (_trigger, shutdown) = Shutdown::new();
+    tokio::spawn(crate::namesrv::run(
+        crate::namesrv::Options::default(),
+        net,
+        shutdown,
+    ));
+    let fixture = start(&switchboard, 1, role(1, Some("other:1"), false));
+    let client = Client::new(switchboard, Limits::default());
+    let ask = async |code| {
+        sleep(Duration::from_millis(200)).await;
+        client
+            .call("ns1:1", Command::request(code), Duration::from_secs(5))
+            .await
+            .unwrap()
+    };
+    let topics = async || {
+        let list = ask(request::GET_ALL_TOPIC_LIST_FROM_NAMESERVER).await;
+        list.json::<TopicList>()
+            .unwrap()
+            .topic_list
+            .into_iter()
+            .collect::<Vec<_>>()
+    };
+    let addrs = async || {
+        let info = ask(request::GET_BROKER_CLUSTER_INFO).await;
+        let mut info: ClusterInfo = info.json().unwrap();
+        let broker = info.broker_addr_table.remove("b");
+        broker.map_or_else(Vec::new, |broker| broker.broker_addrs.into_iter().collect())
+    };
+    // A follower stands in while there is no leader.
+    assert_eq!(addrs().await, [(0, ADDR.to_owned())]);
+    assert!(topics().await.is_empty());
+    fixture.role.send_replace(role(2, Some(ADDR), true));
+    assert_eq!(topics().await, ["T"]);
+    assert_eq!(addrs().await, [(0, ADDR.to_owned())]);
+    fixture.stop().await;
+    assert_eq!(addrs().await, []);
+    assert!(
+        timeout(Duration::from_secs(5), topics())
+            .await
+            .unwrap()
+            .is_empty()
+    );
+}
