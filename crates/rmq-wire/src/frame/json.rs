@@ -38,7 +38,7 @@ pub(super) fn decode(header: &[u8]) -> Result<Command, FrameError> {
                 reader.raw()?;
             }
         }
-        Ok(true)
+        Ok(())
     })?;
     reader.end()?;
     command.code = code.ok_or(FrameError::Missing("code"))?;
@@ -46,10 +46,11 @@ pub(super) fn decode(header: &[u8]) -> Result<Command, FrameError> {
     Ok(command)
 }
 
-/// Calls `read` with each key of the object at the cursor, until the end or until `read` says false.
+/// Calls `read` with each key of the object at the cursor. Every way of reading a header walks it to its
+/// end, so that all take the same value of a key that comes twice: the last.
 fn keys<'a>(
     reader: &mut Reader<'a>,
-    mut read: impl FnMut(&str, &mut Reader<'a>) -> Result<bool, FrameError>,
+    mut read: impl FnMut(&str, &mut Reader<'a>) -> Result<(), FrameError>,
 ) -> Result<(), FrameError> {
     reader.open(b'{')?;
     let mut first = true;
@@ -59,9 +60,7 @@ fn keys<'a>(
             _ => Cow::Borrowed(reader.raw()?),
         };
         reader.expect(b':')?;
-        if !read(&key, reader)? {
-            return Ok(());
-        }
+        read(&key, reader)?;
     }
     Ok(())
 }
@@ -154,7 +153,7 @@ pub(super) fn peek(header: &[u8]) -> Result<FrameHead, FrameError> {
                 reader.raw()?;
             }
         }
-        Ok(code.is_none() || opaque.is_none() || flag.is_none())
+        Ok(())
     })?;
     Ok(FrameHead {
         code: code.ok_or(FrameError::Missing("code"))?,
@@ -177,7 +176,7 @@ pub(super) fn opaque_span(header: &[u8]) -> Result<Range<usize>, FrameError> {
         if key == "opaque" {
             span = Some(reader.at() - raw..reader.at());
         }
-        Ok(span.is_none())
+        Ok(())
     })?;
     span.ok_or(FrameError::Missing("opaque"))
 }

@@ -4,7 +4,7 @@
 //! i32 length of what follows | i32 mark: type of header << 24, length of header | header | body
 //! ```
 //!
-//! [`Command`] is a frame decoded; its header is JSON ([`json`]) or RocketMQ's binary form ([`binary`]),
+//! [`Command`] is a frame decoded; its header is JSON (`json`) or RocketMQ's binary form (`binary`),
 //! and an answer goes out in the form of its request. [`ExtFields`] is the header's map of strings;
 //! what the fields of one request mean is the business of [`crate::header`].
 //! The functions [`peek_len`], [`peek`] and [`set_opaque`] work on a frame that stays encoded.
@@ -286,10 +286,11 @@ pub struct FrameHead {
     pub flag: i32,
 }
 
-/// Code, number and flags of a frame without its length field; nothing else of it is read.
+/// Code, number and flags of a frame without its length field, as [`Command::decode`] would find them;
+/// none of its fields is kept.
 ///
 /// # Errors
-/// [`FrameError`] where the header cannot be read up to them.
+/// [`FrameError`] where the header cannot be walked.
 pub fn peek(frame: &[u8]) -> Result<FrameHead, FrameError> {
     let (serialize, header_len) = mark(frame)?;
     let header = &frame[MARK..MARK + header_len];

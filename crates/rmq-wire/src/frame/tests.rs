@@ -219,6 +219,21 @@ fn too_many_fields_are_refused_even_under_one_name() {
 }
 
 #[test]
+fn a_key_that_comes_twice_has_one_value_for_all_readers() {
+    let frame = json_frame(r#"{"code":10,"opaque":1,"flag":2,"code":11,"opaque":3,"flag":0}"#);
+    let head = FrameHead {
+        code: 11,
+        opaque: 3,
+        flag: 0,
+    };
+    assert_eq!(peek(&frame), Ok(head));
+    let renumbered = set_opaque(&frame, 77).unwrap().freeze();
+    assert_eq!(peek(&renumbered), Ok(FrameHead { opaque: 77, ..head }));
+    let command = Command::decode(renumbered).unwrap();
+    assert_eq!((command.code, command.opaque, command.flag), (11, 77, 0));
+}
+
+#[test]
 fn fields_are_replaced_in_place_and_removed() {
     let mut ext: ExtFields = [("a", 1), ("b", 2)].into_iter().collect();
     ext.insert("a", "one");
