@@ -24,7 +24,7 @@ enum Kind {
     Write,
 }
 
-/// Makes [`kind`] and [`execute`] of one table.
+/// Makes `kind` and `execute` of one table.
 macro_rules! table {
     ($($kind:ident $($code:ident)|+ => $handler:path,)+) => {
         fn kind(code: i32) -> Option<Kind> {
@@ -33,6 +33,10 @@ macro_rules! table {
                 _ => None,
             }
         }
+
+        /// Every code that is served.
+        #[cfg(test)]
+        pub(super) const CODES: &[i32] = &[$($(request::$code),+),+];
 
         async fn execute(broker: &Arc<Broker>, request: &Request) -> Handled {
             match request.command.code {

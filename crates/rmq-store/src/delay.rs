@@ -57,6 +57,13 @@ impl DelayLevels {
     }
 }
 
+/// From delays in milliseconds, level 1 first.
+impl FromIterator<u64> for DelayLevels {
+    fn from_iter<I: IntoIterator<Item = u64>>(delays_ms: I) -> Self {
+        DelayLevels(delays_ms.into_iter().collect())
+    }
+}
+
 impl Default for DelayLevels {
     fn default() -> Self {
         DelayLevels::parse(DelayLevels::DEFAULT).expect("the default is well-formed")

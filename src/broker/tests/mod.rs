@@ -3,6 +3,7 @@
 mod admin;
 mod clients;
 mod consume;
+mod hostile;
 mod produce;
 mod retry;
 mod roles;
