@@ -163,6 +163,10 @@ impl Header {
         if !view.crc_matches() {
             return Err(ExtentError::Header("wrong checksum"));
         }
+        if view.physical_offset != pos.as_i64() {
+            let what = "a header that says another position";
+            return Err(ExtentError::Framing { at: pos, what });
+        }
         let header = Self::decode_body(record.slice_ref(view.body))?;
         if header.encode(generation, pos) != record {
             return Err(ExtentError::Header(
@@ -227,15 +231,14 @@ impl Header {
             return None;
         }
         let topic = Arc::from(std::str::from_utf8(&body.split_to(topic_len)).ok()?);
-        let queue_id = body.get_i32();
-        let first = QueueOffset(body.get_u64());
-        let count = body.get_u32();
-        (count > 0 && i64::try_from(first.0).is_ok()).then_some(Run {
+        let run = Run {
             topic,
-            queue_id,
-            first,
-            count,
-        })
+            queue_id: body.get_i32(),
+            first: QueueOffset(body.get_u64()),
+            count: body.get_u32(),
+        };
+        let end = run.first.0.checked_add(run.count.into())?;
+        (run.count > 0 && i64::try_from(end).is_ok()).then_some(run)
     }
 
     pub(crate) fn into_stored(self) -> StoredEntry {

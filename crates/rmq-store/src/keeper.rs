@@ -150,9 +150,9 @@ impl Keeper {
         }
     }
 
-    /// What the next checkpoint says.
-    pub(crate) fn noted(&self) -> Checkpoint {
-        self.inner.next().clone()
+    /// Something of what the next checkpoint says.
+    pub(crate) fn noted<T>(&self, read: impl FnOnce(&Checkpoint) -> T) -> T {
+        read(&self.inner.next())
     }
 
     /// Writes the checkpoint; durable on return.

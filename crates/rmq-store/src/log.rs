@@ -139,7 +139,7 @@ impl Log {
     /// with unsynced bytes under ASYNC_FLUSH. Remains so over restarts until it is cleared.
     #[must_use]
     pub fn is_suspect(&self) -> bool {
-        self.keeper.noted().suspect
+        self.keeper.noted(|checkpoint| checkpoint.suspect)
     }
 
     /// Ends the suspicion: the log has caught up with the group. Durable on return.
@@ -284,7 +284,7 @@ impl Log {
         if from > old_last.index {
             return Ok(());
         }
-        let committed = self.keeper.noted().committed;
+        let committed = self.read_committed();
         for (what, id) in [("committed", committed), ("purged", self.tail.purged)] {
             assert!(
                 id.is_none_or(|id| id.index < wanted),
@@ -372,22 +372,16 @@ impl Log {
     /// Notes which entry is committed, so that the next start has less to do. It becomes durable
     /// with the next checkpoint; one lower than there is changes nothing.
     pub fn save_committed(&mut self, committed: Option<EntryId>) {
-        if let Some(id) = committed
-            && self
-                .keeper
-                .noted()
-                .committed
-                .is_none_or(|noted| noted.index < id.index)
-        {
+        if committed.map(|id| id.index) > self.read_committed().map(|id| id.index) {
             self.keeper
-                .note(|checkpoint| checkpoint.committed = Some(id));
+                .note(|checkpoint| checkpoint.committed = committed);
         }
     }
 
     /// The entry last noted as committed; after a start it may be an earlier one.
     #[must_use]
     pub fn read_committed(&self) -> Option<EntryId> {
-        self.keeper.noted().committed
+        self.keeper.noted(|checkpoint| checkpoint.committed)
     }
 
     /// What otherwise happens once a second.

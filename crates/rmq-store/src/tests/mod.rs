@@ -2,6 +2,7 @@
 
 mod append;
 mod crash;
+mod extent;
 mod faults;
 mod model;
 mod open;
