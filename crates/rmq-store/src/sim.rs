@@ -64,13 +64,18 @@ impl Content {
             .unwrap_or_else(|| Arc::new([0; PAGE]))
     }
 
+    fn resize(&mut self, len: u64) {
+        self.len = len;
+        self.pages.retain(|n, _| n * (PAGE as u64) < len);
+        if let Some(page) = self.pages.get_mut(&(len / PAGE as u64)) {
+            Arc::make_mut(page)[index(len % PAGE as u64)..].fill(0);
+        }
+    }
+
     /// Does what an operation does to this file.
     fn apply(&mut self, op: &Op, this: usize) {
         match op {
-            Op::Resize { file, len } if *file == this => {
-                assert!(*len >= self.len, "the store never cuts files");
-                self.len = *len;
-            }
+            Op::Resize { file, len } if *file == this => self.resize(*len),
             Op::Write { file, pos, data } if *file == this => self.write(*pos, data),
             _ => {}
         }
@@ -305,6 +310,9 @@ fn content_left(
             Op::Write { file: f, pos, data } if *f == file => {
                 pos / PAGE as u64..(pos + data.len() as u64).div_ceil(PAGE as u64)
             }
+            Op::Resize { file: f, len } if *f == file && *len < now.len => {
+                len / PAGE as u64..now.len.div_ceil(PAGE as u64)
+            }
             _ => 0..0,
         };
         for n in touched.clone() {
@@ -329,12 +337,7 @@ fn content_left(
         }
         now.pages.insert(n, page);
     }
-    now.len = lens[dice(lens.len())];
-    let len = now.len;
-    now.pages.retain(|n, _| n * (PAGE as u64) < len);
-    if let Some(page) = now.pages.get_mut(&(len / PAGE as u64)) {
-        Arc::make_mut(page)[index(len % PAGE as u64)..].fill(0);
-    }
+    now.resize(lens[dice(lens.len())]);
     now
 }
 

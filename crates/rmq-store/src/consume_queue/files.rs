@@ -52,23 +52,19 @@ struct Unsynced {
 }
 
 impl QueueFiles {
-    /// Files under `root`, made if absent, of `file_bytes` bytes each.
-    pub(crate) fn new(disk: Arc<dyn Disk>, root: PathBuf, file_bytes: u64) -> io::Result<Self> {
+    /// Files under `root`, of `file_bytes` bytes each.
+    pub(crate) fn new(disk: Arc<dyn Disk>, root: PathBuf, file_bytes: u64) -> Self {
         assert!(
             file_bytes > 0 && file_bytes.is_multiple_of(UNIT),
             "files hold whole units"
         );
-        disk.create_dir_all(&root)?;
-        if let Some(parent) = root.parent() {
-            disk.sync_dir(parent)?;
-        }
-        Ok(Self {
+        Self {
             disk,
             root,
             file_bytes,
             open: Mutex::default(),
             unsynced: Mutex::default(),
-        })
+        }
     }
 
     /// Units in a file.

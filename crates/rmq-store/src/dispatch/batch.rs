@@ -31,6 +31,7 @@ pub(crate) struct QueueRun {
     /// The queue before the run.
     pub(crate) before: QueueState,
     pub(crate) first: QueueOffset,
+    pub(crate) first_phy: PhyOffset,
     /// Encoded.
     pub(crate) units: Vec<u8>,
     /// Behind the last unit's record.
@@ -152,6 +153,7 @@ impl<'a> Batch<'a> {
                     topic,
                     before,
                     first,
+                    first_phy: message.unit.phy,
                     units: Vec::new(),
                     end_phy,
                 });

@@ -1,8 +1,9 @@
 //! The file `dispatched`: how far consume queues and index are built, and what they were then.
 //!
 //! Content of a two-slot file (`slots`), numbers big endian: version `u8`, dispatched position `u64`,
-//! digest of all queues' ends `u64`, name of the newest index file `u64` (0 without one), that file's
-//! header (40 bytes), clean `u8`.
+//! digest of all queues' ends `u64`, position of the last record that began a queue anew `u64`, 1 if
+//! the index counts `u8`, name of the newest index file `u64` (0 without one), that file's header (40
+//! bytes), clean `u8`.
 
 use std::io;
 use std::path::PathBuf;
@@ -18,7 +19,7 @@ use crate::types::PhyOffset;
 
 const MAGIC: u32 = u32::from_be_bytes(*b"rmqD");
 const VERSION: u8 = 1;
-const BYTES: usize = 1 + 3 * 8 + HEADER_BYTES + 1;
+const BYTES: usize = 1 + 3 * 8 + 1 + 8 + HEADER_BYTES + 1;
 
 /// What a checkpoint says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +28,11 @@ pub(crate) struct Checkpoint {
     pub(crate) dispatched: PhyOffset,
     /// See `Table::digest`.
     pub(crate) digest: u64,
-    pub(crate) index: Saved,
+    /// The last record below `dispatched` that began a queue anew, or 0: what the queue was before
+    /// is in the log only.
+    pub(crate) last_anew: PhyOffset,
+    /// The index at `dispatched` or ahead of it; `None` while it is being built anew.
+    pub(crate) index: Option<Saved>,
     /// Nothing was written to the files after this checkpoint.
     pub(crate) clean: bool,
 }
@@ -88,8 +93,14 @@ fn encode(checkpoint: &Checkpoint) -> Vec<u8> {
     out.put_u8(VERSION);
     out.put_u64(checkpoint.dispatched.0);
     out.put_u64(checkpoint.digest);
-    out.put_u64(checkpoint.index.name);
-    out.put_slice(&checkpoint.index.header.encode());
+    out.put_u64(checkpoint.last_anew.0);
+    let index = checkpoint.index.unwrap_or(Saved {
+        name: 0,
+        header: Header::EMPTY,
+    });
+    out.put_u8(u8::from(checkpoint.index.is_some()));
+    out.put_u64(index.name);
+    out.put_slice(&index.header.encode());
     out.put_u8(u8::from(checkpoint.clean));
     out
 }
@@ -101,15 +112,18 @@ fn decode(mut content: &[u8]) -> Option<Checkpoint> {
     }
     let dispatched = PhyOffset(content.get_u64());
     let digest = content.get_u64();
+    let last_anew = PhyOffset(content.get_u64());
+    let has_index = content.get_u8() == 1;
     let name = content.get_u64();
     let (header, clean) = content.split_first_chunk()?;
-    let index = Saved {
+    let index = has_index.then(|| Saved {
         name,
         header: Header::decode(header),
-    };
+    });
     Some(Checkpoint {
         dispatched,
         digest,
+        last_anew,
         index,
         clean: clean == [1],
     })
@@ -129,10 +143,11 @@ mod tests {
         Checkpoint {
             dispatched: PhyOffset(dispatched),
             digest: !dispatched,
-            index: Saved {
+            last_anew: PhyOffset(dispatched / 2),
+            index: (dispatched != 201).then_some(Saved {
                 name: 20_260_101_000_000_000,
                 header,
-            },
+            }),
             clean: dispatched.is_multiple_of(2),
         }
     }

@@ -146,7 +146,6 @@ impl Index {
         }
         // From the message's time and not the clock's: a rebuild gives the same names.
         let name = format::name_at(store_timestamp).max(last + 1);
-        self.disk.create_dir_all(&self.dir)?;
         let file = self
             .disk
             .open(&self.dir.join(name_of(name)), OpenMode::Create)?;

@@ -18,38 +18,39 @@ const READ_BYTES: usize = 1 << 20;
 
 impl Index {
     /// Opens the index in the state that a checkpoint saved, without what lies at `limit` or beyond.
-    /// `clean` says that nothing was written after that checkpoint.
+    /// `clean` says that nothing was written after that checkpoint. `store_time` knows the time of the
+    /// message at a position below the limit.
     ///
-    /// `None`, and no file is left, if there is no checkpoint or the files do not fit it: the index
-    /// is to be built anew. Use [`Index::empty`] then. `store_time` knows the time of the message at a
-    /// position below the limit.
+    /// `None` if the files are not what the checkpoint says; they may have been changed then.
     pub(crate) fn open(
         disk: &Arc<dyn Disk>,
         dir: PathBuf,
         layout: Layout,
-        saved: Option<(Saved, bool)>,
+        (saved, clean): (Saved, bool),
         limit: PhyOffset,
         store_time: &dyn Fn(PhyOffset) -> Option<i64>,
     ) -> io::Result<Option<Index>> {
-        let mut index = Index::empty(disk, dir, layout, limit);
-        if let Some((saved, clean)) = saved
-            && index.load(saved, clean, limit, store_time)?
-        {
-            return Ok(Some(index));
-        }
-        for name in index.names()? {
-            index.unlink(name)?;
-        }
-        Ok(None)
+        let mut index = Index::new(disk, dir, layout, limit);
+        Ok(index
+            .load(saved, clean, limit, store_time)?
+            .then_some(index))
     }
 
-    /// An index without files, to be built from `from` on.
-    pub(crate) fn empty(
+    /// Removes all files, to build the index anew from `from` on.
+    pub(crate) fn anew(
         disk: &Arc<dyn Disk>,
         dir: PathBuf,
         layout: Layout,
         from: PhyOffset,
-    ) -> Index {
+    ) -> io::Result<Index> {
+        let mut index = Index::new(disk, dir, layout, from);
+        for name in index.names()? {
+            index.unlink(name)?;
+        }
+        Ok(index)
+    }
+
+    fn new(disk: &Arc<dyn Disk>, dir: PathBuf, layout: Layout, from: PhyOffset) -> Index {
         Index {
             disk: Arc::clone(disk),
             dir,
@@ -104,7 +105,9 @@ impl Index {
                 return Ok(false);
             }
             let whole = name == saved.name && clean;
-            let cut = cut_below(&*file, self.layout, &mut header, limit)?;
+            let Some(cut) = cut_below(&*file, self.layout, &mut header, limit)? else {
+                return Ok(false);
+            };
             if let Some(time) = store_time(header.end_phy).filter(|_| cut) {
                 header.end_timestamp = time;
             }
@@ -138,26 +141,34 @@ impl Index {
     }
 }
 
-/// Takes the entries at `limit` or beyond out of the header's count; true if there were any.
+/// Takes the entries at `limit` or beyond out of the header's count; true if there were any, `None`
+/// if the last entry is not the one that the header speaks of.
 fn cut_below(
     file: &dyn DiskFile,
     layout: Layout,
     header: &mut Header,
     limit: PhyOffset,
-) -> io::Result<bool> {
-    let whole = header.next_entry;
+) -> io::Result<Option<bool>> {
+    let whole = *header;
     while header.next_entry > 1 {
         let mut bytes = [0; ENTRY_BYTES];
         file.read_at(layout.entry_at(header.next_entry - 1), &mut bytes)?;
         match Entry::decode(&bytes) {
-            Some(entry) if entry.phy < limit => {
+            Some(entry) if entry.phy < limit && bytes != [0; ENTRY_BYTES] => {
                 header.end_phy = entry.phy;
                 break;
             }
+            // Zeros are left by an opening that was interrupted after it had cut the file.
             _ => header.next_entry -= 1,
         }
     }
-    Ok(header.next_entry < whole)
+    let cut = header.next_entry < whole.next_entry;
+    let is_right = if cut {
+        whole.end_phy >= limit
+    } else {
+        whole.end_phy == header.end_phy
+    };
+    Ok(is_right.then_some(cut))
 }
 
 impl Newest {

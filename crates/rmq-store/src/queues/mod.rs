@@ -56,6 +56,8 @@ pub struct Queues {
 struct Shared {
     table: Table,
     dispatched: PhyOffset,
+    /// See the checkpoint's.
+    last_anew: PhyOffset,
     holes: Vec<Hole>,
     /// Why dispatch stands still, if it does.
     failure: Option<String>,

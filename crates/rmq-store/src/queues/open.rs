@@ -8,6 +8,7 @@
 //! remembers its end.
 
 use std::io;
+use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ use crate::config::StoreConfig;
 use crate::consume_queue::{QueueFiles, QueueState, Table, first_unit_from, last_unit_below};
 use crate::disk::Disk;
 use crate::dispatch::{Checkpoint, CheckpointFile, CommittedLog, DispatchError};
-use crate::index_file::{Index, Layout};
+use crate::index_file::{Index, Layout, Saved};
 use crate::reader::LogReader;
 use crate::types::{PhyOffset, QueueOffset};
 
@@ -53,55 +54,36 @@ impl Queues {
         disk: &Arc<dyn Disk>,
         log: Box<dyn CommittedLog>,
     ) -> Result<Arc<Queues>, OpenQueuesError> {
-        let files = QueueFiles::new(
-            Arc::clone(disk),
-            config.consume_queue_dir(),
-            config.consume_queue_file_bytes,
-        )?;
+        let (queue_dir, index_dir) = (config.consume_queue_dir(), config.index_dir());
+        for dir in [&queue_dir, &index_dir] {
+            disk.create_dir_all(dir)?;
+        }
+        disk.sync_dir(config.root())?;
+        let files = QueueFiles::new(Arc::clone(disk), queue_dir, config.consume_queue_file_bytes);
+        let mut checkpoints = CheckpointFile::open(disk, config.root.join("dispatched"))?;
+
+        let start = Start::find(&files, checkpoints.last(), &*log)?;
+        // What is about to be changed must not be taken for what it was, should this be interrupted.
+        let opening = start.checkpoint();
+        checkpoints.write(opening)?;
+        start.cut(&files)?;
         let layout = Layout {
             slots: config.index_slots,
             entries: config.index_entries,
         };
-        let mut checkpoints = CheckpointFile::open(disk, config.root.join("dispatched"))?;
-        let (min, confirm) = (log.min_offset(), log.confirm_offset());
-
-        let saved = checkpoints.last();
-        if let Some(clean) = saved.filter(|saved| saved.clean) {
-            // Before anything is touched.
-            checkpoints.write(Checkpoint {
-                clean: false,
-                ..clean
-            })?;
-        }
-        let trusted = saved
-            .map(|saved| trusted_table(&files, saved, min, confirm))
-            .transpose()?;
-        let (table, queues_from) = match trusted.flatten() {
-            Some((table, from)) => (table, from),
+        let min = log.min_offset();
+        let (index, from) = match start.open_index(disk, &index_dir, layout, &*log)? {
+            Some(index) => (index, start.from),
             None => {
-                if saved.is_some() {
-                    warn!(%min, "consume queues are not what their checkpoint says: building them anew");
-                }
-                (expired_table(&files, min)?, min)
+                checkpoints.write(Checkpoint {
+                    index: None,
+                    ..opening
+                })?;
+                (Index::anew(disk, index_dir, layout, min)?, min)
             }
         };
-        let saved_index = saved.map(|saved| (saved.index, saved.clean));
-        let index_dir = config.index_dir();
-        let store_time = |phy| store_time(&*log, phy);
-        let limit = saved.map_or(min, |saved| saved.dispatched.min(confirm).max(min));
-        let (index, index_from) = match Index::open(
-            disk,
-            index_dir.clone(),
-            layout,
-            saved_index,
-            limit,
-            &store_time,
-        )? {
-            Some(index) => (index, limit),
-            None => (Index::empty(disk, index_dir, layout, min), min),
-        };
 
-        let from = queues_from.min(index_from);
+        let confirm = log.confirm_offset();
         let queues = Queues {
             log,
             files,
@@ -110,8 +92,9 @@ impl Queues {
             stepping: Mutex::default(),
             index: Mutex::new(index),
             shared: Mutex::new(Shared {
-                table,
+                table: start.table,
                 dispatched: from,
+                last_anew: start.last_anew,
                 ..Shared::default()
             }),
             work: Condvar::new(),
@@ -134,31 +117,110 @@ impl Queues {
     }
 }
 
-/// The queues as they were at a checkpoint, or at the confirm offset if that lies below; nothing is
-/// left in the files beyond. `None` if some are not what the checkpoint says.
-fn trusted_table(
-    files: &QueueFiles,
-    saved: Checkpoint,
-    min: PhyOffset,
-    confirm: PhyOffset,
-) -> io::Result<Option<(Table, PhyOffset)>> {
-    let mut found = table_below(files, saved.dispatched, min)?;
-    if found.digest() != saved.digest {
-        return Ok(None);
+/// Where dispatch goes on, and what is there by then.
+struct Start {
+    table: Table,
+    from: PhyOffset,
+    last_anew: PhyOffset,
+    /// `None` if the index is to be built anew.
+    index: Option<Saved>,
+    /// Nothing was written beyond.
+    clean: bool,
+}
+
+impl Start {
+    /// Looks at the files without changing what they say.
+    fn find(
+        files: &QueueFiles,
+        saved: Option<Checkpoint>,
+        log: &dyn CommittedLog,
+    ) -> io::Result<Start> {
+        let (min, confirm) = (log.min_offset(), log.confirm_offset());
+        if let Some(saved) = saved {
+            if let Some(start) = Start::trusted(files, saved, min, confirm)? {
+                return Ok(start);
+            }
+            warn!(%min, "consume queues are not what their checkpoint says: building them anew");
+        }
+        Ok(Start {
+            table: expired_table(files, min)?,
+            from: min,
+            last_anew: PhyOffset(0),
+            index: None,
+            clean: false,
+        })
     }
-    if confirm < saved.dispatched {
-        found = table_below(files, confirm, min)?;
+
+    /// What a checkpoint says, down to the confirm offset if that lies below. `None` if the queues
+    /// are not what it says.
+    fn trusted(
+        files: &QueueFiles,
+        saved: Checkpoint,
+        min: PhyOffset,
+        confirm: PhyOffset,
+    ) -> io::Result<Option<Start>> {
+        let mut table = table_below(files, saved.dispatched, min)?;
+        let shorter = confirm < saved.dispatched;
+        if table.digest() != saved.digest || shorter && confirm <= saved.last_anew {
+            return Ok(None);
+        }
+        if shorter {
+            table = table_below(files, confirm, min)?;
+        }
+        Ok(Some(Start {
+            table,
+            // Below what the log still has there is nothing to dispatch.
+            from: saved.dispatched.min(confirm).max(min),
+            last_anew: saved.last_anew,
+            index: saved.index,
+            clean: saved.clean && !shorter,
+        }))
     }
-    if !saved.clean || confirm < saved.dispatched {
-        for (topic, queue_id) in all_queues(files)? {
-            let next = found
-                .get(&topic, queue_id)
-                .map_or(QueueOffset(0), |(_, state)| state.next);
-            files.cut(&topic, queue_id, next)?;
+
+    fn checkpoint(&self) -> Checkpoint {
+        Checkpoint {
+            dispatched: self.from,
+            digest: self.table.digest(),
+            last_anew: self.last_anew,
+            index: self.index,
+            clean: false,
         }
     }
-    // Not below what the log still has, which only a store without its first segments can show.
-    Ok(Some((found, saved.dispatched.min(confirm).max(min))))
+
+    /// Leaves in the consume queues only what the table has.
+    fn cut(&self, files: &QueueFiles) -> io::Result<()> {
+        if self.clean {
+            return Ok(());
+        }
+        for (topic, queue_id) in all_queues(files)? {
+            let state = self.table.get(&topic, queue_id);
+            let next = state.map_or(QueueOffset(0), |(_, state)| state.next);
+            files.cut(&topic, queue_id, next)?;
+        }
+        Ok(())
+    }
+
+    /// The index as the checkpoint has it; `None` if it is to be built anew.
+    fn open_index(
+        &self,
+        disk: &Arc<dyn Disk>,
+        dir: &Path,
+        layout: Layout,
+        log: &dyn CommittedLog,
+    ) -> io::Result<Option<Index>> {
+        let Some(saved) = self.index else {
+            return Ok(None);
+        };
+        let store_time = |phy| store_time(log, phy);
+        Index::open(
+            disk,
+            dir.to_owned(),
+            layout,
+            (saved, self.clean),
+            self.from,
+            &store_time,
+        )
+    }
 }
 
 /// All queues with what they hold below `limit`.
@@ -185,28 +247,22 @@ fn table_below(files: &QueueFiles, limit: PhyOffset, min: PhyOffset) -> io::Resu
     Ok(table)
 }
 
-/// The queues whose messages have all left the log; the files of all others are removed.
+/// The queues whose messages have all left the log.
 fn expired_table(files: &QueueFiles, min: PhyOffset) -> io::Result<Table> {
     let mut table = Table::default();
     for (topic, queue_id) in all_queues(files)? {
         let starts = files.starts(&topic, queue_id)?;
         let last = last_unit_below(files, &topic, queue_id, &starts, PhyOffset(u64::MAX))?;
-        match last {
-            Some((last, unit)) if unit.end() <= min => {
-                let next = last + 1;
-                let end_phy = unit.end();
-                table.put(
-                    &topic,
-                    QueueState {
-                        queue_id,
-                        min: next,
-                        next,
-                        end_phy,
-                        committed: next,
-                    },
-                );
-            }
-            _ => files.cut(&topic, queue_id, QueueOffset(0))?,
+        if let Some((last, unit)) = last.filter(|(_, unit)| unit.end() <= min) {
+            let next = last + 1;
+            let state = QueueState {
+                queue_id,
+                min: next,
+                next,
+                end_phy: unit.end(),
+                committed: next,
+            };
+            table.put(&topic, state);
         }
     }
     Ok(table)

@@ -17,6 +17,8 @@ use crate::types::{PhyOffset, QueueOffset};
 
 /// Pause before a failed write is tried again.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// Pause after a failed sync, which is not going to be better soon.
+const ERROR_PAUSE: Duration = Duration::from_secs(60);
 
 impl Queues {
     /// Starts the dispatch thread, which calls `listener` after each batch, and the thread that syncs
@@ -99,6 +101,9 @@ impl Queues {
                 let topic = Arc::clone(topic);
                 shared.table.put(&topic, run.after(state));
             }
+            if run.is_new_generation() {
+                shared.last_anew = shared.last_anew.max(run.first_phy);
+            }
         }
         shared.dispatched = from + done as u64;
         shared.failure = None;
@@ -161,11 +166,13 @@ impl Queues {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         if checkpoint.failed {
-            return Ok(());
+            return Err(io::Error::other(
+                "an earlier sync of the consume queues or the index failed",
+            ));
         }
-        let (dispatched, digest) = {
+        let (dispatched, digest, last_anew) = {
             let shared = self.shared();
-            (shared.dispatched, shared.table.digest())
+            (shared.dispatched, shared.table.digest(), shared.last_anew)
         };
         // The index may be ahead of the position by now; its surplus is cut when it is opened.
         let (index, unsynced) = self.index().flush()?;
@@ -177,7 +184,8 @@ impl Queues {
         checkpoint.file.write(Checkpoint {
             dispatched,
             digest,
-            index,
+            last_anew,
+            index: Some(index),
             clean,
         })
     }
@@ -231,11 +239,13 @@ impl Queues {
             }
             if next_flush <= Instant::now() {
                 let begun = Instant::now();
-                if let Err(e) = self.flush(false) {
-                    error!(error = %e, "consume queues and index could not be synced");
-                }
+                let result = self.flush(false);
                 // With very many queues a round takes long; the disk is the log's in the first place.
                 pause = self.flush_interval.max(begun.elapsed() * 9);
+                if let Err(e) = result {
+                    error!(error = %e, "consume queues and index could not be synced");
+                    pause = pause.max(ERROR_PAUSE);
+                }
                 next_flush = Instant::now() + pause;
             }
         }

@@ -10,7 +10,7 @@ use rmq_wire::record::{NewRecord, blank, seal};
 use crate::config::StoreConfig;
 use crate::disk::{Disk, RealDisk};
 use crate::dispatch::CommittedLog;
-use crate::queues::Queues;
+use crate::queues::{OpenQueuesError, Queues};
 use crate::types::{PhyOffset, QueueOffset, Run};
 
 /// Bytes of a segment.
@@ -142,12 +142,17 @@ impl FakeLog {
         self.try_open(root).unwrap()
     }
 
-    pub(super) fn try_open(
+    pub(super) fn try_open(&self, root: &Path) -> Result<Arc<Queues>, OpenQueuesError> {
+        self.open_on(&(Arc::new(RealDisk) as Arc<dyn Disk>), root)
+    }
+
+    pub(super) fn open_on(
         &self,
+        disk: &Arc<dyn Disk>,
         root: &Path,
-    ) -> Result<Arc<Queues>, super::super::OpenQueuesError> {
-        let disk: Arc<dyn Disk> = Arc::new(RealDisk);
-        Queues::open_over(&config(root), &disk, Box::new(self.clone()))
+    ) -> Result<Arc<Queues>, OpenQueuesError> {
+        disk.create_dir_all(root).unwrap();
+        Queues::open_over(&config(root), disk, Box::new(self.clone()))
     }
 }
 

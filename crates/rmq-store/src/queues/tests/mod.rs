@@ -8,6 +8,7 @@
 )]
 
 mod fake_log;
+mod faults;
 mod model;
 mod reads;
 mod recovery;

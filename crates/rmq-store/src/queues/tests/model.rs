@@ -1,17 +1,20 @@
 //! Any history of appends, commits, syncs and crashes leaves what the log says.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use proptest::prelude::*;
 use rmq_wire::record::tags_code;
 
 use super::fake_log::{FakeLog, Send};
+use crate::disk::{Disk, OpenMode};
 use crate::dispatch::CommittedLog;
 use crate::queues::{GetStatus, Queues};
+use crate::sim::SimDisk;
 use crate::types::{PhyOffset, QueueOffset};
 
+const ROOT: &str = "/store";
 const TOPICS: [&str; 3] = ["a", "b", "%RETRY%c"];
 const TAGS: [&str; 3] = ["", "x", "y"];
 
@@ -33,13 +36,16 @@ enum Op {
     },
     Sync,
     CleanRestart,
-    /// The process dies, and with it nothing but its memory.
-    Kill,
-    /// The machine dies: of what was written since the last sync, any part is lost. The log loses its
-    /// last messages down to what was synced at most.
+    /// The process dies when it has done this many hundredths of what it did to the disk.
+    Kill {
+        at: usize,
+    },
+    /// The machine dies, with any part of what was not synced, and the log keeps this many hundredths
+    /// of its messages.
     PowerLoss {
+        at: usize,
         seed: u64,
-        log_too: bool,
+        log_kept: usize,
     },
     /// The topic is deleted and made again.
     Recreate {
@@ -56,8 +62,10 @@ fn op() -> impl Strategy<Value = Op> {
         6 => (0..4_usize).prop_map(|steps| Op::Commit { steps }),
         3 => Just(Op::Sync),
         1 => Just(Op::CleanRestart),
-        1 => Just(Op::Kill),
-        1 => (any::<u64>(), any::<bool>()).prop_map(|(seed, log_too)| Op::PowerLoss { seed, log_too }),
+        1 => (0..=100_usize).prop_map(|at| Op::Kill { at }),
+        1 => (0..=100_usize, any::<u64>(), prop_oneof![Just(100), 0..=100_usize]).prop_map(
+            |(at, seed, log_kept)| Op::PowerLoss { at, seed, log_kept }
+        ),
         1 => (0..3_usize).prop_map(|topic| Op::Recreate { topic }),
     ]
 }
@@ -96,6 +104,16 @@ impl Model {
     }
 }
 
+impl Model {
+    /// The end of every queue.
+    fn ends(&self) -> impl Iterator<Item = ((&'static str, i32), u64)> {
+        let end = |(queue, units): (_, Vec<ModelUnit>)| {
+            (queue, units.last().map_or(0, |unit| unit.0 + 1))
+        };
+        self.queues().into_iter().map(end)
+    }
+}
+
 /// Commits what was appended.
 fn commit(log: &FakeLog, queues: &Queues, model: &Model) {
     let confirm = log.confirm_offset();
@@ -109,68 +127,26 @@ fn commit(log: &FakeLog, queues: &Queues, model: &Model) {
     );
 }
 
-fn snapshot(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+/// All files under a directory.
+fn files(disk: &SimDisk, dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut files = BTreeMap::new();
-    let mut dirs = vec![root.to_owned()];
-    while let Some(dir) = dirs.pop() {
-        for entry in fs::read_dir(dir).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                dirs.push(path);
-            } else {
-                files.insert(
-                    path.strip_prefix(root).unwrap().to_owned(),
-                    fs::read(&path).unwrap(),
-                );
+    for name in disk.list(dir).unwrap() {
+        let path = dir.join(name);
+        match disk.open(&path, OpenMode::Read) {
+            Ok(file) => {
+                let mut bytes = vec![0; file.size().unwrap() as usize];
+                file.read_at(0, &mut bytes).unwrap();
+                files.insert(path, bytes);
             }
+            Err(_) => files.extend(self::files(disk, &path)),
         }
     }
     files
 }
 
-/// Takes every sector back to what was synced, or not, as `seed` has it.
-fn lose(root: &Path, synced: &BTreeMap<PathBuf, Vec<u8>>, mut seed: u64) {
-    /// Small, for the files are.
-    const SECTOR: usize = 40;
-    let mut lost = || {
-        seed = seed
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        seed >> 63 == 1
-    };
-    for (path, now) in snapshot(root) {
-        let Some(before) = synced.get(&path) else {
-            let keep = if lost() {
-                None
-            } else {
-                Some(if lost() {
-                    Vec::new()
-                } else {
-                    vec![0; now.len()]
-                })
-            };
-            let path = root.join(path);
-            match keep {
-                Some(bytes) => fs::write(path, bytes).unwrap(),
-                None => fs::remove_file(path).unwrap(),
-            }
-            continue;
-        };
-        let mut bytes = now.clone();
-        for (at, sector) in bytes.chunks_mut(SECTOR).enumerate() {
-            if lost() {
-                sector.copy_from_slice(&before[at * SECTOR..][..sector.len()]);
-            }
-        }
-        fs::write(root.join(path), bytes).unwrap();
-    }
-    for (path, before) in synced {
-        let path = root.join(path);
-        // A removal that was not synced.
-        if !path.try_exists().unwrap() && lost() {
-            fs::write(path, before).unwrap();
-        }
-    }
+fn open(log: &FakeLog, disk: &SimDisk) -> Arc<Queues> {
+    log.open_on(&(Arc::new(disk.clone()) as Arc<dyn Disk>), Path::new(ROOT))
+        .unwrap()
 }
 
 fn check(queues: &Queues, model: &Model, confirm: PhyOffset) -> Result<(), TestCaseError> {
@@ -243,12 +219,12 @@ proptest! {
 
     #[test]
     fn queues_are_what_the_log_says(ops in proptest::collection::vec(op(), 1..120)) {
-        let dir = tempfile::tempdir().unwrap();
-        let root = dir.path();
+        let mut disk = SimDisk::default();
         let log = FakeLog::default();
         let mut model = Model::default();
-        let mut queues = log.open(root);
-        let mut synced = (snapshot(root), log.end());
+        let mut queues = open(&log, &disk);
+        // What the disk had done before and after the last opening, and the log's end then.
+        let mut opened = (0, disk.done(), log.end());
         for op in ops {
             match op {
                 Op::Append { topic, queue_id, tag, key, pause } => {
@@ -273,36 +249,44 @@ proptest! {
                         queues.step().unwrap();
                     }
                 }
-                Op::Sync => {
-                    let position = queues.dispatched();
-                    queues.flush(false).unwrap();
-                    synced = (snapshot(root), position);
-                }
+                Op::Sync => queues.flush(false).unwrap(),
                 Op::CleanRestart => {
                     queues.stop().unwrap();
                     drop(queues);
-                    queues = log.open(root);
+                    let before = disk.done();
+                    queues = open(&log, &disk);
                     prop_assert_eq!(queues.dispatched(), log.confirm_offset());
-                    synced = (snapshot(root), log.confirm_offset());
+                    // The mark that the files are in use, and nothing else.
+                    prop_assert!(disk.done() - before < 10);
+                    opened = (before, disk.done(), log.end());
                 }
-                Op::Kill | Op::PowerLoss { .. } => {
+                Op::Kill { at } | Op::PowerLoss { at, .. } => {
                     drop(queues);
+                    let at = opened.0 + (disk.done() - opened.0) * at / 100;
                     let mut kept = log.confirm_offset();
-                    if let Op::PowerLoss { seed, log_too } = op {
-                        lose(root, &synced.0, seed);
-                        // The checkpoint is written after a sync only, and synced itself.
-                        fs::write(root.join("dispatched"), &synced.0[Path::new("dispatched")]).unwrap();
-                        if log_too {
-                            kept = synced.1;
+                    if at < opened.1 {
+                        // While it was opening, the log did not grow.
+                        kept = opened.2;
+                    }
+                    if let Op::PowerLoss { mut seed, log_kept, .. } = op {
+                        let mut dice = |n: usize| {
+                            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                            (seed >> 33) as usize % n
+                        };
+                        disk = disk.cut_at(at, &mut dice);
+                        model.log.retain(|message| message.phy < kept);
+                        if let Some(message) = model.log.get(model.log.len() * log_kept / 100) {
+                            kept = message.phy;
                         }
+                    } else {
+                        disk = disk.killed_at(at);
                     }
                     model.log.retain(|message| message.phy < kept);
                     log.lose_tail(kept);
-                    model.next = model.queues().into_iter().map(|(queue, units)| (queue, units.last().unwrap().0 + 1)).collect();
-                    queues = log.open(root);
-                    prop_assert_eq!(queues.dispatched(), log.confirm_offset());
-                    check(&queues, &model, log.confirm_offset())?;
-                    synced = (snapshot(root), log.confirm_offset());
+                    model.next = model.ends().collect();
+                    queues = open(&log, &disk);
+                    check(&queues, &model, kept)?;
+                    opened = (0, disk.done(), log.end());
                 }
                 Op::Recreate { topic } => {
                     model.next.retain(|(name, _), _| *name != TOPICS[topic]);
@@ -313,18 +297,18 @@ proptest! {
         queues.stop().unwrap();
         check(&queues, &model, log.end())?;
         // The same as built in one go, byte for byte.
-        let whole = tempfile::tempdir().unwrap();
-        let other = log.open(whole.path());
-        other.stop().unwrap();
+        let whole = SimDisk::default();
+        open(&log, &whole).stop().unwrap();
         for part in ["consumequeue", "index"] {
-            let (ours, theirs) = (root.join(part), whole.path().join(part));
-            if ours.try_exists().unwrap() || theirs.try_exists().unwrap() {
-                let (ours, theirs) = (snapshot(&ours), snapshot(&theirs));
-                prop_assert_eq!(ours.keys().collect::<Vec<_>>(), theirs.keys().collect::<Vec<_>>());
-                for (path, bytes) in ours {
-                    prop_assert!(bytes == theirs[&path], "{} differs", path.display());
-                }
+            let (ours, theirs) = (files(&disk, &part_of(part)), files(&whole, &part_of(part)));
+            prop_assert_eq!(ours.keys().collect::<Vec<_>>(), theirs.keys().collect::<Vec<_>>());
+            for (path, bytes) in ours {
+                prop_assert!(bytes == theirs[&path], "{} differs", path.display());
             }
         }
     }
+}
+
+fn part_of(name: &str) -> PathBuf {
+    Path::new(ROOT).join(name)
 }

@@ -1,0 +1,121 @@
+//! A disk that fails.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::fake_log::{FakeLog, Send};
+use crate::disk::Disk;
+use crate::dispatch::{CommittedLog, DispatchError};
+use crate::queues::Queues;
+use crate::sim::{Fault, SimDisk};
+use crate::types::QueueOffset;
+
+fn open(log: &FakeLog, disk: &SimDisk) -> Arc<Queues> {
+    let disk: Arc<dyn Disk> = Arc::new(disk.clone());
+    log.open_on(&disk, Path::new("/store")).unwrap()
+}
+
+fn append(log: &FakeLog, queues: &Queues, offsets: std::ops::Range<u64>) {
+    for offset in offsets {
+        let new = Send::new("a", 0, offset).with("KEYS", "k");
+        log.append(&new);
+        queues.commit(log.end(), &[new.run()]);
+    }
+}
+
+fn assert_whole(queues: &Queues, messages: u64) {
+    assert_eq!(queues.maxima(), [("a".into(), 0, QueueOffset(messages))]);
+    for at in 0..messages {
+        assert!(queues.unit("a", 0, QueueOffset(at)).unwrap().is_some());
+    }
+    let found = queues.query_index("a", "k", 1000, 0, i64::MAX).unwrap();
+    assert_eq!(found.len() as u64, messages);
+}
+
+#[test]
+fn a_failed_write_is_tried_again() {
+    for (fault, path) in [
+        (Fault::Full, "consumequeue"),
+        (Fault::Write, "consumequeue"),
+        (Fault::Full, "index"),
+        (Fault::Write, "index"),
+    ] {
+        let (log, disk) = (FakeLog::default(), SimDisk::default());
+        let queues = open(&log, &disk);
+        append(&log, &queues, 0..20);
+        for skip in 0..2 {
+            disk.fail(fault, path, skip);
+            let before = queues.dispatched();
+            let result = queues.step();
+            assert!(
+                matches!(result, Err(DispatchError::Io { .. })),
+                "{fault:?} {path}"
+            );
+            assert_eq!(queues.dispatched(), before);
+        }
+        while queues.step().unwrap().is_some() {}
+        assert_whole(&queues, 20);
+        queues.stop().unwrap();
+        drop(queues);
+        assert_whole(&open(&log, &disk), 20);
+    }
+}
+
+#[test]
+fn the_dispatch_thread_says_why_it_stands_still_and_goes_on() {
+    let (log, disk) = (FakeLog::default(), SimDisk::default());
+    let queues = open(&log, &disk);
+    disk.fail(Fault::Full, "consumequeue", 0);
+    queues.start(Arc::new(|_| {})).unwrap();
+    append(&log, &queues, 0..3);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let mut failure = None;
+    while queues.dispatched() < log.confirm_offset() {
+        failure = failure.or_else(|| queues.failure());
+        assert!(Instant::now() < deadline, "{failure:?}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let failure = failure.expect("a failure was shown for a second");
+    assert!(
+        failure.starts_with("writing what follows from the log at 0: "),
+        "{failure}"
+    );
+    assert_eq!(queues.failure(), None);
+    queues.stop().unwrap();
+    assert_whole(&queues, 3);
+}
+
+/// After a failed sync the kernel may have dropped what it could not write, and the next sync says
+/// that all is well.
+#[test]
+fn after_a_failed_sync_nothing_is_called_durable_any_more() {
+    for path in ["consumequeue", "index"] {
+        let (log, disk) = (FakeLog::default(), SimDisk::default());
+        let queues = open(&log, &disk);
+        append(&log, &queues, 0..5);
+        while queues.step().unwrap().is_some() {}
+        queues.flush(false).unwrap();
+        append(&log, &queues, 5..15);
+        while queues.step().unwrap().is_some() {}
+        let before = disk.done();
+        disk.fail(Fault::Sync, path, 0);
+        assert!(queues.flush(false).is_err());
+        // What the failed sync lost: here, all that it was for.
+        let lost = disk.cut_at(before, &mut |_| 0);
+        assert!(queues.stop().is_err(), "not a clean stop");
+        let checkpoint = |disk: &SimDisk| {
+            let path = Path::new("/store/dispatched");
+            let file = disk.open(path, crate::disk::OpenMode::Read).unwrap();
+            let mut bytes = [0; 8192];
+            file.read_at(0, &mut bytes).unwrap();
+            bytes
+        };
+        assert!(
+            checkpoint(&disk) == checkpoint(&lost),
+            "no checkpoint was written"
+        );
+        drop(queues);
+        assert_whole(&open(&log, &lost), 15);
+    }
+}
