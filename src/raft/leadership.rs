@@ -2,8 +2,8 @@
 //! so that a process that was stopped for ten seconds knows at its first question that its lease is
 //! over. The task here only tells watchers of changes, and logs them.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use openraft::ServerState;
@@ -164,7 +164,7 @@ impl Leadership {
 
     /// Publishes and logs every change of role until openraft stops; `on_fatal` is called if that
     /// was not asked for.
-    pub(super) async fn run(self: Arc<Self>, on_fatal: OnFatal) {
+    pub(super) async fn run(&self, on_fatal: OnFatal) {
         let mut server = self.server.clone();
         let mut data = self.data.clone();
         let mut logged = ServerState::Learner;

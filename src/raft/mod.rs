@@ -3,6 +3,7 @@
 //! - `group`: the handle that the broker has, and the values it gives.
 //! - `node`: openraft's settings, its runtime, recovery and end of a node.
 //! - `leadership`: who leads, leases, transfer. `gate`: when a node that has started may vote.
+//!   `watchdog`: what a leader does when its disk stalls.
 //! - `batcher`: many sends in one entry.
 //! - `peer`: everything between the nodes of a group.
 //! - `log_store`, `state_machine`, `checkpoint`: openraft's storage. The bytes are `rmq_store`'s
@@ -19,6 +20,7 @@ mod node;
 mod peer;
 mod state_machine;
 mod types;
+mod watchdog;
 
 pub use group::{
     Group, GroupStatus, LeaderInfo, MemberStatus, ProposeError, Role, RoleState, TransferError,

@@ -12,13 +12,13 @@ use openraft::{Config, SnapshotPolicy};
 use rmq_store::{Disk, FlushMode, Log, Queues};
 use tokio::runtime::{Builder, Runtime};
 
-use super::Raft;
 use super::gate::VoteGate;
 use super::leadership::{Leadership, OnFatal};
 use super::log_store::{LogStore, SharedLog};
 use super::peer::IdentityError;
 use super::state_machine::StateMachine;
 use super::types::{NodeId, SnapshotData, TypeConfig};
+use super::{Raft, watchdog};
 use crate::meta::Meta;
 
 /// Enough for the core, the state machine and the connections of a group; client I/O never runs
@@ -219,7 +219,7 @@ impl Node {
         let raft = Raft::build(id, Arc::new(config), network, store, state_machine).await;
         let raft = raft.map_err(failed)?;
         let leadership = Arc::new(Leadership::new(raft.clone(), lease));
-        tokio::spawn(leadership.clone().run(on_fatal));
+        tokio::spawn(oversee(raft.clone(), leadership.clone(), on_fatal));
         let gate = VoteGate::new(grace, quarantined);
         if quarantined {
             raft.runtime_config().elect(false);
@@ -260,6 +260,14 @@ impl Node {
         if let Err(error) = closed.await {
             tracing::error!(%error, "closing the store failed");
         }
+    }
+}
+
+/// Runs until openraft has stopped.
+async fn oversee(raft: Raft, leadership: Arc<Leadership>, on_fatal: OnFatal) {
+    tokio::select! {
+        () = leadership.run(on_fatal) => {}
+        () = watchdog::watch(&raft, &leadership) => {}
     }
 }
 
