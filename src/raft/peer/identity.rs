@@ -198,7 +198,7 @@ pub enum IdentityError {
 #[derive(Debug)]
 pub(in crate::raft) struct Identity {
     disk: Arc<dyn Disk>,
-    dir: PathBuf,
+    path: PathBuf,
     record: Record,
     closed: bool,
 }
@@ -213,26 +213,25 @@ struct Record {
 }
 
 impl Identity {
-    /// Reads the identity of the store at `dir`, or draws one for a store that has none. `pristine`
-    /// says that the store has neither a vote nor a log; `random` is the source of a new
-    /// incarnation.
+    /// Reads the identity of a store from the file at `path`, or draws one for a store that has
+    /// none. `pristine` says that the store has neither a vote nor a log; `random` is the source of
+    /// a new incarnation.
     pub(in crate::raft) fn open(
         disk: Arc<dyn Disk>,
-        dir: &Path,
+        path: &Path,
         group_name: &str,
         self_id: SelfId,
         pristine: bool,
         random: u64,
     ) -> Result<Self, IdentityError> {
-        let path = &dir.join(FILE_NAME);
         let io_error = |source| IdentityError::Io {
-            path: path.clone(),
+            path: path.to_owned(),
             source,
         };
         let stored = match read(&*disk, path).map_err(io_error)? {
             Some(bytes) => {
                 let record = Record::parse(&bytes).map_err(|reason| IdentityError::Damaged {
-                    path: path.clone(),
+                    path: path.to_owned(),
                     reason,
                 })?;
                 Some(record)
@@ -242,7 +241,7 @@ impl Identity {
         let record = match stored {
             Some(stored) if (stored.self_id, &*stored.group_name) != (self_id, group_name) => {
                 return Err(IdentityError::OtherNode {
-                    path: path.clone(),
+                    path: path.to_owned(),
                     stored: format!("node {} of group {}", stored.self_id, stored.group_name),
                     configured: format!("node {self_id} of group {group_name}"),
                 });
@@ -256,13 +255,15 @@ impl Identity {
                 None
             }
             None if !pristine => {
-                return Err(IdentityError::Missing { path: path.clone() });
+                return Err(IdentityError::Missing {
+                    path: path.to_owned(),
+                });
             }
             stored => stored,
         };
         let identity = Self {
             disk,
-            dir: dir.to_owned(),
+            path: path.to_owned(),
             record: record.unwrap_or_else(|| Record {
                 group_name: group_name.to_owned(),
                 self_id,
@@ -327,15 +328,15 @@ impl Identity {
     /// Replaces the file; after a crash there is the old one or the new one.
     fn save(&self, record: &Record) -> io::Result<()> {
         let text = record.format();
-        let path = self.dir.join(FILE_NAME);
-        let new = path.with_extension("new");
-        self.disk.create_dir_all(&self.dir)?;
+        let dir = self.path.parent().unwrap_or(Path::new("."));
+        let new = self.path.with_extension("identity.new");
+        self.disk.create_dir_all(dir)?;
         let file = self.disk.open(&new, OpenMode::Create)?;
         file.set_len(text.len() as u64)?;
         file.write_at(0, &[IoSlice::new(text.as_bytes())])?;
         file.sync()?;
-        self.disk.rename(&new, &path)?;
-        self.disk.sync_dir(&self.dir)
+        self.disk.rename(&new, &self.path)?;
+        self.disk.sync_dir(dir)
     }
 }
 
@@ -350,8 +351,6 @@ fn read(disk: &dyn Disk, path: &Path) -> io::Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
-/// The file's name in the store's directory.
-const FILE_NAME: &str = "raft.identity";
 /// Far more than the file takes.
 const MAX_FILE_BYTES: usize = 4096;
 const HEADING: &str = "# Who this data directory is in its broker group. Never copy it to another.";
@@ -423,7 +422,7 @@ mod tests {
     fn open(dir: &Path, pristine: bool, random: u64) -> Result<Identity, IdentityError> {
         Identity::open(
             Arc::new(RealDisk),
-            dir,
+            &dir.join("raft.identity"),
             "broker-a",
             SelfId(2),
             pristine,
@@ -469,10 +468,9 @@ mod tests {
             Err(IdentityError::Missing { .. })
         ));
         open(dir.path(), true, 5).unwrap();
-        let path = dir.path().join(FILE_NAME);
+        let path = dir.path().join("raft.identity");
         for (group, id) in [("broker-a", SelfId(1)), ("broker-b", SelfId(2))] {
-            let error =
-                Identity::open(Arc::new(RealDisk), dir.path(), group, id, true, 5).unwrap_err();
+            let error = Identity::open(Arc::new(RealDisk), &path, group, id, true, 5).unwrap_err();
             assert!(matches!(error, IdentityError::OtherNode { .. }), "{error}");
         }
         let text = fs::read_to_string(&path).unwrap();

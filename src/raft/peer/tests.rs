@@ -130,7 +130,8 @@ async fn open_store(dir: &Path) -> Store {
 
 fn open_identity(dir: &Path, id: SelfId, pristine: bool) -> Identity {
     let disk = Arc::new(RealDisk);
-    Identity::open(disk, dir, "broker-a", id, pristine, rand::random()).unwrap()
+    let path = dir.join("raft.identity");
+    Identity::open(disk, &path, "broker-a", id, pristine, rand::random()).unwrap()
 }
 
 async fn start(dir: &Path, id: u16, peers: PeerList, addr: String, differs: Differs) -> Running {

@@ -21,7 +21,8 @@ use crate::raft::types::Vote;
 fn caller(group_name: &str, id: u16, group: Option<GroupId>, peers: &PeerList) -> Dialer {
     let dir = tempfile::tempdir().unwrap();
     let disk = Arc::new(RealDisk);
-    let identity = Identity::open(disk, dir.path(), group_name, SelfId(id), true, 5);
+    let path = dir.path().join("raft.identity");
+    let identity = Identity::open(disk, &path, group_name, SelfId(id), true, 5);
     let mut identity = identity.unwrap();
     if let Some(group) = group {
         identity.agree(group).unwrap();
