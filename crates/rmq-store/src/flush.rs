@@ -73,6 +73,7 @@ impl Flusher {
         mode: FlushMode,
         synced: PhyOffset,
     ) -> io::Result<Self> {
+        shared.publish_synced(synced);
         let inner = Arc::new(Inner {
             shared,
             mode,
@@ -122,6 +123,7 @@ impl Flusher {
     pub(crate) fn while_cut<R>(&self, end: PhyOffset, cut: impl FnOnce() -> R) -> R {
         let mut synced = self.inner.synced();
         *synced = end.min(*synced);
+        self.inner.shared.publish_synced(*synced);
         cut()
     }
 
@@ -181,6 +183,7 @@ impl Inner {
             }
         }
         *synced = end;
+        self.shared.publish_synced(end);
         Ok(())
     }
 

@@ -40,6 +40,7 @@ pub(crate) struct Shared {
     tail: RwLock<Tail>,
     end: AtomicU64,
     confirm: AtomicU64,
+    synced: AtomicU64,
     /// First reason why nothing may be written any more.
     poison: OnceLock<String>,
 }
@@ -61,6 +62,7 @@ impl Shared {
             tail: RwLock::default(),
             end: AtomicU64::new(base.0),
             confirm: AtomicU64::new(base.0),
+            synced: AtomicU64::new(base.0),
             poison: OnceLock::new(),
         }
     }
@@ -85,6 +87,11 @@ impl Shared {
 
     pub(crate) fn raise_confirm(&self, confirm: PhyOffset) {
         self.confirm.fetch_max(confirm.0, Ordering::AcqRel);
+    }
+
+    /// Shows readers a new end of what is durable.
+    pub(crate) fn publish_synced(&self, synced: PhyOffset) {
+        self.synced.store(synced.0, Ordering::Release);
     }
 
     /// Stops all writing, for this reason if it is the first one.
@@ -170,6 +177,12 @@ impl LogReader {
     #[must_use]
     pub fn end_offset(&self) -> PhyOffset {
         self.shared.end()
+    }
+
+    /// End of what was synced to the disk. Of what is beyond it, some may be there as well.
+    #[must_use]
+    pub fn synced_offset(&self) -> PhyOffset {
+        PhyOffset(self.shared.synced.load(Ordering::Acquire))
     }
 
     /// End of the last extent known as committed. Never decreases.
