@@ -146,6 +146,14 @@ impl Clients {
         silent.into_values().collect()
     }
 
+    /// A consumer group's members.
+    pub(super) fn members(&self, group: &str) -> Vec<Member> {
+        let tables = self.read();
+        let group = tables.consumers.get(group);
+        let members = group.into_iter().flat_map(|group| group.members.values());
+        members.cloned().collect()
+    }
+
     /// Connections of a consumer group's members.
     pub(super) fn consumers(&self, group: &str) -> Vec<Arc<Conn>> {
         let tables = self.read();

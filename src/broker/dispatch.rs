@@ -9,7 +9,8 @@ use rmq_wire::frame::Command;
 
 use super::refusal::{Handled, Refusal};
 use super::{
-    Broker, forward, group, heartbeat, lock, offset, pull, query, queue, send, send_back, topic,
+    Broker, admin, forward, group, heartbeat, lock, offset, pull, query, queue, send, send_back,
+    topic,
 };
 use crate::remoting::{Conn, Reply, Request, Service};
 
@@ -72,6 +73,33 @@ table! {
     Write UPDATE_AND_CREATE_SUBSCRIPTIONGROUP => group::update,
     Write DELETE_SUBSCRIPTIONGROUP => group::delete,
     Read GET_ALL_SUBSCRIPTIONGROUP_CONFIG => group::get_all,
+    Read GET_SUBSCRIPTIONGROUP_CONFIG => admin::group_config,
+    Local RAFT_STATUS => admin::raft_status,
+    Local GET_BROKER_RUNTIME_INFO => admin::runtime_info,
+    Local GET_BROKER_CONFIG => admin::get_config,
+    Local UPDATE_BROKER_CONFIG => admin::update_config,
+    Read GET_TOPIC_STATS_INFO => admin::topic_stats,
+    Read QUERY_CONSUME_TIME_SPAN => admin::consume_time_span,
+    Read GET_CONSUME_STATS => admin::consume_stats,
+    Read GET_BROKER_CONSUME_STATS => admin::broker_consume_stats,
+    Read VIEW_BROKER_STATS_DATA => admin::stats_data,
+    Read QUERY_CONSUME_QUEUE => admin::query_consume_queue,
+    Read QUERY_TOPIC_CONSUME_BY_WHO => admin::groups_of_topic,
+    Read QUERY_TOPICS_BY_CONSUMER => admin::topics_of_group,
+    Read GET_SYSTEM_TOPIC_LIST_FROM_BROKER => admin::system_topics,
+    Read GET_CONSUMER_CONNECTION_LIST => admin::consumer_connections,
+    Read GET_PRODUCER_CONNECTION_LIST => admin::producer_connections,
+    Read GET_ALL_PRODUCER_INFO => admin::all_producers,
+    Read QUERY_SUBSCRIPTION_BY_CONSUMER => admin::subscription,
+    Read GET_CONSUMER_RUNNING_INFO => admin::running_info,
+    Read CONSUME_MESSAGE_DIRECTLY => admin::consume_directly,
+    Read INVOKE_BROKER_TO_GET_CONSUMER_STATUS => admin::consumer_status,
+    Read GET_ALL_CONSUMER_OFFSET => admin::all_offsets,
+    Read GET_ALL_DELAY_OFFSET => admin::all_delay_offsets,
+    Read QUERY_CORRECTION_OFFSET => admin::correction_offset,
+    Write CLONE_GROUP_OFFSET => admin::clone_offsets,
+    Write INVOKE_BROKER_TO_RESET_OFFSET => admin::reset_offset,
+    Local CLEAN_EXPIRED_CONSUMEQUEUE | CLEAN_UNUSED_TOPIC | DELETE_EXPIRED_COMMITLOG => admin::clean,
 }
 
 fn unsupported(code: i32) -> Refusal {

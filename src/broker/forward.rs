@@ -105,6 +105,10 @@ fn suspension(request: &Request) -> Duration {
                 .map(|pull| super::pull::suspension(&pull))
                 .unwrap_or_default()
         }
+        // The leader asks a client first.
+        request::GET_CONSUMER_RUNNING_INFO
+        | request::CONSUME_MESSAGE_DIRECTLY
+        | request::INVOKE_BROKER_TO_GET_CONSUMER_STATUS => super::admin::RELAY_LIMIT,
         _ => Duration::ZERO,
     }
 }

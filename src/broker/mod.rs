@@ -16,9 +16,11 @@
 //! - `topic`, `group`: their configurations
 //! - `registrar`: name servers are kept informed
 //! - `clients`: who is connected; `heartbeat`: how it becomes known
+//! - `admin`: what tools ask; `stats`: the numbers that they are told
 //!
 //! How a group agrees is [`crate::raft`]'s; frames and connections are [`crate::remoting`]'s.
 
+mod admin;
 mod clients;
 mod dispatch;
 mod filter;
@@ -41,12 +43,14 @@ mod replica;
 mod schedule;
 mod send;
 mod send_back;
+mod stats;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;
 mod topic;
 
+pub use admin::NodeStatus;
 pub use dispatch::forwarded;
 pub use node::{Broker, arrival_listener};
 pub use replica::{ForwardError, ProposeError, Replica, Role};

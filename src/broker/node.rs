@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rmq_store::{Arrival, ArrivalListener, LogReader, Queues};
+use rmq_store::{Arrival, ArrivalListener, LogReader, PendingRecord, Position, Queues};
 use rmq_wire::code::response;
 use tokio::sync::watch;
 
@@ -13,7 +13,8 @@ use super::hold::Holds;
 use super::message::Bounds;
 use super::offset_buffer::OffsetBuffer;
 use super::refusal::Refusal;
-use super::replica::Replica;
+use super::replica::{ProposeError, Replica};
+use super::stats::{self, Stats};
 use super::{heartbeat, leading};
 use crate::config::BrokerConfig;
 use crate::meta::{Change, Command, Meta, Reply, SystemNames};
@@ -28,6 +29,7 @@ pub struct Broker {
     pub(super) clients: Clients,
     pub(super) offsets: Arc<OffsetBuffer>,
     pub(super) holds: Holds,
+    pub(super) stats: Stats,
     /// The address that stands in records and message ids.
     pub(super) store_host: SocketAddr,
     /// Bytes at the end of the log that count as in memory.
@@ -58,6 +60,7 @@ impl Broker {
             replica,
             clients: Clients::default(),
             holds: Holds::default(),
+            stats: Stats::new(clock()),
             store_host,
             recent_bytes: recent_bytes(),
             draining: AtomicBool::new(false),
@@ -81,6 +84,7 @@ impl Broker {
             () = Arc::clone(&self.offsets).run() => {}
             () = heartbeat::expire_silent(&self) => {}
             () = leading::run(&self) => {}
+            () = stats::run(&self) => {}
         }
     }
 
@@ -116,6 +120,18 @@ impl Broker {
 
     pub(super) fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Acquire)
+    }
+
+    /// Has the records appended as one unit, and resolves once they are committed and readable here.
+    /// Keeps order as [`Replica::propose_messages`] does.
+    pub(super) async fn store(
+        &self,
+        records: Vec<PendingRecord>,
+    ) -> Result<Vec<Position>, ProposeError> {
+        let put = Stats::begin_put(&records);
+        let stored = self.replica.propose_messages(records).await;
+        self.stats.end_put(&put, stored.is_ok());
+        stored
     }
 
     /// Changes the group's metadata and resolves once that is applied here.

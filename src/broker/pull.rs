@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use super::filter::{self, TagFilter};
 use super::refusal::{Handled, Refusal};
+use super::stats::Got;
 use super::{Broker, group, heartbeat};
 use crate::meta::OffsetCommit;
 use crate::remoting::{Reply, Request};
@@ -157,6 +158,7 @@ fn get(broker: &Broker, pull: &PullMessage, filter: &TagFilter) -> Result<GetRes
         .and_then(|bytes| usize::try_from(bytes).ok());
     let most_messages = config.max_transfer_count_on_message_in_memory as usize;
     let most_bytes = config.max_transfer_bytes_on_message_in_memory as usize;
+    let begun = Instant::now();
     let mut result = broker.queues.get(
         &pull.topic,
         pull.queue_id,
@@ -171,7 +173,24 @@ fn get(broker: &Broker, pull: &PullMessage, filter: &TagFilter) -> Result<GetRes
         let most_bytes = config.max_transfer_bytes_on_message_in_disk as usize;
         shorten(&mut result, most_messages, most_bytes);
     }
+    count(broker, pull, &result, begun.elapsed());
     Ok(result)
+}
+
+fn count(broker: &Broker, pull: &PullMessage, result: &GetResult, took: Duration) {
+    if result.status != GetStatus::Found {
+        broker.stats.missed(took);
+        return;
+    }
+    let got = Got {
+        group: &pull.consumer_group,
+        topic: &pull.topic,
+        queue_id: pull.queue_id,
+        next: result.next.as_i64(),
+        messages: result.records.len(),
+        bytes: result.records.iter().map(bytes::Bytes::len).sum(),
+    };
+    broker.stats.got(&got, took);
 }
 
 /// Gives back the messages beyond a bound, but never the first one.

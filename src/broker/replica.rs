@@ -10,6 +10,7 @@ use rmq_store::{PendingRecord, Position};
 use tokio::sync::watch;
 
 use crate::meta::Reply;
+use crate::raft::GroupStatus;
 
 /// The group as one of its nodes sees it.
 pub trait Replica: Send + Sync + 'static {
@@ -32,6 +33,9 @@ pub trait Replica: Send + Sync + 'static {
 
     /// The role and its changes; a slow watcher sees only the last one.
     fn role(&self) -> watch::Receiver<Role>;
+
+    /// The group as this node sees it, for those who watch it.
+    fn status(&self) -> GroupStatus;
 
     /// Has the leader answer `raw`, a request frame without its length field, that `client` sent.
     /// `None` is an answer: the leader says nothing to this request.

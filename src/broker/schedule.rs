@@ -65,7 +65,7 @@ async fn round(broker: &Arc<Broker>, next: &mut BTreeMap<i32, i64>) -> Result<Ro
         }
     }
     if !records.is_empty() {
-        broker.replica.propose_messages(records).await?;
+        broker.store(records).await?;
     }
     if !progress.is_empty() {
         broker

@@ -56,7 +56,7 @@ async fn send(broker: &Arc<Broker>, request: &Request) -> Result<SendMessageResp
     } else {
         vec![record(broker, request, &header, &topic, queue_id).await?]
     };
-    let positions = broker.replica.propose_messages(records).await?;
+    let positions = broker.store(records).await?;
     Ok(answer(broker, queue_id, &positions))
 }
 

@@ -91,6 +91,7 @@ pub(super) async fn handle(broker: &Arc<Broker>, request: &Request) -> Handled {
         properties,
     };
     let record = message.into_record(broker.bounds())?;
-    broker.replica.propose_messages(vec![record]).await?;
+    broker.store(vec![record]).await?;
+    broker.stats.sent_back(&header.group, origin.topic);
     Ok(reply.into())
 }

@@ -21,6 +21,7 @@ use super::Broker;
 use super::replica::{ForwardError, ProposeError, Replica, Role};
 use crate::config::BrokerConfig;
 use crate::meta::{Change, Command, Meta, Reply};
+use crate::raft::{self, GroupStatus, LeaderInfo};
 use crate::remoting::{self, Limits, Request, Service};
 use crate::shutdown::{Shutdown, Trigger};
 
@@ -171,6 +172,26 @@ impl Replica for FakeReplica {
 
     fn role(&self) -> watch::Receiver<Role> {
         self.role.subscribe()
+    }
+
+    fn status(&self) -> GroupStatus {
+        let role = self.role.borrow();
+        let leader = role.serving.then(|| LeaderInfo {
+            node: u64::MAX,
+            raft_addr: "10.0.0.1:40911".to_owned(),
+            broker_addr: "10.0.0.1:10911".to_owned(),
+        });
+        GroupStatus {
+            node: u64::MAX,
+            role: raft::Role::Leader,
+            term: role.term,
+            leader,
+            serving: role.serving,
+            last_index: None,
+            commit_index: None,
+            applied_index: Some(3),
+            members: Vec::new(),
+        }
     }
 
     fn forward(

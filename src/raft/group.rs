@@ -1,12 +1,12 @@
 //! What the broker sees of Raft: one handle, and the values it gives.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use openraft::ReadPolicy;
 use openraft::errors::{LinearizableReadError, RaftError};
 use rmq_store::{PendingRecord, Position};
+use serde::{Deserialize, Serialize};
 use tokio::sync::{oneshot, watch};
 
 use super::batcher::{self, Batcher, HOLD, Outcome, RETRY};
@@ -16,7 +16,8 @@ use super::types::{NodeId, Proposal, Responder};
 use crate::meta::Reply;
 
 /// The leader, as far as a node knows.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct LeaderInfo {
     /// Its id.
     pub node: NodeId,
@@ -102,7 +103,8 @@ pub enum TransferError {
 }
 
 /// What a node is at the moment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub enum Role {
     /// Takes proposals.
     Leader,
@@ -115,7 +117,8 @@ pub enum Role {
 }
 
 /// The group as one node sees it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct GroupStatus {
     /// The node that was asked.
     pub node: NodeId,
@@ -138,7 +141,8 @@ pub struct GroupStatus {
 }
 
 /// One member; the last three are known to the leader only.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct MemberStatus {
     /// Its id.
     pub node: NodeId,
@@ -152,8 +156,8 @@ pub struct MemberStatus {
     pub match_index: Option<u64>,
     /// How many entries it is behind.
     pub lag: Option<u64>,
-    /// How long ago the last request was sent that it has answered.
-    pub acked: Option<Duration>,
+    /// How many milliseconds ago the last request was sent that it has answered.
+    pub acked_ms: Option<u64>,
 }
 
 /// This node's part of the group. Cheap to clone; all clones are the same node.

@@ -308,6 +308,7 @@ impl Leadership {
             let heartbeat = metrics.heartbeat.as_ref();
             let acked =
                 heartbeat.and_then(|h| (*h.get(id)?).map(|asked| now() - asked.into_inner()));
+            let ms = |ago: Duration| u64::try_from(ago.as_millis()).unwrap_or(u64::MAX);
             MemberStatus {
                 node: *id,
                 raft_addr: node.raft_addr.clone(),
@@ -318,7 +319,7 @@ impl Leadership {
                     let next = |index: Option<u64>| index.map_or(0, |index| index + 1);
                     next(last).saturating_sub(next(matched))
                 }),
-                acked,
+                acked_ms: acked.map(ms),
             }
         };
         GroupStatus {

@@ -162,6 +162,8 @@ pub mod request {
     pub const POLLING_INFO: i32 = 200_055;
     pub const POP_ROLLBACK: i32 = 200_056;
     pub const BATCH_ACK_MESSAGE: i32 = 200_151;
+    /// Asks one node how it sees its Raft group. Not of RocketMQ: our own, far from its numbers.
+    pub const RAFT_STATUS: i32 = 990_001;
 }
 
 /// Response codes.

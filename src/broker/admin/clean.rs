@@ -1,0 +1,17 @@
+//! `CLEAN_EXPIRED_CONSUMEQUEUE`, `CLEAN_UNUSED_TOPIC`, `DELETE_EXPIRED_COMMITLOG`.
+
+use std::sync::Arc;
+
+use rmq_wire::code::response;
+
+use crate::broker::Broker;
+use crate::broker::refusal::{Handled, Refusal};
+use crate::remoting::Request;
+
+/// Refuses, for success would tell an operator who fights for disk space that some was freed.
+pub(in crate::broker) async fn clean(_: &Arc<Broker>, request: &Request) -> Handled {
+    let code = request.command.code;
+    tracing::info!(code, client = %request.peer, "a tool's request to clean up was refused");
+    let remark = "nothing was removed: this broker does not remove parts of its store on request";
+    Err(Refusal::new(response::REQUEST_CODE_NOT_SUPPORTED, remark))
+}
