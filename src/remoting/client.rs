@@ -11,6 +11,7 @@ use rmq_wire::frame::Command;
 use tokio::time::{Instant, timeout};
 
 use super::conn::{self, CallError, Conn};
+use super::limits::Bounds;
 use super::{Dialer, Limits, Reply, Request, Service, Tcp};
 use crate::shutdown::{Shutdown, Trigger};
 
@@ -26,7 +27,7 @@ pub struct Client(Arc<Inner>);
 
 struct Inner {
     dialer: Box<dyn Dialer>,
-    limits: Arc<Limits>,
+    bounds: Arc<Bounds>,
     slots: Mutex<HashMap<String, Slot>>,
     shutdown: Shutdown,
     _trigger: Trigger,
@@ -53,7 +54,7 @@ impl Client {
         };
         Self(Arc::new(Inner {
             dialer: Box::new(dialer),
-            limits: Arc::new(limits),
+            bounds: Bounds::new(limits),
             slots: Mutex::default(),
             shutdown,
             _trigger: trigger,
@@ -116,14 +117,14 @@ impl Client {
                 return Ok(Arc::clone(conn));
             }
             let stream = self.0.dialer.dial(addr).await?;
-            let conn = Conn::new(&stream, &self.0.limits);
-            let limits = Arc::clone(&self.0.limits);
+            let conn = Conn::new(&stream, &self.0.bounds.limits);
+            let bounds = Arc::clone(&self.0.bounds);
             let shutdown = self.0.shutdown.clone();
             tokio::spawn(conn::run(
                 stream,
                 Arc::clone(&conn),
                 Arc::new(Nothing),
-                limits,
+                bounds,
                 shutdown,
             ));
             Ok(Arc::clone(slot.insert(conn)))

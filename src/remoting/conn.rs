@@ -14,6 +14,7 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::limits::Bounds;
 use super::outbox::{Outbox, Pieces, PushError};
 use super::reader::{Ended, Reader};
 use super::{Limits, Reply, Service, Stream};
@@ -266,12 +267,16 @@ pub(super) async fn run<S: Service>(
     stream: Stream,
     conn: Arc<Conn>,
     service: Arc<S>,
-    limits: Arc<Limits>,
+    bounds: Arc<Bounds>,
     shutdown: Shutdown,
 ) {
-    let writer = tokio::spawn(write(stream.writer, Arc::clone(&conn), limits.write_stall));
+    let writer = tokio::spawn(write(
+        stream.writer,
+        Arc::clone(&conn),
+        bounds.limits.write_stall,
+    ));
     service.opened(&conn);
-    let mut reader = Reader::new(stream.reader, &conn, &service, &limits, shutdown);
+    let mut reader = Reader::new(stream.reader, &conn, &service, &bounds, shutdown);
     let ended = reader.run().await;
     if ended == Ended::Drain {
         let drain = async {
@@ -279,7 +284,7 @@ pub(super) async fn run<S: Service>(
             conn.outbox.finish();
             writer.await.ok();
         };
-        timeout(limits.drain, drain).await.ok();
+        timeout(bounds.limits.drain, drain).await.ok();
     }
     conn.close();
     service.closed(&conn);

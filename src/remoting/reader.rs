@@ -13,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep_until};
 
+use super::limits::{Bounds, Large};
 use super::outbox::PushError;
 use super::{Conn, Limits, LogLimit, Reply, Request, Service};
 use crate::shutdown::Shutdown;
@@ -52,7 +53,8 @@ pub(super) struct Reader<'a, S> {
     had_frame: bool,
     conn: &'a Arc<Conn>,
     service: &'a Arc<S>,
-    limits: &'a Limits,
+    bounds: &'a Arc<Bounds>,
+    large: Large,
     shutdown: Shutdown,
     in_flight: Arc<Semaphore>,
     in_flight_units: u32,
@@ -63,10 +65,11 @@ impl<'a, S: Service> Reader<'a, S> {
         input: Box<dyn AsyncRead + Send + Unpin>,
         conn: &'a Arc<Conn>,
         service: &'a Arc<S>,
-        limits: &'a Limits,
+        bounds: &'a Arc<Bounds>,
         shutdown: Shutdown,
     ) -> Self {
-        let units = u32::try_from(limits.in_flight_bytes / UNIT_BYTES).unwrap_or(u32::MAX);
+        let units = bounds.limits.in_flight_bytes / UNIT_BYTES;
+        let units = u32::try_from(units).unwrap_or(u32::MAX);
         Self {
             input,
             buffer: BytesMut::new(),
@@ -75,7 +78,8 @@ impl<'a, S: Service> Reader<'a, S> {
             had_frame: false,
             conn,
             service,
-            limits,
+            bounds,
+            large: Large::none(bounds),
             shutdown,
             in_flight: Arc::new(Semaphore::new(units as usize)),
             in_flight_units: units,
@@ -118,8 +122,7 @@ impl<'a, S: Service> Reader<'a, S> {
                 read = self.input.read_buf(&mut self.buffer) => match read {
                     Ok(0) | Err(_) => return None,
                     Ok(count) => {
-                        self.has_read(count);
-                        if let Err(broken) = self.take_frames().await {
+                        if let Err(broken) = self.has_read(count).await {
                             return Some(broken);
                         }
                         // The alarm may be set for the end of an idle time, long after that of
@@ -145,9 +148,9 @@ impl<'a, S: Service> Reader<'a, S> {
 
     fn deadline(&self) -> Instant {
         match self.partial_since {
-            Some(since) => since + self.limits.partial_frame,
-            None if !self.had_frame => self.conn.opened() + self.limits.first_frame,
-            None => self.conn.last_active() + self.limits.idle,
+            Some(since) => since + self.bounds.limits.partial_frame,
+            None if !self.had_frame => self.conn.opened() + self.bounds.limits.first_frame,
+            None => self.conn.last_active() + self.bounds.limits.idle,
         }
     }
 
@@ -167,14 +170,14 @@ impl<'a, S: Service> Reader<'a, S> {
         }
     }
 
-    fn has_read(&mut self, count: usize) {
+    async fn has_read(&mut self, count: usize) -> Result<(), Broken> {
         self.conn.has_read();
         if count >= self.read_bytes {
             self.read_bytes = (self.read_bytes * 2).min(READ_BYTES_MAX);
         }
-    }
-
-    async fn take_frames(&mut self) -> Result<(), Broken> {
+        if self.buffer.len() > READ_BYTES_MAX && !self.large.grow_to(self.buffer.len()) {
+            return Err(Broken::Crowd(self.bounds.limits.large_bytes));
+        }
         while let Some(raw) = self.next_frame()? {
             self.had_frame = true;
             self.start(raw).await?;
@@ -206,7 +209,8 @@ impl<'a, S: Service> Reader<'a, S> {
     }
 
     async fn start(&mut self, raw: Bytes) -> Result<(), Broken> {
-        let permit_bytes = raw.len().max(Limits::REQUEST_BYTES_MIN);
+        // What was counted while the frame arrived is now the request's.
+        let large = self.large.take();
         let command = Command::decode(raw.clone())?;
         if command.is_response() {
             self.conn.complete(command);
@@ -214,7 +218,8 @@ impl<'a, S: Service> Reader<'a, S> {
         }
         // A peer that does not read its answers gets no new ones made.
         self.conn.outbox.has_room().await;
-        let answer = Answer::to(&command, self.conn, self.admit(permit_bytes).await);
+        let in_flight = self.admit(raw.len()).await;
+        let answer = Answer::to(&command, self.conn, (in_flight, large));
         let request = Request {
             command,
             raw,
@@ -240,6 +245,7 @@ impl<'a, S: Service> Reader<'a, S> {
     }
 
     async fn admit(&mut self, bytes: usize) -> OwnedSemaphorePermit {
+        let bytes = bytes.max(Limits::REQUEST_BYTES_MIN);
         let units = u32::try_from(bytes / UNIT_BYTES).unwrap_or(u32::MAX);
         Arc::clone(&self.in_flight)
             .acquire_many_owned(units.min(self.in_flight_units))
@@ -257,18 +263,23 @@ enum Broken {
     Partial(usize),
     #[error("no frame at all in time")]
     Silent,
+    #[error("large requests of all connections exceed {0} bytes")]
+    Crowd(usize),
 }
+
+/// What a request counts for while it is worked on.
+type Held = (OwnedSemaphorePermit, Large);
 
 /// Where the outcome of one request goes.
 struct Answer {
     conn: Arc<Conn>,
     /// What an answer needs of its request, without the request's fields and body.
     request: Command,
-    _in_flight: OwnedSemaphorePermit,
+    _held: Held,
 }
 
 impl Answer {
-    fn to(command: &Command, conn: &Arc<Conn>, in_flight: OwnedSemaphorePermit) -> Self {
+    fn to(command: &Command, conn: &Arc<Conn>, held: Held) -> Self {
         let mut request = Command::request(command.code);
         request.opaque = command.opaque;
         request.flag = command.flag;
@@ -276,7 +287,7 @@ impl Answer {
         Self {
             conn: Arc::clone(conn),
             request,
-            _in_flight: in_flight,
+            _held: held,
         }
     }
 

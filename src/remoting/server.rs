@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc};
 
 use super::conn::{self, Conn};
+use super::limits::Bounds;
 use super::{Limits, Listener, LogLimit, Service};
 use crate::shutdown::Shutdown;
 
@@ -23,8 +24,8 @@ pub async fn serve<S: Service>(
     limits: Limits,
     mut shutdown: Shutdown,
 ) {
-    let limits = Arc::new(limits);
     let slots = Arc::new(Semaphore::new(limits.connections));
+    let bounds = Bounds::new(limits);
     // Every connection holds a sender; the channel closes with the last of them.
     let (alive, mut all_gone) = mpsc::channel::<()>(1);
     loop {
@@ -45,17 +46,17 @@ pub async fn serve<S: Service>(
         };
         let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
             if let Some(more) = REFUSED.pass() {
-                let (peer, limit) = (stream.peer, limits.connections);
+                let (peer, limit) = (stream.peer, bounds.limits.connections);
                 tracing::warn!(%peer, limit, more, "connection refused: there are too many");
             }
             continue;
         };
-        let conn = Conn::new(&stream, &limits);
+        let conn = Conn::new(&stream, &bounds.limits);
         let task = conn::run(
             stream,
             conn,
             Arc::clone(&service),
-            Arc::clone(&limits),
+            Arc::clone(&bounds),
             shutdown.clone(),
         );
         let alive = alive.clone();

@@ -486,6 +486,41 @@ async fn requests_beyond_what_may_be_in_flight_are_left_unread() {
     assert_eq!(receive(&mut io).await.opaque, 3);
 }
 
+#[tokio::test]
+async fn large_requests_of_all_connections_have_one_limit() {
+    let server = start(Limits {
+        large_bytes: 500_000,
+        ..Limits::default()
+    });
+    let mut frame = BytesMut::new();
+    request(SUSPEND, 1, vec![0; 400_000]).encode(&mut frame);
+    // Incomplete, then complete and being worked on: both count.
+    for held in [frame.len() - 1, frame.len()] {
+        // The network holds little, so nearly all of it has been read when this returns.
+        let mut first = server.port.connect(1 << 10).await.unwrap();
+        first.write_all(&frame[..held]).await.unwrap();
+        let mut small = server.port.connect(1 << 16).await.unwrap();
+        send(&mut small, &request(ECHO, 1, "")).await;
+        receive(&mut small).await;
+        let complete = usize::from(held == frame.len());
+        until(|| server.probe.suspended.load(Ordering::SeqCst) == complete).await;
+        let closed = server.probe.closed.load(Ordering::SeqCst);
+
+        let mut second = server.port.connect(1 << 20).await.unwrap();
+        second.write_all(&frame[..200_000]).await.ok();
+        assert!(is_closed_by_server(&mut second).await);
+        send(&mut small, &request(ECHO, 1, vec![1; 50_000])).await;
+        assert_eq!(receive(&mut small).await.body.len(), 50_000);
+        // Room again when the first is gone.
+        drop((first, small));
+        until(|| server.probe.closed.load(Ordering::SeqCst) == closed + 3).await;
+        until(|| server.probe.suspended.load(Ordering::SeqCst) == 0).await;
+    }
+    let mut io = server.port.connect(1 << 20).await.unwrap();
+    send(&mut io, &request(ECHO, 1, vec![1; 400_000])).await;
+    assert_eq!(receive(&mut io).await.body.len(), 400_000);
+}
+
 #[tokio::test(start_paused = true)]
 async fn stopping_lets_requests_finish_within_the_deadline() {
     let server = start(Limits::default());
