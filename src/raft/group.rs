@@ -1,6 +1,8 @@
 //! What the broker sees of Raft: one handle, and the values it gives.
 
-use std::sync::Arc;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use openraft::ReadPolicy;
@@ -11,7 +13,8 @@ use tokio::sync::{oneshot, watch};
 
 use super::batcher::{self, Batcher, HOLD, Outcome, RETRY};
 use super::leadership::Leadership;
-use super::node::Node;
+use super::node::{Node, RaftRuntime};
+use super::peer::{self, Network, Peers};
 use super::types::{NodeId, Proposal, Responder};
 use crate::meta::Reply;
 
@@ -160,6 +163,17 @@ pub struct MemberStatus {
     pub acked_ms: Option<u64>,
 }
 
+/// Why a client's request has no answer from the leader.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ForwardError {
+    /// It was not done: no leader is known or was reached, or it does not lead any more.
+    #[error("no leader took the request: {0}")]
+    NotDone(String),
+    /// It may have been done.
+    #[error("the outcome of the forwarded request is unknown: {0}")]
+    Unknown(String),
+}
+
 /// This node's part of the group. Cheap to clone; all clones are the same node.
 #[derive(Clone)]
 pub struct Group(Arc<Inner>);
@@ -167,13 +181,40 @@ pub struct Group(Arc<Inner>);
 struct Inner {
     node: Arc<Node>,
     batcher: Batcher,
+    network: Option<Network>,
+    /// Taken away to be shut down.
+    peers: Mutex<Option<Peers>>,
+    /// Dropped last: everything above runs on it.
+    _runtime: Option<RaftRuntime>,
 }
 
 impl Group {
+    pub(super) fn new(
+        node: Arc<Node>,
+        batcher: Batcher,
+        network: Network,
+        peers: Option<Peers>,
+        runtime: RaftRuntime,
+    ) -> Self {
+        Self(Arc::new(Inner {
+            node,
+            batcher,
+            network: Some(network),
+            peers: Mutex::new(peers),
+            _runtime: Some(runtime),
+        }))
+    }
+
     /// A node on the runtime of its test, with a network of its own.
     #[cfg(test)]
     pub(super) fn bare(node: Arc<Node>, batcher: Batcher) -> Self {
-        Self(Arc::new(Inner { node, batcher }))
+        Self(Arc::new(Inner {
+            node,
+            batcher,
+            network: None,
+            peers: Mutex::default(),
+            _runtime: None,
+        }))
     }
 
     fn leadership(&self) -> &Leadership {
@@ -292,9 +333,47 @@ impl Group {
         self.leadership().transfer(to).await
     }
 
-    /// Stops Raft, and closes queues and log: what was applied is saved, everything appended is
-    /// durable, and a Java broker can open the store.
+    /// Has the leader answer a client's frame (without its length field), as if the client had
+    /// asked there. `Ok(None)` when there is nothing to answer.
+    pub async fn forward(
+        &self,
+        frame: Bytes,
+        client: SocketAddr,
+        timeout: Duration,
+    ) -> Result<Option<Bytes>, ForwardError> {
+        let not_done = |reason: &str| Err(ForwardError::NotDone(reason.to_owned()));
+        let Some(network) = &self.0.network else {
+            return not_done("this node has no peers");
+        };
+        match self.leader() {
+            None => not_done("none is known"),
+            Some(leader) if leader.node == self.node_id() => not_done("this node leads"),
+            Some(LeaderInfo {
+                node, raft_addr, ..
+            }) => {
+                let answer = network
+                    .forward(node, &raft_addr, client, frame, timeout)
+                    .await;
+                answer.map_err(|error| match error {
+                    peer::ForwardError::NotDone(reason) => ForwardError::NotDone(reason),
+                    peer::ForwardError::Unknown(reason) => ForwardError::Unknown(reason),
+                })
+            }
+        }
+    }
+
+    /// Hangs up on the peers, stops Raft, and closes queues and log: what was applied is saved,
+    /// everything appended is durable, and a Java broker can open the store.
     pub async fn shutdown(&self) {
+        let peers = self
+            .0
+            .peers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(peers) = peers {
+            peers.shutdown().await;
+        }
         self.0.node.shutdown().await;
     }
 }

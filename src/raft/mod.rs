@@ -1,7 +1,8 @@
 //! Raft: the glue between openraft and the store, and the only place that names openraft.
 //!
 //! - `group`: the handle that the broker has, and the values it gives.
-//! - `node`: openraft's settings, its runtime, recovery and end of a node.
+//! - `start`: from options to a running node. `node`: openraft's settings, its runtime, recovery
+//!   and end of a node.
 //! - `leadership`: who leads, leases, transfer. `gate`: when a node that has started may vote.
 //!   `watchdog`: what a leader does when its disk stalls.
 //! - `batcher`: many sends in one entry.
@@ -18,12 +19,14 @@ mod leadership;
 mod log_store;
 mod node;
 mod peer;
+mod start;
 mod state_machine;
 mod types;
 mod watchdog;
 
 pub use group::{
-    Group, GroupStatus, LeaderInfo, MemberStatus, ProposeError, Role, RoleState, TransferError,
+    ForwardError, Group, GroupStatus, LeaderInfo, MemberStatus, ProposeError, Role, RoleState,
+    TransferError,
 };
 pub use leadership::OnFatal;
 pub use node::{StartError, Timers};
@@ -31,6 +34,7 @@ pub use peer::{
     Duplex, ForwardHandler, IdentityError, Listener, Net, PeerList, PeerListError, SelfId,
     SelfIdError, Tcp,
 };
+pub use start::{PeerOptions, RaftOptions, start};
 pub use types::NodeId;
 
 use state_machine::StateMachine;

@@ -4,7 +4,7 @@
 mod wires;
 
 use std::collections::{BTreeMap, HashSet};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +23,7 @@ use super::log_store::{LogStore, SharedLog};
 use super::node::{Node, Parts, Timers, config};
 use super::state_machine::StateMachine;
 use super::types::{BrokerNode, NodeId, TypeConfig};
-use super::{Group, ProposeError, TransferError};
+use super::{Group, PeerOptions, ProposeError, RaftOptions, SelfId, TransferError};
 use crate::meta::{Change, Command, Meta, OffsetCommit, Reply};
 use wires::Wires;
 
@@ -404,6 +404,97 @@ async fn three_nodes_keep_one_log_over_changes_of_leader() {
     for node in &all {
         assert_in_place(&node.reader, &sent);
         assert_eq!(node.meta.snapshot(), meta);
+        node.group.shutdown().await;
+    }
+}
+
+/// A node as the broker starts it, with peers over TCP.
+async fn start_peer(root: &Path, number: u16, list: &str, listener: TcpListener) -> Running {
+    let config = store_config(root);
+    let store = open_store(root).await;
+    let reader = store.log.reader();
+    let meta = Meta::new();
+    let options = RaftOptions {
+        group: "broker-a".to_owned(),
+        broker_addr: format!("127.0.0.1:{}", 10911 + number),
+        peers: Some(PeerOptions {
+            self_id: SelfId(number),
+            list: list.parse().unwrap(),
+            listener,
+            join_only: false,
+            auto_rejoin: true,
+            genesis: String::new(),
+            forward: Arc::new(move |client, frame| {
+                let answer = format!("{client} asked n{number} for {frame:?}");
+                Box::pin(async move { Some(answer.into()) })
+            }),
+        }),
+        timers: Timers::default(),
+        quarantine: true,
+        on_fatal: Box::new(|reason| panic!("raft failed: {reason}")),
+    };
+    let group = super::start(options, store, &config, Arc::new(RealDisk), meta.clone()).await;
+    Running {
+        group: group.unwrap(),
+        reader,
+        meta,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_nodes_find_each_other_and_outlive_their_leader() {
+    let dirs: Vec<TempDir> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
+    let mut listeners: Vec<_> = (0..3)
+        .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
+        .collect();
+    let addrs: Vec<_> = listeners.iter().map(|l| l.local_addr().unwrap()).collect();
+    let list = format!("n0-{};n1-{};n2-{}", addrs[0], addrs[1], addrs[2]);
+    let mut nodes = Vec::new();
+    for (number, dir) in (0..).zip(&dirs) {
+        nodes.push(start_peer(dir.path(), number, &list, listeners.remove(0)).await);
+    }
+    let all: Vec<&Running> = nodes.iter().collect();
+    let leader = leader_of(&all).await;
+    let mut sent = send_all(&leader.group, "first", 200).await;
+    assert_eq!(acknowledged(&sent), 200);
+    let follower = all.iter().find(|node| !node.group.serving()).unwrap();
+    let client = "192.0.2.1:5".parse().unwrap();
+    let answer = follower
+        .group
+        .forward("pull".into(), client, PATIENCE)
+        .await
+        .unwrap()
+        .unwrap();
+    let number = SelfId::of(leader.group.node_id());
+    assert_eq!(answer, format!("192.0.2.1:5 asked {number} for b\"pull\""));
+
+    // The leader is stopped without a transfer; the others elect one and go on.
+    let stopped = all
+        .iter()
+        .position(|node| std::ptr::eq(*node, leader))
+        .unwrap();
+    nodes[stopped].group.shutdown().await;
+    let rest: Vec<&Running> = nodes
+        .iter()
+        .enumerate()
+        .filter(|(i, _)| *i != stopped)
+        .map(|(_, node)| node)
+        .collect();
+    let leader = leader_of(&rest).await;
+    sent.extend(send_all(&leader.group, "second", 200).await);
+    assert_eq!(acknowledged(&sent), 400);
+
+    // It comes back under its old address and catches up.
+    drop(nodes.remove(stopped));
+    let listener = TcpListener::bind(addrs[stopped]).unwrap();
+    let number = u16::try_from(stopped).unwrap();
+    let back = start_peer(dirs[stopped].path(), number, &list, listener).await;
+    let rest: Vec<&Running> = nodes.iter().collect();
+    let leader = leader_of(&rest).await;
+    until_level(&[leader, rest[0], rest[1], &back]).await;
+    assert_equal_logs(&[leader, rest[0], rest[1], &back]);
+    for node in nodes.iter().chain([&back]) {
+        assert_in_place(&node.reader, &sent);
         node.group.shutdown().await;
     }
 }

@@ -1,0 +1,193 @@
+//! From options and an open store to a running node.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::TcpListener;
+use std::sync::Arc;
+
+use openraft::ChangeMembers;
+use rmq_store::{Disk, Store, StoreConfig};
+
+use super::batcher::Batcher;
+use super::group::Group;
+use super::leadership::OnFatal;
+use super::log_store::to_log_id;
+use super::node::{self, Node, Parts, RaftRuntime, StartError, Timers};
+use super::peer::{
+    ForwardHandler, Identity, Listener, Local, Net, Network, Options, PeerList, Peers, SelfId, Tcp,
+    form_alone,
+};
+use super::types::BrokerNode;
+use crate::meta::Meta;
+
+/// The identity's name under the store's root.
+const IDENTITY_FILE: &str = "raft.identity";
+
+/// What a node is told of its group and its part in it.
+pub struct RaftOptions {
+    /// The group's name, the same on all its nodes.
+    pub group: String,
+    /// Where clients connect, `host:port`.
+    pub broker_addr: String,
+    /// `None` makes this node a group of one, which listens to nobody.
+    pub peers: Option<PeerOptions>,
+    /// How quickly a dead leader is noticed.
+    pub timers: Timers,
+    /// After a power failure under ASYNC_FLUSH, whether this node keeps from voting until it has
+    /// all that a leader has. Without it the node with the longest log among a majority leads, and
+    /// acknowledged messages that only others had may be lost.
+    pub quarantine: bool,
+    /// Called once, on a thread of Raft, when Raft has failed for good. The process should end:
+    /// nothing of this group works here any more, and its state on disk is sound.
+    pub on_fatal: OnFatal,
+}
+
+/// What a node is told of the other nodes.
+pub struct PeerOptions {
+    /// `dLegerSelfId`.
+    pub self_id: SelfId,
+    /// `dLegerPeers`.
+    pub list: PeerList,
+    /// Where peers connect to this node.
+    pub listener: TcpListener,
+    /// `raftJoin`: join a group, never form one.
+    pub join_only: bool,
+    /// `autoRejoin`: as leader, let a node with an emptied store take its own place again.
+    pub auto_rejoin: bool,
+    /// The digest of the adopted history; empty without one.
+    pub genesis: String,
+    /// Answers what other nodes forward while this one leads.
+    pub forward: ForwardHandler,
+}
+
+/// Starts a node over an open store. Returns as soon as the node takes part in its group, or tries
+/// to; whether it serves is for [`Group::watch_role`] to tell. Must be called on the runtime that
+/// serves clients; Raft itself runs on threads of its own.
+pub async fn start(
+    options: RaftOptions,
+    store: Store,
+    store_config: &StoreConfig,
+    disk: Arc<dyn Disk>,
+    meta: Meta,
+) -> Result<Group, StartError> {
+    let RaftOptions {
+        group,
+        broker_addr,
+        peers,
+        timers,
+        quarantine,
+        on_fatal,
+    } = options;
+    let config = node::config(&group, timers, store_config.flush)?;
+    let Store { log, queues } = store;
+    let reader = log.reader();
+    let self_id = peers.as_ref().map_or(SelfId(0), |peers| peers.self_id);
+    let pristine = reader.last_id().is_none() && log.read_vote().is_none();
+    let identity = store_config.root.join(IDENTITY_FILE);
+    let identity = Identity::open(
+        disk.clone(),
+        &identity,
+        &group,
+        self_id,
+        pristine,
+        rand::random(),
+    )?;
+    let id = identity.node();
+    let list = peers
+        .as_ref()
+        .map_or_else(PeerList::default, |peers| peers.list.clone());
+    let addrs = BrokerNode {
+        raft_addr: list.addr(self_id).unwrap_or_default().to_owned(),
+        broker_addr,
+    };
+    let genesis = peers
+        .as_ref()
+        .map_or_else(String::new, |peers| peers.genesis.clone());
+    let local = Arc::new(Local::new(
+        group,
+        self_id,
+        genesis,
+        list,
+        addrs.clone(),
+        identity,
+    ));
+    let parts = Parts {
+        id,
+        config,
+        log,
+        queues,
+        meta,
+        root: store_config.root.clone(),
+        disk,
+        quarantine: quarantine && peers.is_some(),
+        on_fatal,
+    };
+
+    let runtime = RaftRuntime::start()?;
+    let started = runtime.run(take_part(parts, local, addrs, peers)).await;
+    let (node, network, peers) = started.ok_or(StartError::Panicked)??;
+    let max = reader.max_extent_bytes();
+    let batcher = Batcher::start(node.raft.clone(), node.leadership.clone(), max);
+    Ok(Group::new(node, batcher, network, peers, runtime))
+}
+
+/// The part of the start that belongs on Raft's own runtime.
+async fn take_part(
+    parts: Parts,
+    local: Arc<Local>,
+    addrs: BrokerNode,
+    peers: Option<PeerOptions>,
+) -> Result<(Arc<Node>, Network, Option<Peers>), StartError> {
+    let net: Arc<dyn Net> = Arc::new(Tcp);
+    let reader = parts.log.reader();
+    let last = Arc::new(move || reader.last_id().map(to_log_id));
+    let network = Network::new(net.clone(), local.clone(), last);
+    let listener = peers
+        .as_ref()
+        .map(|peers| listen(&peers.listener))
+        .transpose();
+    let listener = listener.map_err(StartError::Listen)?;
+    let node = Arc::new(Node::recover(parts, network.clone()).await?);
+    node.raft.run();
+    let (Some(peers), Some(listener)) = (peers, listener) else {
+        form_alone(&local, &node.raft)
+            .await
+            .map_err(StartError::Raft)?;
+        tokio::spawn(keep_address(node.clone(), addrs));
+        return Ok((node, network, None));
+    };
+    let options = Options {
+        net,
+        listener,
+        local,
+        raft: node.raft.clone(),
+        gate: node.gate.clone(),
+        forward: peers.forward,
+        join_only: peers.join_only,
+        auto_rejoin: peers.auto_rejoin,
+    };
+    Ok((node, network, Some(Peers::start(options))))
+}
+
+/// The listener as one of this runtime.
+fn listen(listener: &TcpListener) -> io::Result<Box<dyn Listener>> {
+    let listener = listener.try_clone()?;
+    listener.set_nonblocking(true)?;
+    Ok(Box::new(tokio::net::TcpListener::from_std(listener)?))
+}
+
+/// A group of one has nobody to tell of a new address but its own log.
+async fn keep_address(node: Arc<Node>, addrs: BrokerNode) {
+    let mut roles = node.leadership.watch();
+    if roles.wait_for(|role| role.serving).await.is_err() {
+        return;
+    }
+    let own = node.leadership.leader();
+    if own.is_none_or(|own| own.broker_addr == addrs.broker_addr) {
+        return;
+    }
+    let change = ChangeMembers::SetNodes(BTreeMap::from([(*node.raft.node_id(), addrs)]));
+    if let Err(error) = node.raft.change_membership(change, true).await {
+        tracing::warn!(%error, "cannot note this broker's new address in the log");
+    }
+}
