@@ -12,14 +12,14 @@ use tokio::net::TcpStream;
 use super::*;
 
 /// A client that speaks and listens on one connection.
-struct Client {
+pub(super) struct Client {
     socket: TcpStream,
     opaque: i32,
     notices: Vec<Command>,
 }
 
 impl Client {
-    async fn connect(node: &Node) -> Self {
+    pub(super) async fn connect(node: &Node) -> Self {
         let socket = TcpStream::connect(&node.addr).await.unwrap();
         Self {
             socket,
@@ -28,12 +28,10 @@ impl Client {
         }
     }
 
-    async fn call(&mut self, mut command: Command) -> Command {
+    pub(super) async fn call(&mut self, mut command: Command) -> Command {
         self.opaque += 1;
         command.opaque = self.opaque;
-        let mut out = BytesMut::new();
-        command.encode(&mut out);
-        self.socket.write_all(&out).await.unwrap();
+        self.send(&command).await;
         loop {
             let frame = self.read().await;
             if frame.is_response() {
@@ -44,7 +42,13 @@ impl Client {
         }
     }
 
-    async fn read(&mut self) -> Command {
+    pub(super) async fn send(&mut self, command: &Command) {
+        let mut out = BytesMut::new();
+        command.encode(&mut out);
+        self.socket.write_all(&out).await.unwrap();
+    }
+
+    pub(super) async fn read(&mut self) -> Command {
         let read = async {
             let len = self.socket.read_u32().await.unwrap();
             let mut frame = vec![0; len as usize];
@@ -56,7 +60,7 @@ impl Client {
             .unwrap()
     }
 
-    async fn notice(&mut self) -> Command {
+    pub(super) async fn notice(&mut self) -> Command {
         match self.notices.pop() {
             Some(notice) => notice,
             None => self.read().await,
@@ -64,7 +68,7 @@ impl Client {
     }
 }
 
-fn heartbeat(client: &str, topics: &[&str]) -> Command {
+pub(super) fn heartbeat(client: &str, topics: &[&str]) -> Command {
     let subscription = |topic: &&str| SubscriptionData {
         topic: (*topic).to_owned(),
         sub_string: "*".to_owned(),

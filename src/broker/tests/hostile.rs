@@ -57,6 +57,20 @@ const FIELDS: &[&str] = &[
     "attributes",
     "groupName",
     "removeOffset",
+    "isForce",
+    "clientId",
+    "clientAddr",
+    "msgId",
+    "statsName",
+    "statsKey",
+    "index",
+    "count",
+    "topicList",
+    "compareGroup",
+    "filterGroups",
+    "srcGroup",
+    "destGroup",
+    "offline",
 ];
 
 fn value() -> impl Strategy<Value = String> {

@@ -7,6 +7,8 @@ mod hostile;
 mod produce;
 mod retry;
 mod roles;
+mod tools;
+mod tools_and_clients;
 
 use rmq_wire::code::{request, response};
 use rmq_wire::frame::Command;
