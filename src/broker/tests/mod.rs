@@ -1,6 +1,7 @@
 //! Requests as clients make them, answered over a real store and a fake group.
 
 mod admin;
+mod captured;
 mod clients;
 mod consume;
 mod hostile;
