@@ -1,6 +1,8 @@
 //! A message broker that speaks RocketMQ's protocol and whose commit log is a Raft log.
 
+pub mod admin;
 pub mod broker;
+pub mod cli;
 pub mod config;
 pub mod meta;
 pub mod namesrv;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use rmq_wire::code::{request, response};
 use rmq_wire::frame::{self, Command};
+use rmq_wire::msg_id;
 use rmq_wire::record::Record;
 
 /// How an operation ended.
@@ -104,23 +105,7 @@ impl Client {
         let mut at = self.queue_number(request::GET_MIN_OFFSET, topic, queue)?;
         let mut found = Vec::new();
         while at < end {
-            let mut command = Command::request(request::PULL_MESSAGE);
-            for (key, value) in [
-                ("consumerGroup", "jepsen_read"),
-                ("topic", topic),
-                ("queueId", &queue.to_string()),
-                ("queueOffset", &at.to_string()),
-                ("maxMsgNums", "32"),
-                ("sysFlag", "4"),
-                ("commitOffset", "0"),
-                ("suspendTimeoutMillis", "0"),
-                ("subscription", "*"),
-                ("subVersion", "0"),
-                ("expressionType", "TAG"),
-            ] {
-                command.ext.insert(key, value);
-            }
-            let answer = self.call(command)?;
+            let answer = self.pull(topic, queue, at)?;
             match answer.code {
                 response::SUCCESS => {
                     let mut rest = &answer.body[..];
@@ -138,6 +123,33 @@ impl Client {
                 .ok_or_else(|| io::Error::other("a pull answer without nextBeginOffset"))?;
         }
         Ok(found)
+    }
+
+    fn pull(&mut self, topic: &str, queue: u32, offset: u64) -> io::Result<Command> {
+        let mut command = Command::request(request::PULL_MESSAGE);
+        for (key, value) in [
+            ("consumerGroup", "jepsen_read"),
+            ("topic", topic),
+            ("queueId", &queue.to_string()),
+            ("queueOffset", &offset.to_string()),
+            ("maxMsgNums", "32"),
+            ("sysFlag", "4"),
+            ("commitOffset", "0"),
+            ("suspendTimeoutMillis", "0"),
+            ("subscription", "*"),
+            ("subVersion", "0"),
+            ("expressionType", "TAG"),
+        ] {
+            command.ext.insert(key, value);
+        }
+        self.call(command)
+    }
+
+    /// The offset message id of the message at a queue offset.
+    pub fn message_id(&mut self, topic: &str, queue: u32, offset: u64) -> io::Result<String> {
+        let answer = self.pull(topic, queue, offset)?;
+        let r = Record::decode(&answer.body).map_err(io::Error::other)?;
+        Ok(msg_id::encode(r.store_host, r.physical_offset))
     }
 
     /// GET_MAX_OFFSET or GET_MIN_OFFSET of a queue.

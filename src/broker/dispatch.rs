@@ -127,7 +127,11 @@ impl Service for Broker {
 
 /// Answers a request that another node forwarded here, because this one seemed to lead. `None`
 /// says nothing to the client.
-pub async fn forwarded(broker: Arc<Broker>, client: SocketAddr, raw: Bytes) -> Option<Bytes> {
+pub(super) async fn forwarded(
+    broker: Arc<Broker>,
+    client: SocketAddr,
+    raw: Bytes,
+) -> Option<Bytes> {
     let command = match Command::decode(raw.clone()) {
         Ok(command) => command,
         Err(error) => {

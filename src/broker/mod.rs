@@ -15,6 +15,7 @@
 //! - `schedule`: delivery of delayed messages; `leading`: what a leader does besides answering
 //! - `topic`, `group`: their configurations
 //! - `registrar`: name servers are kept informed
+//! - `run`: all of this assembled into a process; `member`: a node of a Raft group as [`Replica`]
 //! - `clients`: who is connected; `heartbeat`: how it becomes known
 //! - `admin`: what tools ask; `stats`: the numbers that they are told
 //!
@@ -30,6 +31,7 @@ mod heartbeat;
 mod hold;
 mod leading;
 mod lock;
+mod member;
 mod message;
 mod node;
 mod offset;
@@ -40,6 +42,7 @@ mod queue;
 mod refusal;
 mod registrar;
 mod replica;
+mod run;
 mod schedule;
 mod send;
 mod send_back;
@@ -51,6 +54,6 @@ mod tests;
 mod topic;
 
 pub use admin::NodeStatus;
-pub use dispatch::forwarded;
 pub use node::{Broker, arrival_listener};
 pub use replica::{ForwardError, ProposeError, Replica, Role};
+pub use run::{Listeners, RunError, run};

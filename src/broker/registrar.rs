@@ -37,7 +37,7 @@ const MASTER: i64 = 0;
 
 /// Who registers, and how often.
 #[derive(Debug, Clone)]
-pub struct Options {
+pub(super) struct Options {
     pub cluster: String,
     pub name: String,
     /// `host:port` for clients.
@@ -53,13 +53,13 @@ pub struct Options {
 }
 
 /// Reads the topics to register, with their counter and timestamp as version.
-pub type ReadTopics = Arc<dyn Fn() -> TopicConfigSerializeWrapper + Send + Sync>;
+pub(super) type ReadTopics = Arc<dyn Fn() -> TopicConfigSerializeWrapper + Send + Sync>;
 
 /// Registers until `shutdown`, then takes this broker out of the routes and returns.
 ///
 /// `topics_changed` announces that `topics` has something new; what it carries does not matter.
 /// The connections of `client` to the name servers belong to this registrar.
-pub async fn run(
+pub(super) async fn run(
     options: Options,
     name_servers: Vec<String>,
     client: Client,

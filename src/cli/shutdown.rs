@@ -11,7 +11,7 @@ use super::ports::command_line;
 
 /// Which processes to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Role {
+pub(super) enum Role {
     /// Processes started as `rmq broker`.
     Broker,
     /// Processes started as `rmq namesrv`.
@@ -32,10 +32,13 @@ impl Role {
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Sends SIGTERM to every process of that role that this user may signal, and waits for their end.
-pub fn run(role: Role) -> anyhow::Result<ExitCode> {
+pub(super) fn run(role: Role) -> anyhow::Result<ExitCode> {
     let mut waiting = Vec::new();
     for pid in pids(role)? {
-        let process = i32::try_from(pid).ok().and_then(Pid::from_raw).context("pid out of range")?;
+        let process = i32::try_from(pid)
+            .ok()
+            .and_then(Pid::from_raw)
+            .context("pid out of range")?;
         kill_process(process, Signal::TERM).with_context(|| format!("cannot signal {pid}"))?;
         println!("asked {} {pid} to drain and stop", role.subcommand());
         waiting.push(process);
@@ -60,8 +63,15 @@ pub fn run(role: Role) -> anyhow::Result<ExitCode> {
 /// Processes of this executable's name that were started with the role's subcommand.
 fn pids(role: Role) -> anyhow::Result<Vec<u32>> {
     let mut found = Vec::new();
-    for entry in fs::read_dir("/proc").context("cannot list /proc")?.flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else {
+    for entry in fs::read_dir("/proc")
+        .context("cannot list /proc")?
+        .flatten()
+    {
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|n| n.parse::<u32>().ok())
+        else {
             continue;
         };
         let line = command_line(pid);

@@ -46,7 +46,7 @@ pub(super) const RETRY: Duration = Duration::from_millis(5);
 struct Submission {
     records: Vec<PendingRecord>,
     bytes: usize,
-    reply: oneshot::Sender<Result<Vec<Position>, ProposeError>>,
+    reply: Answer,
     permit: OwnedSemaphorePermit,
 }
 
@@ -176,12 +176,15 @@ pub(super) fn outcome(
     }
 }
 
+/// Where a caller waits for its positions.
+type Answer = oneshot::Sender<Result<Vec<Position>, ProposeError>>;
+
 /// A closed batch and those who wait for it.
 struct Flight {
     batch: Pending,
     sealed: Arc<SealedCell>,
     /// Each send's number of records, in the order of the batch.
-    waiting: Vec<(usize, oneshot::Sender<Result<Vec<Position>, ProposeError>>)>,
+    waiting: Vec<(usize, Answer)>,
     /// Returned with the flight.
     _permits: Vec<OwnedSemaphorePermit>,
     closed: Instant,
@@ -210,10 +213,7 @@ impl Flight {
 }
 
 /// A caller that has gone, as after its timeout, does not care.
-fn answer(
-    reply: oneshot::Sender<Result<Vec<Position>, ProposeError>>,
-    outcome: Result<Vec<Position>, ProposeError>,
-) {
+fn answer(reply: Answer, outcome: Result<Vec<Position>, ProposeError>) {
     drop(reply.send(outcome));
 }
 

@@ -282,7 +282,7 @@ async fn leave_quarantine(raft: Raft, gate: VoteGate, log: SharedLog) {
         }
         tracing::warn!(
             node,
-            last = %last.map_or("none".to_owned(), |id| id.to_string()),
+            last = %last.map_or_else(|| "none".to_owned(), |id| id.to_string()),
             "the machine went down without a sync and entries that were acknowledged may be lost: \
              does not vote before it has all that a leader has"
         );

@@ -143,7 +143,9 @@ async fn a_forwarded_frame_is_answered_as_a_frame() {
     let raw = out.split_off(4).freeze();
     let client = "10.0.0.7:1".parse().unwrap();
     let broker = Arc::clone(&node.broker);
-    let frame = crate::broker::forwarded(broker, client, raw).await.unwrap();
+    let frame = crate::broker::dispatch::forwarded(broker, client, raw)
+        .await
+        .unwrap();
     let answer = Command::decode(frame).unwrap();
     assert_eq!(answer.code, response::SUCCESS);
 
@@ -151,7 +153,7 @@ async fn a_forwarded_frame_is_answered_as_a_frame() {
     pull_request(&pull(0)).encode(&mut out);
     let raw = out.split_off(4).freeze();
     node.pulled(&pull(0)).await;
-    let frame = crate::broker::forwarded(Arc::clone(&node.broker), client, raw)
+    let frame = crate::broker::dispatch::forwarded(Arc::clone(&node.broker), client, raw)
         .await
         .unwrap();
     assert_eq!(bodies(&Command::decode(frame).unwrap()), [b"1"]);

@@ -328,7 +328,7 @@ impl Identity {
     /// Replaces the file; after a crash there is the old one or the new one.
     fn save(&self, record: &Record) -> io::Result<()> {
         let text = record.format();
-        let dir = self.path.parent().unwrap_or(Path::new("."));
+        let dir = self.path.parent().unwrap_or_else(|| Path::new("."));
         let new = self.path.with_extension("identity.new");
         self.disk.create_dir_all(dir)?;
         let file = self.disk.open(&new, OpenMode::Create)?;

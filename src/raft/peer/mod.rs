@@ -31,7 +31,7 @@ use tokio::task::JoinSet;
 pub(in crate::raft) use formation::form_alone;
 pub(in crate::raft) use identity::{GroupId, Identity};
 pub use identity::{IdentityError, PeerList, PeerListError, SelfId, SelfIdError};
-pub(in crate::raft) use network::{ForwardError, LastLogId, Network};
+pub(in crate::raft) use network::{ForwardError, Network};
 pub use server::ForwardHandler;
 pub use transport::{Duplex, Listener, Net, Tcp};
 

@@ -1,0 +1,242 @@
+//! Questions to a name server and the brokers that it knows.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use rmq_wire::body::ClusterInfo;
+use rmq_wire::code::{request, response};
+use rmq_wire::frame::Command;
+use rmq_wire::json;
+use rmq_wire::record::Record;
+
+use crate::broker::NodeStatus;
+use crate::remoting::{CallError, Client};
+
+/// One question's patience.
+const LIMIT: Duration = Duration::from_secs(5);
+/// The topic of [`Admin::echo`].
+const ECHO_TOPIC: &str = "SELF_CHECK";
+
+/// Why a question was not answered.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    /// The connection failed or the answer did not come.
+    #[error("{addr}: {source}")]
+    Call {
+        /// Who was asked.
+        addr: String,
+        /// What happened.
+        source: CallError,
+    },
+    /// The answer was a refusal.
+    #[error("{addr} answered code {code}: {remark}")]
+    Refused {
+        /// Who was asked.
+        addr: String,
+        /// The response code.
+        code: i32,
+        /// Its remark.
+        remark: String,
+    },
+    /// The answer's body was not what it should be.
+    #[error("{addr} answered with a body that is not {what}")]
+    Body {
+        /// Who was asked.
+        addr: String,
+        /// What was expected.
+        what: &'static str,
+    },
+    /// The name server knows no broker of that name.
+    #[error("name server {namesrv} knows no broker named {broker_name}")]
+    NoBroker {
+        /// Who was asked.
+        namesrv: String,
+        /// The name.
+        broker_name: String,
+    },
+    /// What was sent did not come back.
+    #[error(
+        "the message was acknowledged at queue offset {offset} but could not be read back: {why}"
+    )]
+    NotReadBack {
+        /// Where it should be.
+        offset: u64,
+        /// The last answer.
+        why: String,
+    },
+}
+
+/// Asks a cluster through one of its name servers.
+pub struct Admin {
+    client: Client,
+    namesrv: String,
+}
+
+impl Admin {
+    /// `namesrv` is `host:port`.
+    #[must_use]
+    pub fn new(namesrv: String) -> Self {
+        Self {
+            client: Client::default(),
+            namesrv,
+        }
+    }
+
+    /// Names of all brokers with the addresses of their nodes, by broker id.
+    ///
+    /// # Errors
+    /// When the name server does not answer with its cluster information.
+    pub async fn brokers(&self) -> Result<BTreeMap<String, Vec<String>>, AskError> {
+        let answer = self
+            .ask(
+                &self.namesrv,
+                Command::request(request::GET_BROKER_CLUSTER_INFO),
+            )
+            .await?;
+        let bad = || AskError::Body {
+            addr: self.namesrv.clone(),
+            what: "cluster information",
+        };
+        let info: ClusterInfo = json::from_slice(&answer.body).map_err(|_| bad())?;
+        Ok(info
+            .broker_addr_table
+            .into_iter()
+            .map(|(name, broker)| (name, broker.broker_addrs.into_values().collect()))
+            .collect())
+    }
+
+    /// What each node of a group says of itself; nodes that do not answer are left out.
+    ///
+    /// # Errors
+    /// When the name server does not answer or does not know the name.
+    pub async fn group(&self, broker_name: &str) -> Result<Vec<NodeStatus>, AskError> {
+        let addresses =
+            self.brokers()
+                .await?
+                .remove(broker_name)
+                .ok_or_else(|| AskError::NoBroker {
+                    namesrv: self.namesrv.clone(),
+                    broker_name: broker_name.into(),
+                })?;
+        let mut statuses = Vec::new();
+        for address in addresses {
+            if let Ok(status) = self.status(&address).await {
+                statuses.push(status);
+            }
+        }
+        statuses.sort_by(|a, b| a.self_id.cmp(&b.self_id));
+        Ok(statuses)
+    }
+
+    /// What one node says of itself.
+    ///
+    /// # Errors
+    /// See [`AskError`].
+    pub async fn status(&self, address: &str) -> Result<NodeStatus, AskError> {
+        let answer = self
+            .ask(address, Command::request(request::RAFT_STATUS))
+            .await?;
+        serde_json::from_slice(&answer.body).map_err(|_| AskError::Body {
+            addr: address.into(),
+            what: "a node's status",
+        })
+    }
+
+    /// Sends one message to a broker's leader and reads it back through the protocol.
+    ///
+    /// # Errors
+    /// See [`AskError`].
+    pub async fn echo(&self, broker_name: &str) -> Result<(), AskError> {
+        let address = self
+            .brokers()
+            .await?
+            .remove(broker_name)
+            .and_then(|a| a.into_iter().next());
+        let address = address.ok_or_else(|| AskError::NoBroker {
+            namesrv: self.namesrv.clone(),
+            broker_name: broker_name.into(),
+        })?;
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_millis();
+        let body = format!("self-check {now}");
+        let mut send = Command::request(request::SEND_MESSAGE_V2);
+        for (key, value) in [
+            ("a", "rmq_self_check"),
+            ("b", ECHO_TOPIC),
+            ("c", "TBW102"),
+            ("d", "1"),
+            ("e", "0"),
+            ("f", "0"),
+            ("g", &now.to_string()),
+            ("h", "0"),
+            ("i", ""),
+            ("j", "0"),
+            ("k", "false"),
+            ("m", "false"),
+        ] {
+            send.ext.insert(key, value);
+        }
+        let sent = self
+            .ask(&address, send.with_body(Bytes::from(body.clone())))
+            .await?;
+        let offset: u64 = sent
+            .ext
+            .get("queueOffset")
+            .and_then(|o| o.parse().ok())
+            .ok_or_else(|| AskError::Body {
+                addr: address.clone(),
+                what: "an acknowledgement with queueOffset",
+            })?;
+
+        let mut pull = Command::request(request::PULL_MESSAGE);
+        for (key, value) in [
+            ("consumerGroup", "rmq_self_check"),
+            ("topic", ECHO_TOPIC),
+            ("queueId", "0"),
+            ("queueOffset", &offset.to_string()),
+            ("maxMsgNums", "1"),
+            ("sysFlag", "4"),
+            ("commitOffset", "0"),
+            ("suspendTimeoutMillis", "0"),
+            ("subscription", "*"),
+            ("subVersion", "0"),
+            ("expressionType", "TAG"),
+        ] {
+            pull.ext.insert(key, value);
+        }
+        let found = self.ask(&address, pull).await?;
+        match Record::decode(&found.body) {
+            Ok(record) if record.body == body.as_bytes() => Ok(()),
+            Ok(_) => Err(AskError::NotReadBack {
+                offset,
+                why: "another body".into(),
+            }),
+            Err(e) => Err(AskError::NotReadBack {
+                offset,
+                why: e.to_string(),
+            }),
+        }
+    }
+
+    async fn ask(&self, address: &str, command: Command) -> Result<Command, AskError> {
+        let answer = self
+            .client
+            .call(address, command, LIMIT)
+            .await
+            .map_err(|source| AskError::Call {
+                addr: address.into(),
+                source,
+            })?;
+        if answer.code == response::SUCCESS {
+            return Ok(answer);
+        }
+        Err(AskError::Refused {
+            addr: address.into(),
+            code: answer.code,
+            remark: answer.remark.unwrap_or_default(),
+        })
+    }
+}

@@ -1,0 +1,9 @@
+//! What an operator asks a running cluster: the node status behind `mqadmin raftStatus` and the small
+//! client that `rmq up` checks itself with. The commands of Java's mqadmin are served to Java's mqadmin;
+//! they are not written again here.
+
+mod client;
+mod status;
+
+pub use client::{Admin, AskError};
+pub use status::{render, role_name, table};

@@ -1,0 +1,286 @@
+//! From a configuration to a running broker, and back: what is started in which order, and how a stop
+//! undoes it without losing or refusing more than it must.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use futures_util::FutureExt;
+use rmq_store::{Disk, OpenStoreError, RealDisk};
+use tokio::net::TcpListener;
+use tokio::sync::{oneshot, watch};
+use tokio::time::timeout;
+
+use super::dispatch::forwarded;
+use super::member::Member;
+use super::registrar;
+use super::{Broker, arrival_listener};
+use crate::config::BrokerConfig;
+use crate::meta::{Meta, Views};
+use crate::raft::{self, PeerListError, PeerOptions, RaftOptions, SelfId, SelfIdError, Timers};
+use crate::remoting::{Client, Limits, serve};
+use crate::shutdown::{Shutdown, Trigger};
+
+/// Between two looks for metadata whose readable views are old.
+const VIEWS_PERIOD: Duration = Duration::from_secs(5);
+
+/// The open ports of a broker.
+pub struct Listeners {
+    /// `listenPort`.
+    pub clients: TcpListener,
+    /// The VIP channel, two below.
+    pub vip: TcpListener,
+    /// The port of this node's `dLegerPeers` entry; none outside a group.
+    pub raft: Option<TcpListener>,
+}
+
+/// Why a broker did not start, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The store was not opened, and nothing in it was changed.
+    #[error("cannot open the store: {0}")]
+    Store(#[from] OpenStoreError),
+    /// Replication did not start.
+    #[error("cannot start replication: {0}")]
+    Raft(#[from] raft::StartError),
+    /// `dLegerSelfId` is not usable.
+    #[error("dLegerSelfId: {0}")]
+    SelfId(#[from] SelfIdError),
+    /// `dLegerPeers` is not usable.
+    #[error("dLegerPeers: {0}")]
+    Peers(#[from] PeerListError),
+    /// `brokerIP1` is no address.
+    #[error("brokerIP1: {0} is neither an IP address nor a name that resolves to one")]
+    Address(String),
+    /// The system has no thread to give, or took a port away.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// Replication has failed for good; the store is sound up to what was acknowledged.
+    #[error("replication has stopped: {0}")]
+    Fatal(String),
+}
+
+/// Runs a broker until `shutdown`, which drains it: leadership is handed over, requests in flight are
+/// answered, everything is flushed, and the name servers forget this node.
+///
+/// # Errors
+/// See [`RunError`].
+pub async fn run(
+    config: BrokerConfig,
+    listeners: Listeners,
+    mut shutdown: Shutdown,
+) -> Result<(), RunError> {
+    let config = Arc::new(config);
+    let store_host = store_host(&config).await?;
+    let store_config = config.store_config();
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+    let opening = (store_config.clone(), Arc::clone(&disk));
+    let store = tokio::task::spawn_blocking(move || rmq_store::open(&opening.0, opening.1))
+        .await
+        .map_err(io::Error::other)??;
+    let (log, queues) = (store.log.reader(), Arc::clone(&store.queues));
+    let meta = Meta::new();
+
+    let (fatal, mut failed) = oneshot::channel::<String>();
+    // The group passes on what other nodes forward before there is a broker to answer it.
+    let late: Arc<OnceLock<Weak<Broker>>> = Arc::default();
+    let options = RaftOptions {
+        group: group_name(&config),
+        broker_addr: config.broker_addr(),
+        peers: match listeners.raft {
+            Some(listener) => Some(peer_options(&config, listener, Arc::clone(&late))?),
+            None => None,
+        },
+        timers: Timers {
+            heartbeat: config.raft_heartbeat_interval_millis,
+            election_min: config.raft_election_timeout_min_millis,
+            election_max: config.raft_election_timeout_max_millis,
+        },
+        quarantine: true,
+        on_fatal: Box::new(move |reason| drop(fatal.send(reason.to_owned()))),
+    };
+    let group = raft::start(options, store, &store_config, disk, meta.clone()).await?;
+    let replica = Arc::new(Member::new(group.clone()));
+    let broker = Broker::new(
+        Arc::clone(&config),
+        store_host,
+        meta.clone(),
+        log,
+        Arc::clone(&queues),
+        replica,
+        now_ms,
+    );
+    late.get_or_init(|| Arc::downgrade(&broker));
+    queues.start(arrival_listener(&broker))?;
+
+    let background = [
+        tokio::spawn(Arc::clone(&broker).run()),
+        tokio::spawn(keep_views(Views::new(
+            config.store_path_root_dir.join("config"),
+            &meta,
+        ))),
+    ];
+    let (stop_serving, serving) = Shutdown::new();
+    let limits = Limits {
+        idle: Duration::from_secs(config.server_channel_max_idle_time_seconds.into()),
+        drain: config.drain_timeout_millis,
+        ..Limits::default()
+    };
+    let servers = [
+        tokio::spawn(serve(
+            listeners.clients,
+            Arc::clone(&broker),
+            limits.clone(),
+            serving.clone(),
+        )),
+        tokio::spawn(serve(listeners.vip, Arc::clone(&broker), limits, serving)),
+    ];
+    let (registrar, stop_registering) = register(&broker);
+    tracing::info!(address = %config.broker_addr(), group = %group_name(&config), "the broker is up");
+
+    let result = tokio::select! {
+        () = shutdown.asked() => Ok(()),
+        reason = &mut failed => Err(RunError::Fatal(reason.unwrap_or_else(|_| "it has ended".into()))),
+    };
+
+    // Sends are refused first, so that clients try elsewhere while the rest drains; what was
+    // accepted is committed under this leader; then another one leads, and only then are this
+    // node's routes and connections taken away.
+    if result.is_ok() {
+        timeout(config.drain_timeout_millis, broker.drain())
+            .await
+            .ok();
+    }
+    drop(stop_registering);
+    registrar.await.ok();
+    stop_serving.stop();
+    for server in servers {
+        server.await.ok();
+    }
+    for task in background {
+        task.abort();
+    }
+    group.shutdown().await;
+    let views = Views::new(config.store_path_root_dir.join("config"), &meta);
+    write_views(views).await.1?;
+    tracing::info!("the broker has stopped");
+    result
+}
+
+fn register(broker: &Arc<Broker>) -> (tokio::task::JoinHandle<()>, Trigger) {
+    let config = &broker.config;
+    let (stop, stopping) = Shutdown::new();
+    let options = registrar::Options {
+        cluster: config.broker_cluster_name.clone(),
+        name: broker_name(config),
+        addr: config.broker_addr(),
+        ha_addr: format!("{}:{}", config.broker_ip2, config.listen_port + 1),
+        follower_id: follower_id(config),
+        period: config.register_name_server_period,
+        limit: config.register_broker_timeout_mills,
+    };
+    let mut revisions = broker.meta.revisions();
+    let (changed, topics_changed) = watch::channel(0);
+    tokio::spawn(async move {
+        while revisions.changed().await.is_ok() {
+            let topics = revisions.borrow_and_update().topics;
+            changed.send_if_modified(|seen| std::mem::replace(seen, topics) != topics);
+        }
+    });
+    let meta = broker.meta.clone();
+    let task = tokio::spawn(registrar::run(
+        options,
+        config.namesrv_addr.clone(),
+        Client::default(),
+        broker.replica.role(),
+        Arc::new(move || meta.read().topic_table()),
+        topics_changed,
+        stopping,
+    ));
+    (task, stop)
+}
+
+fn peer_options(
+    config: &BrokerConfig,
+    listener: TcpListener,
+    late: Arc<OnceLock<Weak<Broker>>>,
+) -> Result<PeerOptions, RunError> {
+    let list: Vec<String> = config
+        .dleger_peers
+        .iter()
+        .map(|p| format!("{}-{}", p.id, p.addr()))
+        .collect();
+    Ok(PeerOptions {
+        self_id: config.dleger_self_id.parse()?,
+        list: list.join(";").parse()?,
+        listener: listener.into_std()?,
+        join_only: config.raft_join,
+        auto_rejoin: config.auto_rejoin,
+        genesis: String::new(),
+        forward: Arc::new(move |client, raw| {
+            let broker = late.get().and_then(Weak::upgrade);
+            async move { forwarded(broker?, client, raw).await }.boxed()
+        }),
+    })
+}
+
+/// The group's name: that of the broker outside a group.
+fn group_name(config: &BrokerConfig) -> String {
+    if config.enable_dleger_commit_log {
+        config.dleger_group.clone()
+    } else {
+        broker_name(config)
+    }
+}
+
+fn broker_name(config: &BrokerConfig) -> String {
+    config.broker_name.clone()
+}
+
+/// A follower's broker id, one more than the number of its self id, as in Java's DLedger mode.
+fn follower_id(config: &BrokerConfig) -> i64 {
+    let id = config.dleger_self_id.parse::<SelfId>();
+    id.map_or(0, |id| {
+        i64::try_from(id.follower_broker_id()).unwrap_or(i64::MAX)
+    })
+}
+
+/// The address in records and message ids: that of `brokerIP1`, by which clients reach this node.
+async fn store_host(config: &BrokerConfig) -> Result<SocketAddr, RunError> {
+    let host = config.broker_ip1.as_str();
+    let bad = || RunError::Address(host.to_owned());
+    if let Ok(ip) = host.trim_matches(['[', ']']).parse::<IpAddr>() {
+        return Ok(SocketAddr::new(ip, config.listen_port));
+    }
+    let mut found = tokio::net::lookup_host((host, config.listen_port))
+        .await
+        .map_err(|_| bad())?;
+    found.next().ok_or_else(bad)
+}
+
+async fn keep_views(mut views: Views) {
+    loop {
+        tokio::time::sleep(VIEWS_PERIOD).await;
+        let (back, result) = write_views(views).await;
+        views = back;
+        if let Err(error) = result {
+            tracing::warn!("the readable views of the metadata are old: {error}");
+        }
+    }
+}
+
+async fn write_views(mut views: Views) -> (Views, io::Result<()>) {
+    let written = tokio::task::spawn_blocking(move || {
+        let result = views.write_changed();
+        (views, result)
+    });
+    written.await.expect("writing views does not panic")
+}
+
+fn now_ms() -> i64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,80 @@
+//! The command line: one executable with a subcommand for each of Java's start scripts, and `up`.
+//!
+//! `program` runs brokers and name servers, `up` a whole group on this machine, `ports` says who holds
+//! a port, `shutdown` stops processes, `raft_status` prints a group's state.
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command line speaks to its user"
+)]
+
+mod ports;
+mod program;
+mod raft_status;
+mod shutdown;
+mod up;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// A message broker that speaks RocketMQ's protocol and whose commit log is a Raft log.
+#[derive(Debug, Parser)]
+#[command(name = "rmq", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Run a broker: a node of a group, or a single one.
+    Broker(program::Options),
+    /// Run a name server.
+    Namesrv(program::Options),
+    /// Run a name server and a three-node group on this machine.
+    Up(up::Options),
+    /// Ask a cluster.
+    #[command(subcommand)]
+    Admin(AdminAction),
+    /// Drain and stop this machine's brokers or name servers.
+    Shutdown {
+        /// Which.
+        role: shutdown::Role,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum AdminAction {
+    /// Term, leader, commit and the lag of each node of the groups.
+    #[command(name = "raftStatus")]
+    RaftStatus(raft_status::Options),
+}
+
+/// Runs what the command line asks for. The exit code: 0 done, 1 failed, 2 wrong usage, 78 wrong
+/// configuration.
+#[must_use]
+pub fn main() -> ExitCode {
+    run().unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run() -> anyhow::Result<ExitCode> {
+    match Arguments::parse().command {
+        Action::Broker(options) => program::broker(&options),
+        Action::Namesrv(options) => program::namesrv(&options),
+        Action::Up(options) => runtime()?.block_on(up::run(options)),
+        Action::Admin(AdminAction::RaftStatus(options)) => {
+            runtime()?.block_on(raft_status::run(options))
+        }
+        Action::Shutdown { role } => shutdown::run(role),
+    }
+}
+
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+}

@@ -1,0 +1,225 @@
+//! `rmq broker` and `rmq namesrv`: from a properties file to a running process.
+
+use std::fmt;
+use std::io::IsTerminal;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+use super::ports::explain_bind_error;
+use crate::config::{self, Loaded, Report, Sources};
+use crate::remoting::Limits;
+use crate::shutdown::{Shutdown, Trigger};
+use crate::{broker, namesrv};
+
+/// The flags of Java's start scripts and a few more.
+#[derive(Debug, clap::Args)]
+pub(super) struct Options {
+    /// The properties file.
+    #[arg(short = 'c', long = "configFile")]
+    file: Option<PathBuf>,
+    /// Name servers, `host:port` with semicolons between them.
+    #[arg(short = 'n', long = "namesrvAddr")]
+    namesrv_addr: Option<String>,
+    /// Print all configuration and exit.
+    #[arg(short = 'p', long = "printConfigItem")]
+    print_all: bool,
+    /// Print the important configuration and exit.
+    #[arg(short = 'm', long = "printImportantConfig")]
+    print_important: bool,
+    /// With -p or -m: also print where each value is from.
+    #[arg(long)]
+    origins: bool,
+    /// Judge the configuration and exit: 0 if it would start, 78 if not.
+    #[arg(long)]
+    check: bool,
+    /// Take unknown keys as warnings.
+    #[arg(long)]
+    lenient: bool,
+    /// Set a key; wins over the environment and the file.
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
+    set: Vec<(String, String)>,
+}
+
+fn key_value(text: &str) -> Result<(String, String), &'static str> {
+    let (key, value) = text.split_once('=').ok_or("want KEY=VALUE")?;
+    Ok((key.trim().into(), value.trim().into()))
+}
+
+impl Options {
+    fn sources(&self) -> Sources {
+        let mut sources = Sources::new(self.file.clone());
+        sources.lenient = self.lenient;
+        sources.flags.clone_from(&self.set);
+        sources
+    }
+}
+
+/// What the configuration asks for: to start, or to exit at once with this code.
+enum Start<C> {
+    With(Box<C>),
+    Exit(ExitCode),
+}
+
+/// Reports on the configuration, prints it if that was asked for, and says how to go on.
+fn prepare<C>(options: &Options, loaded: Result<Loaded<C>, Report>) -> Start<C>
+where
+    Loaded<C>: Print,
+{
+    let loaded = match loaded {
+        Ok(loaded) => loaded,
+        Err(report) => {
+            eprint!("{report}");
+            return Start::Exit(ExitCode::from(config::EXIT_CODE));
+        }
+    };
+    eprint!("{}", loaded.report);
+    if options.print_all || options.print_important {
+        print!("{}", loaded.print(options.print_all, options.origins));
+        return Start::Exit(ExitCode::SUCCESS);
+    }
+    if options.check {
+        eprintln!("the configuration is good");
+        return Start::Exit(ExitCode::SUCCESS);
+    }
+    Start::With(Box::new(loaded.config))
+}
+
+/// Runs a broker until it is asked to stop.
+pub(super) fn broker(options: &Options) -> anyhow::Result<ExitCode> {
+    let mut sources = options.sources();
+    if let Some(addresses) = &options.namesrv_addr {
+        sources = sources.flag("namesrvAddr", addresses);
+    }
+    let config = match prepare(options, config::load_broker(&sources)) {
+        Start::With(config) => *config,
+        Start::Exit(code) => return Ok(code),
+    };
+    log_to_stderr();
+    super::runtime()?.block_on(async {
+        let (trigger, shutdown) = Shutdown::new();
+        // All ports are taken before the slow work of recovery, and before anything is written.
+        let listeners = broker::Listeners {
+            clients: bind("clients", config.bind_address, config.listen_port).await?,
+            vip: bind("VIP channel", config.bind_address, config.listen_port - 2).await?,
+            raft: match config.raft_bind() {
+                Some(address) => Some(bind("Raft", address.ip(), address.port()).await?),
+                None => None,
+            },
+        };
+        let running = Box::pin(broker::run(config, listeners, shutdown));
+        until_stopped(running, trigger).await
+    })
+}
+
+/// Runs a name server until it is asked to stop.
+pub(super) fn namesrv(options: &Options) -> anyhow::Result<ExitCode> {
+    let config = match prepare(options, config::load_namesrv(&options.sources())) {
+        Start::With(config) => *config,
+        Start::Exit(code) => return Ok(code),
+    };
+    log_to_stderr();
+    super::runtime()?.block_on(async {
+        let (trigger, shutdown) = Shutdown::new();
+        let listener = bind("name server", config.bind_address, config.listen_port).await?;
+        tracing::info!(address = %listener.local_addr()?, "the name server is up");
+        let running = namesrv::run(namesrv_options(&config), listener, shutdown);
+        until_stopped(running, trigger).await
+    })
+}
+
+fn namesrv_options(config: &config::NamesrvConfig) -> namesrv::Options {
+    namesrv::Options {
+        kv_config_path: Some(config.kv_config_path.clone()),
+        order_message_enable: config.order_message_enable,
+        scan_interval: config.scan_not_active_broker_interval,
+        limits: Limits {
+            idle: Duration::from_secs(config.server_channel_max_idle_time_seconds.into()),
+            ..Limits::default()
+        },
+        properties: config
+            .get_all()
+            .into_iter()
+            .map(|(k, v)| (k.to_owned(), v))
+            .collect(),
+    }
+}
+
+/// Runs to the end, or to the first SIGTERM or SIGINT, which starts an orderly stop; a second one ends
+/// the process at once.
+async fn until_stopped<E: fmt::Display>(
+    running: impl Future<Output = Result<(), E>>,
+    trigger: Trigger,
+) -> anyhow::Result<ExitCode> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::pin!(running);
+    let mut stopping = false;
+    loop {
+        tokio::select! {
+            ended = &mut running => {
+                return match ended {
+                    Ok(()) => Ok(ExitCode::SUCCESS),
+                    Err(e) => {
+                        tracing::error!("{e}");
+                        Ok(ExitCode::FAILURE)
+                    }
+                };
+            }
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        if stopping {
+            tracing::warn!("asked to stop a second time: leaving at once");
+            return Ok(ExitCode::FAILURE);
+        }
+        stopping = true;
+        tracing::info!("asked to stop");
+        trigger.stop();
+    }
+}
+
+async fn bind(what: &str, host: std::net::IpAddr, port: u16) -> anyhow::Result<TcpListener> {
+    let address = SocketAddr::new(host, port);
+    TcpListener::bind(address)
+        .await
+        .map_err(|e| anyhow::anyhow!("{}", explain_bind_error(what, address, &e)))
+}
+
+/// openraft tells every step of every round; what an operator needs of it `raft` says in its own words.
+const DEFAULT_LOG: &str = "info,openraft=error";
+
+/// One line an event, on standard error. `RMQ_LOG` filters as `RUST_LOG` does elsewhere
+/// (`RMQ_LOG=rmq::raft=debug,info`).
+fn log_to_stderr() {
+    let filter = EnvFilter::try_from_env("RMQ_LOG").unwrap_or_else(|_| EnvFilter::new(DEFAULT_LOG));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
+}
+
+/// Both configurations print alike.
+trait Print {
+    /// All keys or the important ones.
+    fn print(&self, all: bool, origins: bool) -> String;
+}
+
+macro_rules! print_impl {
+    ($($config:ty),+) => {$(
+        impl Print for Loaded<$config> {
+            fn print(&self, all: bool, origins: bool) -> String {
+                if all { self.print_all(origins) } else { self.print_important(origins) }
+            }
+        }
+    )+};
+}
+
+print_impl!(config::BrokerConfig, config::NamesrvConfig);

@@ -1,0 +1,177 @@
+//! Java's own mqadmin, both lines, against a group that holds known messages: no exception, right numbers.
+
+use std::time::Duration;
+
+use jepsen::client::{Client, Outcome};
+use jepsen::cluster::Options;
+use tempfile::TempDir;
+
+use crate::support::{Line, Running, java, real_clients, rmq, text};
+
+const TOPIC: &str = "admin_topic";
+const GROUP: &str = "admin_group";
+
+/// The cells of the first line that starts with `first`.
+fn row<'a>(output: &'a str, first: &str) -> Vec<&'a str> {
+    let line = output
+        .lines()
+        .map(|l| l.split_whitespace().collect::<Vec<_>>());
+    let found = line.into_iter().find(|cells| cells.first() == Some(&first));
+    found.unwrap_or_else(|| panic!("no line starts with {first}:\n{output}"))
+}
+
+fn official_tools(line: Line) {
+    let Some(cache) = real_clients() else { return };
+    let group = Running::start(&Options::default());
+    let leader = group.addresses()[group.leader().unwrap()];
+    let home = TempDir::new().unwrap();
+    let mqadmin = |arguments: &[&str]| {
+        let class = "org.apache.rocketmq.tools.command.MQAdminStartup";
+        let output = java(cache, line, home.path(), class)
+            .args(arguments)
+            .args(["-n", &group.namesrv.to_string()])
+            .output()
+            .unwrap();
+        let text = text(&output);
+        assert!(
+            output.status.success() && !text.contains("Exception"),
+            "{arguments:?}: {text}"
+        );
+        text
+    };
+
+    let created = mqadmin(&[
+        "updateTopic",
+        "-c",
+        "jepsen",
+        "-t",
+        TOPIC,
+        "-r",
+        "2",
+        "-w",
+        "2",
+    ]);
+    assert!(
+        created.contains(&format!("create topic to {leader} success")),
+        "{created}"
+    );
+    let mut client = Client::connect(leader, Duration::from_secs(10)).unwrap();
+    for i in 0..10u32 {
+        let sent = client.send(TOPIC, u32::from(i >= 7), &format!("admin{i}"));
+        assert!(matches!(sent, Outcome::Ok(_)), "{sent:?}");
+    }
+    assert_eq!(client.commit_offset(GROUP, TOPIC, 5), Outcome::Ok(()));
+
+    let list = mqadmin(&["clusterList"]);
+    let addresses = group
+        .addresses()
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>();
+    for address in &addresses {
+        let line = list.lines().find(|l| l.contains(address.as_str()));
+        let cells: Vec<&str> = line
+            .expect("every node is listed")
+            .split_whitespace()
+            .collect();
+        assert_eq!(cells[..2], ["jepsen", "jepsen"]);
+        assert_eq!(cells[2] == "0", *address == leader.to_string(), "{list}");
+    }
+
+    assert!(mqadmin(&["topicList"]).lines().any(|l| l.trim() == TOPIC));
+
+    let route = mqadmin(&["topicRoute", "-t", TOPIC]);
+    let compact: String = route.split_whitespace().collect();
+    assert!(compact.contains("\"readQueueNums\":2"), "{route}");
+    assert!(addresses.iter().all(|a| compact.contains(a)), "{route}");
+
+    let status = mqadmin(&["topicStatus", "-t", TOPIC]);
+    let queues: Vec<Vec<&str>> = status
+        .lines()
+        .filter(|l| l.starts_with("jepsen"))
+        .map(|l| l.split_whitespace().take(4).collect())
+        .collect();
+    assert_eq!(
+        queues,
+        [["jepsen", "0", "0", "7"], ["jepsen", "1", "0", "3"]],
+        "{status}"
+    );
+
+    let broker = mqadmin(&["brokerStatus", "-b", &leader.to_string()]);
+    assert_eq!(
+        row(&broker, "brokerVersionDesc")
+            .last()
+            .map(|v| v.starts_with('V')),
+        Some(true)
+    );
+    let end: u64 = row(&broker, "commitLogMaxOffset")
+        .last()
+        .unwrap()
+        .parse()
+        .unwrap();
+    assert!(end > 0, "{broker}");
+
+    let by_key = mqadmin(&["queryMsgByKey", "-t", TOPIC, "-k", "admin8"]);
+    assert_eq!(
+        by_key.lines().filter(|l| l.contains(" 1 ")).count(),
+        1,
+        "{by_key}"
+    );
+
+    // the offset message id of the first record of queue 1, from the store host and its position
+    let id = client.message_id(TOPIC, 1, 0).unwrap();
+    let by_id = mqadmin(&["queryMsgById", "-t", TOPIC, "-i", &id]);
+    for want in [
+        format!("Topic: {TOPIC}"),
+        "Queue Offset: 0".into(),
+        "Queue ID: 1".into(),
+    ] {
+        let folded = by_id
+            .lines()
+            .map(|l| l.split_whitespace().collect::<Vec<_>>().join(" "));
+        assert!(
+            folded.into_iter().any(|l| l == want),
+            "{want} is not in {by_id}"
+        );
+    }
+
+    let progress = mqadmin(&["consumerProgress", "-g", GROUP]);
+    assert_eq!(
+        row(&progress, TOPIC)[..6],
+        [TOPIC, "jepsen", "0", "7", "5", "2"],
+        "{progress}"
+    );
+    mqadmin(&["consumerProgress"]);
+}
+
+#[test]
+fn mqadmin_4_9() {
+    official_tools(Line::V49);
+}
+
+#[test]
+fn mqadmin_5_5() {
+    official_tools(Line::V55);
+}
+
+#[test]
+fn raft_status_shows_every_member_and_its_lag() {
+    let group = Running::start(&Options::default());
+    group.wait_until_even(Duration::from_secs(60)).unwrap();
+    let output = std::process::Command::new(rmq())
+        .args(["admin", "raftStatus", "-n", &group.namesrv.to_string()])
+        .output()
+        .unwrap();
+    let shown = text(&output);
+    assert!(output.status.success(), "{shown}");
+    for address in group.addresses() {
+        assert!(shown.contains(&address.to_string()), "{shown}");
+    }
+    let roles = |role| {
+        shown
+            .lines()
+            .filter(|l| l.split_whitespace().nth(1) == Some(role))
+            .count()
+    };
+    assert_eq!((roles("leader"), roles("follower")), (1, 2), "{shown}");
+}

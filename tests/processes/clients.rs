@@ -1,0 +1,75 @@
+//! Ordinary applications on unmodified clients against a three-node group. The applications are under
+//! `tests/clients`, and each checks its own result.
+
+use std::process::Command;
+
+use jepsen::cluster::Options;
+use tempfile::TempDir;
+
+use crate::support::{JavaServer, Line, Running, java, real_clients, text};
+
+/// Runs every flow of the Java client of `line` against a group that knows `namesrv`.
+fn java_flows(line: Line, java_namesrv: bool) {
+    let Some(cache) = real_clients() else { return };
+    let namesrv = java_namesrv.then(|| JavaServer::namesrv(cache, line));
+    let options = Options {
+        namesrv: namesrv.as_ref().map(|n| n.address),
+        ..Options::default()
+    };
+    let group = Running::start(&options);
+    let home = TempDir::new().unwrap();
+    let output = java(cache, line, home.path(), "Clients")
+        .arg(group.namesrv.to_string())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+}
+
+#[test]
+fn java_client_4_9_with_our_name_server() {
+    java_flows(Line::V49, false);
+}
+
+#[test]
+fn java_client_5_5_with_our_name_server() {
+    java_flows(Line::V55, false);
+}
+
+#[test]
+fn java_client_4_9_with_the_java_name_server() {
+    java_flows(Line::V49, true);
+}
+
+#[test]
+fn java_client_5_5_with_the_java_name_server() {
+    java_flows(Line::V55, true);
+}
+
+#[test]
+fn go_client() {
+    let Some(cache) = real_clients() else { return };
+    let group = Running::start(&Options::default());
+    let leader = group.leader().unwrap();
+    let output = Command::new(cache.join("goclients"))
+        .arg(group.namesrv.to_string())
+        .env("RMQ_BROKER_ADDR", group.addresses()[leader].to_string())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+}
+
+#[test]
+fn java_client_with_a_single_broker() {
+    let Some(cache) = real_clients() else { return };
+    let single = Running::start(&Options {
+        nodes: 1,
+        ..Options::default()
+    });
+    let home = TempDir::new().unwrap();
+    let output = java(cache, Line::V49, home.path(), "Clients")
+        .arg(single.namesrv.to_string())
+        .args(["sync", "batch", "pull", "tags", "query"])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+}

@@ -1,0 +1,13 @@
+//! Whole processes on real input: groups of real nodes, met by unmodified Java and Go clients, Java's
+//! mqadmin, Java name servers and a Java broker.
+//!
+//! `support` starts them; `clients` runs applications, `admin` the official tools, `java_store` gives our
+//! store to a Java broker, `startup` and `hostile` feed bad input, `failover` kills nodes.
+
+mod admin;
+mod clients;
+mod failover;
+mod hostile;
+mod java_store;
+mod startup;
+mod support;
