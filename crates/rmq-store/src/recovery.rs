@@ -377,6 +377,14 @@ impl<'a> Opening<'a> {
             None => self.clean_rest()?,
         };
         let segments = &self.shared.segments;
+        // The process before may have been killed before it synced. From now on the entries count
+        // as durable: nobody asks for a sync of them again.
+        for segment in segments.touching(checkpoint.confirm, end) {
+            segment
+                .file
+                .sync()
+                .map_err(at(&segments.path(segment.base)))?;
+        }
         let base = segments.base_of(end);
         segments
             .drop_from(base + segments.bytes)

@@ -224,14 +224,17 @@ impl SimDisk {
         inner.apply(Op::Sync { file });
     }
 
-    /// The disk after a process was killed when this much was done.
+    /// The disk after a process was killed when this much was done. What was not synced then is
+    /// not synced yet, and the record goes on.
     pub(crate) fn killed_at(&self, done: usize) -> Self {
         let inner = self.inner();
         let mut left = inner.at_start();
+        left.names_before = inner.names_before.clone();
+        left.files_before = inner.files_before.clone();
         for op in &inner.done[..done] {
             left.apply(op.clone());
         }
-        Self::starting_with(left)
+        Self(Arc::new(Mutex::new(left)))
     }
 
     /// The disk after the power was cut when this much was done. `dice(n)` is a number below `n`.
@@ -244,14 +247,9 @@ impl SimDisk {
         for (file, content) in left.files.iter_mut().enumerate() {
             *content = content_left(std::mem::take(content), done, file, dice);
         }
-        Self::starting_with(left)
-    }
-
-    fn starting_with(mut inner: Inner) -> Self {
-        inner.names_before = inner.names.clone();
-        inner.files_before = inner.files.clone();
-        inner.done.clear();
-        Self(Arc::new(Mutex::new(inner)))
+        left.names_before = left.names.clone();
+        left.files_before = left.files.clone();
+        Self(Arc::new(Mutex::new(left)))
     }
 }
 

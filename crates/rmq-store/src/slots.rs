@@ -38,7 +38,7 @@ pub(crate) struct Slots {
 }
 
 impl Slots {
-    /// Opens a file and reads its newest content; `None` if there is no such file.
+    /// Opens a file and reads its newest content, durable by then; `None` if there is no such file.
     pub(crate) fn open(
         disk: &dyn Disk,
         path: &Path,
@@ -48,6 +48,8 @@ impl Slots {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => other?,
         };
+        // A killed process may have written what it did not sync; once read it must stay.
+        file.sync()?;
         let mut newest: Option<(u64, Vec<u8>)> = None;
         for slot in 0..2 {
             let mut buf = [0; SLOT_LEN];

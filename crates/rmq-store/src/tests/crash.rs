@@ -175,8 +175,45 @@ impl Run {
         run
     }
 
-    /// Opens a log on what a crash at `done` left, and checks it against what was promised.
-    fn check(&self, done: usize, left: &SimDisk, lossy: bool) {
+    /// Opens a log on what a crash at `done` left, and checks it against what was promised. Then
+    /// the power is cut: while the log was being opened, and once it was. Last the log goes on.
+    fn check(
+        &self,
+        done: usize,
+        left: &SimDisk,
+        lossy: bool,
+        dice: &mut impl FnMut(usize) -> usize,
+    ) {
+        let before = left.done();
+        let log = self.open_and_check(done, left, lossy);
+        let (opened, found, vote) = (left.done(), entries_of(&log), log.read_vote());
+        drop(log);
+        // A killed process may have left what is not durable.
+        let meanwhile = left.cut_at(before + dice(opened - before + 1), dice);
+        drop(self.open_and_check(done, &meanwhile, lossy || before > 0));
+        let after = left.cut_at(opened, dice);
+        let mut log = self.open_and_check(done, &after, lossy);
+        assert_eq!(
+            log.read_vote(),
+            vote,
+            "after {done} operations: a vote once read is kept"
+        );
+        assert!(
+            entries_of(&log) == found,
+            "after {done} operations: entries once read are kept"
+        );
+
+        log.seed_queue_offsets([], PhyOffset(0)).unwrap();
+        let next = id(1000, found.len() as u64);
+        log.append(vec![messages(next, vec![pending("t", 0, b"x", true)]).0])
+            .unwrap();
+        drop(log);
+        let disk: Arc<dyn Disk> = Arc::new(after);
+        let log = Log::open(&self.config, &disk).unwrap();
+        assert_eq!(log.reader().last_id(), Some(next));
+    }
+
+    fn open_and_check(&self, done: usize, left: &SimDisk, lossy: bool) -> Log {
         let disk: Arc<dyn Disk> = Arc::new(left.clone());
         let log = Log::open(&self.config, &disk)
             .unwrap_or_else(|e| panic!("after {done} operations: {e}"));
@@ -219,18 +256,7 @@ impl Run {
             found.len(),
             "a classic reader sees as many entries"
         );
-        // Life goes on.
-        let mut log = log;
-        log.seed_queue_offsets([], PhyOffset(0)).unwrap();
-        let index = found.len() as u64;
-        log.append(vec![
-            messages(id(1000, index), vec![pending("t", 0, b"x", true)]).0,
-        ])
-        .unwrap();
-        assert_eq!(log.reader().last_id(), Some(id(1000, index)));
-        drop(log);
-        let log = Log::open(&self.config, &disk).unwrap();
-        assert_eq!(log.reader().last_id(), Some(id(1000, index)));
+        log
     }
 }
 
@@ -252,15 +278,16 @@ proptest! {
         let run = Run::of(&steps, FlushMode::Sync);
         let mut dice = dice(seed);
         for done in 0..=run.disk.done() {
-            run.check(done, &run.disk.cut_at(done, &mut dice), false);
+            run.check(done, &run.disk.cut_at(done, &mut dice), false, &mut dice);
         }
     }
 
     #[test]
-    fn a_kill_at_any_point_loses_nothing_appended(steps in steps()) {
+    fn a_kill_at_any_point_loses_nothing_appended(steps in steps(), seed: u64) {
+        let mut dice = dice(seed);
         let run = Run::of(&steps, FlushMode::Async { interval_ms: 1_000_000 });
         for done in 0..=run.disk.done() {
-            run.check(done, &run.disk.killed_at(done), false);
+            run.check(done, &run.disk.killed_at(done), false, &mut dice);
         }
     }
 
@@ -269,7 +296,7 @@ proptest! {
         let run = Run::of(&steps, FlushMode::Async { interval_ms: 1_000_000 });
         let mut dice = dice(seed);
         for done in 0..=run.disk.done() {
-            run.check(done, &run.disk.cut_at(done, &mut dice), true);
+            run.check(done, &run.disk.cut_at(done, &mut dice), true, &mut dice);
         }
     }
 }
