@@ -224,14 +224,20 @@ pub(super) async fn run(shared: Arc<Shared>, dialer: Dialer) {
             );
         }
         let voter = members.voter_ids().any(|node| node == shared.local.node);
-        if !shared.leads() {
+        let settled = if shared.leads() {
+            let own = shared.local.info().await;
+            let join = Join {
+                as_new_member: false,
+            };
+            shared.joins.advance(&shared, &own, join).await == Ok(JoinAnswer::Voter)
+        } else {
             let of_members = members.nodes().map(|(_, addrs)| addrs.raft_addr.clone());
             let mut addrs: Vec<String> = of_members.chain(shared.peer_addrs()).collect();
             addrs.sort();
             addrs.dedup();
-            ask_to_join(&shared, &dialer, addrs, voter).await;
-        }
-        sleep(if voter { CHECK_PAUSE } else { JOIN_PAUSE }).await;
+            ask_to_join(&shared, &dialer, addrs, voter).await
+        };
+        sleep(if settled { CHECK_PAUSE } else { JOIN_PAUSE }).await;
     }
 }
 
@@ -336,18 +342,19 @@ async fn form(
     Ok(())
 }
 
-/// Asks the leader, through the nodes at `addrs`, to make this node a voter, if it is none.
-/// A voter that finds no leader has nothing to say about it.
-async fn ask_to_join(shared: &Shared, dialer: &Dialer, addrs: Vec<String>, voter: bool) {
+/// Asks the leader, through the nodes at `addrs`, to make this node a voter, and returns whether it
+/// is one. A `voter` that finds no leader has nothing to say about it.
+async fn ask_to_join(shared: &Shared, dialer: &Dialer, addrs: Vec<String>, voter: bool) -> bool {
     let mut answers = Vec::new();
     for addr in addrs {
         if shared.local.addrs.raft_addr == addr {
             continue;
         }
         match ask_via(shared, dialer, addr).await {
-            Ok(JoinAnswer::Voter) => return,
+            Ok(JoinAnswer::Voter) => return true,
             Ok(JoinAnswer::UnderWay(step)) => {
-                return shared.say_on("joining", &format!("joining the group: {step}"));
+                shared.say_on("joining", &format!("joining the group: {step}"));
+                return false;
             }
             Ok(JoinAnswer::Leader(addr)) => answers.push(format!("{addr} leads no more")),
             Err(CallError::Refused(refusal)) => answers.push(refusal.reason),
@@ -358,6 +365,7 @@ async fn ask_to_join(shared: &Shared, dialer: &Dialer, addrs: Vec<String>, voter
     if !voter {
         shared.say(&format!("not joined yet: {}", answers.join("; ")));
     }
+    false
 }
 
 /// Asks the node at `addr`, or the leader that it names.

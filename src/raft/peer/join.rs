@@ -1,7 +1,7 @@
 //! The leader's part in taking in a node: the wiped directory of a known node, or a new one that an
 //! operator adds (`raftJoin=true`). The node asks again and again; each request moves it by at most
 //! one step, which is found from the current membership alone. So every step is safe to repeat, and
-//! a new leader goes on where the last one stopped.
+//! a new leader goes on where the last one stopped. A voter that asks learns that it is one still.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -54,6 +54,8 @@ enum Step {
         voter: bool,
     },
     Promote,
+    /// The node is a voter, but not at the address that the members know.
+    Readdress(BrokerNode),
 }
 
 fn plan(view: &View, from: &NodeInfo, as_new_member: bool) -> Step {
@@ -64,8 +66,16 @@ fn plan(view: &View, from: &NodeInfo, as_new_member: bool) -> Step {
     if view.members.get_joint_config().len() > 1 {
         return Step::Settle;
     }
-    if voters.contains(&from.node) {
-        return Step::Done;
+    let registered = view.members.get_node(&from.node);
+    if let Some(registered) = registered
+        && voters.contains(&from.node)
+    {
+        let addrs = addrs_now(registered, &from.addrs);
+        return if addrs == *registered {
+            Step::Done
+        } else {
+            Step::Readdress(addrs)
+        };
     }
     let is_former = |node: NodeId| SelfId::of(node) == from.self_id && node != from.node;
     let former: Vec<NodeId> = view
@@ -77,7 +87,7 @@ fn plan(view: &View, from: &NodeInfo, as_new_member: bool) -> Step {
     if let Some(alive) = former.iter().find(|node| view.alive.contains(node)) {
         return Step::Wait(format!("{} is alive as node {alive}", from.self_id));
     }
-    let known = view.members.get_node(&from.node).is_some();
+    let known = registered.is_some();
     if !known && former.is_empty() && !as_new_member {
         return Step::Refuse(format!(
             "{} is no member of the group; raftJoin=true adds a new one",
@@ -117,6 +127,19 @@ fn plan(view: &View, from: &NodeInfo, as_new_member: bool) -> Step {
         Some(lag) if lag <= CAUGHT_UP => Step::Promote,
         Some(lag) => Step::Wait(format!("catching up, {lag} entries behind")),
         None => Step::Wait("catching up".to_owned()),
+    }
+}
+
+/// Where a member is now. It says where its clients find it; where its peers do was agreed when it
+/// became a member, except in a group of one, which has none.
+fn addrs_now(registered: &BrokerNode, stated: &BrokerNode) -> BrokerNode {
+    let raft_addr = match &*registered.raft_addr {
+        "" => stated.raft_addr.clone(),
+        agreed => agreed.to_owned(),
+    };
+    BrokerNode {
+        raft_addr,
+        broker_addr: stated.broker_addr.clone(),
     }
 }
 
@@ -179,6 +202,7 @@ impl Joins {
             Step::AddLearner => format!("adding {self_id} as learner (node {})", from.node),
             Step::Remove { node, .. } => format!("removing {self_id}'s former node {node}"),
             Step::Promote => format!("making {self_id} a voter (node {})", from.node),
+            Step::Readdress(addrs) => format!("noting that {self_id} is at {addrs} now"),
         };
         tracing::info!(group = own.group_name, "{text}");
         let ids = |node| BTreeSet::from([node]);
@@ -191,6 +215,7 @@ impl Joins {
             Step::Remove { node, voter: true } => (ChangeMembers::RemoveVoters(ids(node)), false),
             Step::Remove { node, .. } => (ChangeMembers::RemoveNodes(ids(node)), false),
             Step::Promote => (ChangeMembers::AddVoterIds(ids(from.node)), true),
+            Step::Readdress(addrs) => (ChangeMembers::SetNodes([(from.node, addrs)].into()), true),
             _ => (ChangeMembers::AddVoterIds(BTreeSet::new()), false),
         };
         let changed = raft.change_membership(change, retain).await;
@@ -320,6 +345,36 @@ mod tests {
         let view = view(&voters, &[], &voters);
         assert!(matches!(plan(&view, &new, false), Step::Refuse(_)));
         assert_eq!(plan(&view, &new, true), Step::AddLearner);
+    }
+
+    #[test]
+    fn a_voter_says_where_its_clients_find_it_now() {
+        let addrs = |raft_addr: &str, broker_addr: &str| BrokerNode {
+            raft_addr: raft_addr.to_owned(),
+            broker_addr: broker_addr.to_owned(),
+        };
+        let here = node(0, 1);
+        let mut alone = view(&[here], &[], &[here]);
+        let mut from = info(here);
+        for (registered, stated, now) in [
+            (addrs("a:1", "a:2"), addrs("a:1", "a:2"), None),
+            (
+                addrs("a:1", "a:2"),
+                addrs("b:1", "b:2"),
+                Some(addrs("a:1", "b:2")),
+            ),
+            (
+                addrs("", "a:2"),
+                addrs("b:1", "a:2"),
+                Some(addrs("b:1", "a:2")),
+            ),
+        ] {
+            let nodes = BTreeMap::from([(here, registered)]);
+            alone.members = Membership::new(vec![[here].into()], nodes).unwrap();
+            from.addrs = stated;
+            let step = now.map_or(Step::Done, Step::Readdress);
+            assert_eq!(plan(&alone, &from, false), step);
+        }
     }
 
     #[test]

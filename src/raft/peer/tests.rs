@@ -66,6 +66,7 @@ struct Differs {
     join_only: bool,
     no_auto_rejoin: bool,
     genesis: &'static str,
+    broker_addr: Option<&'static str>,
     forward: Option<ForwardHandler>,
 }
 
@@ -141,7 +142,7 @@ async fn start(dir: &Path, id: u16, peers: PeerList, addr: String, differs: Diff
     let identity = open_identity(dir, SelfId(id), pristine);
     let addrs = BrokerNode {
         raft_addr: addr.clone(),
-        broker_addr: format!("clients-of-n{id}:10911"),
+        broker_addr: differs.broker_addr.unwrap_or("clients:10911").to_owned(),
     };
     let genesis = differs.genesis.to_owned();
     let local = Local::new(
@@ -199,6 +200,12 @@ impl Running {
     async fn stop(self) {
         self.peers.shutdown().await;
         self.node.shutdown().await;
+    }
+
+    /// Ends as a killed process does, as far as that is possible within one: nothing is saved.
+    async fn kill(self) {
+        self.peers.shutdown().await;
+        self.raft.shutdown().await.unwrap();
     }
 
     async fn group(&self) -> Option<GroupId> {

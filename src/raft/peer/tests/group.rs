@@ -2,16 +2,19 @@
 
 use super::*;
 
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
 #[tokio::test(flavor = "multi_thread")]
 async fn three_nodes_form_one_group_and_replicate() {
     let cluster = Cluster::new(3).await;
     let nodes = cluster.start_all().await;
-    for i in 0..300 {
+    for i in 0..60 {
         write(&nodes, i).await;
     }
     eventually("all logs are the same", || {
         let logs: Vec<_> = nodes.iter().map(|node| raw_log(&node.log)).collect();
-        logs[0].len() >= 300 && logs.iter().all(|log| *log == logs[0])
+        logs[0].len() > 60 && logs.iter().all(|log| *log == logs[0])
     })
     .await;
     let group = nodes[0].group().await;
@@ -128,6 +131,109 @@ async fn a_group_initialised_by_a_node_that_crashed_then_is_completed() {
     for node in &nodes {
         node.joined(3).await;
         assert_eq!(node.group().await, Some(group));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_group_comes_out_however_often_nodes_are_killed_while_they_form_it() {
+    for seed in 0..2 {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let cluster = Cluster::new(3).await;
+        let mut nodes: Vec<Option<Running>> = vec![None, None, None];
+        for _ in 0..5 {
+            for (id, node) in (0..).zip(&mut nodes) {
+                if node.is_none() {
+                    *node = Some(cluster.start(id).await);
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(rng.random_range(0..250))).await;
+            for node in &mut nodes {
+                if rng.random_bool(0.6)
+                    && let Some(node) = node.take()
+                {
+                    node.kill().await;
+                }
+            }
+        }
+        for (id, node) in (0..).zip(&mut nodes) {
+            if node.is_none() {
+                *node = Some(cluster.start(id).await);
+            }
+        }
+        let nodes: Vec<Running> = nodes.into_iter().flatten().collect();
+        write(&nodes, 1).await;
+        let group = nodes[0].group().await;
+        for node in &nodes {
+            node.joined(3).await;
+            assert_eq!(node.group().await, group, "seed {seed}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_join_goes_on_under_another_leader() {
+    let mut cluster = Cluster::new(3).await;
+    let mut nodes = cluster.start_all().await;
+    write(&nodes, 1).await;
+    for node in &nodes {
+        node.joined(3).await;
+    }
+    let first = leader(&nodes).await.local.node;
+    let wiped = nodes
+        .iter()
+        .position(|node| node.local.node != first)
+        .unwrap();
+    nodes.remove(wiped).stop().await;
+    let id = u16::try_from(wiped).unwrap();
+    cluster.wipe(id);
+    let back = cluster.start(id).await;
+    let other = nodes.iter().find(|node| node.local.node != first).unwrap();
+    let former = nodes.iter().find(|node| node.local.node == first).unwrap();
+    let known = former.wait_for("the new directory is a member", |metrics| {
+        metrics
+            .membership_config
+            .nodes()
+            .any(|(node, _)| *node == back.local.node)
+    });
+    known.await;
+    former
+        .raft
+        .trigger()
+        .transfer_leader(other.local.node)
+        .await
+        .unwrap();
+    back.joined(3).await;
+    for node in &nodes {
+        node.joined(3).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn members_learn_where_a_voter_serves_its_clients_now() {
+    let cluster = Cluster::new(3).await;
+    let mut nodes = cluster.start_all().await;
+    for node in &nodes {
+        node.joined(3).await;
+    }
+    let leader = leader(&nodes).await.local.node;
+    let moved = nodes
+        .iter()
+        .position(|node| node.local.node != leader)
+        .unwrap();
+    nodes.remove(moved).stop().await;
+    let differs = Differs {
+        broker_addr: Some("elsewhere:10911"),
+        ..Differs::default()
+    };
+    let id = u16::try_from(moved).unwrap();
+    let moved = cluster.start_as(id, differs).await;
+    for node in &nodes {
+        let known = node.wait_for("the new address is known", |metrics| {
+            let members = metrics.membership_config.membership();
+            let addrs = members.get_node(&moved.local.node).unwrap();
+            addrs.broker_addr == "elsewhere:10911" && addrs.raft_addr == moved.local.addrs.raft_addr
+        });
+        known.await;
     }
 }
 
