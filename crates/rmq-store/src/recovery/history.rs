@@ -38,14 +38,18 @@ pub(super) fn end_of_history(
         let whole = usize::try_from(size).expect("addresses have 64 bits");
         let content = file.view(0, whole).map_err(at(&path))?;
         let end = end_of_records(&content, base);
+        let damaged = |reason: &str| OpenError::Damaged {
+            path: path.clone(),
+            at: PhyOffset(base + end as u64),
+            within: end as u64,
+            confirm: PhyOffset(base + size),
+            reason: reason.to_owned(),
+        };
         if end == 0 && content.iter().any(|&byte| byte != 0) {
-            return Err(OpenError::Damaged {
-                path,
-                at: PhyOffset(base),
-                within: 0,
-                confirm: PhyOffset(base),
-                reason: "a segment that starts with no record".to_owned(),
-            });
+            return Err(damaged("a segment that starts with no record"));
+        }
+        if holds_record(&content, end, base) {
+            return Err(damaged("no record, though others follow"));
         }
         if end > 0 {
             if holds_live_header(&content[..end], config.generation) {
@@ -63,24 +67,39 @@ pub(super) fn end_of_history(
     ))
 }
 
+/// Whether a record lies anywhere behind `from`: then what is there instead of one is damage, and
+/// not the torn end that a crash leaves.
+fn holds_record(content: &[u8], from: usize, base: u64) -> bool {
+    let magics = [record::MAGIC_V1, record::MAGIC_V2].map(u32::to_be_bytes);
+    let words = content
+        .get(from + record::MAGIC_AT..)
+        .unwrap_or_default()
+        .windows(4);
+    let mut heads = words
+        .enumerate()
+        .filter(|(_, word)| magics.iter().any(|magic| magic == word));
+    heads.any(|(at, _)| is_record(content, from + at, base).is_some())
+}
+
+/// Size of the record at a place of a segment, if a whole one is there.
+fn is_record(content: &[u8], at: usize, base: u64) -> Option<usize> {
+    let Peek::Record { size } = record::peek(&content[at..]) else {
+        return None;
+    };
+    let record = Record::decode(content[at..].get(..size)?).ok()?;
+    let said = u64::try_from(record.physical_offset);
+    (said == Ok(base + at as u64) && record.crc_matches()).then_some(size)
+}
+
 /// Where the valid records at the head of a segment end, its blank included.
 fn end_of_records(content: &[u8], base: u64) -> usize {
     let mut pos = 0;
-    loop {
-        match record::peek(&content[pos..]) {
-            Peek::Blank { size } if pos + size == content.len() => return content.len(),
-            Peek::Record { size } if size <= content.len() - pos => {
-                let whole = Record::decode(&content[pos..pos + size]).is_ok_and(|record| {
-                    let said = u64::try_from(record.physical_offset);
-                    said == Ok(base + pos as u64) && record.crc_matches()
-                });
-                if !whole {
-                    return pos;
-                }
-                pos += size;
-            }
-            _ => return pos,
-        }
+    while let Some(size) = is_record(content, pos, base) {
+        pos += size;
+    }
+    match record::peek(&content[pos..]) {
+        Peek::Blank { size } if pos + size == content.len() => content.len(),
+        _ => pos,
     }
 }
 

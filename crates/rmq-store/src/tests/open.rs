@@ -430,9 +430,23 @@ fn a_log_goes_on_behind_the_history_of_another_broker() {
 }
 
 #[test]
-fn a_history_whose_last_segment_is_damaged_is_refused() {
+fn a_history_with_damage_in_its_last_segment_is_refused() {
+    for within in [4, 9000] {
+        let bed = Bed::new(SYNC);
+        let end = write_history(&bed);
+        let base = end.0 - end.0 % SEGMENT_BYTES;
+        bed.flip(PhyOffset(base + within));
+        damaged(bed.open());
+        let names = bed.sim.list(&bed.config.root).unwrap();
+        assert!(
+            !names.contains(&"raft.vote".to_owned()),
+            "nothing is begun: {names:?}"
+        );
+    }
+    // A torn last record is none.
     let bed = Bed::new(SYNC);
     let end = write_history(&bed);
-    bed.flip(PhyOffset(end.0 - end.0 % SEGMENT_BYTES + 4));
-    damaged(bed.open());
+    bed.flip(PhyOffset(end.0 - 100));
+    let base = bed.open().unwrap().reader().base_offset();
+    assert!(base < end && end.0 - base.0 < 5000);
 }
