@@ -221,6 +221,12 @@ impl Group {
         &self.0.node.leadership
     }
 
+    /// When this node may vote.
+    #[cfg(test)]
+    pub(super) fn gate(&self) -> &super::gate::VoteGate {
+        &self.0.node.gate
+    }
+
     /// openraft's handle.
     #[cfg(test)]
     pub(super) fn raft(&self) -> &super::Raft {

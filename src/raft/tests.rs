@@ -1,10 +1,11 @@
 //! Whole nodes on real files: openraft's storage suite, a group of one, and a group of three over
-//! a network that the test can cut.
+//! a network that the test can cut; `peers` has those over TCP.
 
+mod peers;
 mod wires;
 
 use std::collections::{BTreeMap, HashSet};
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,8 +13,8 @@ use std::time::Duration;
 use openraft::StorageError;
 use openraft::testing::log::{StoreBuilder, Suite};
 use rmq_store::{
-    FlushMode, LogReader, OpenError, OpenStoreError, PendingRecord, PhyOffset, Position, RealDisk,
-    Store, StoreConfig,
+    Disk, FlushMode, LogReader, OpenError, OpenStoreError, PendingRecord, PhyOffset, Position,
+    RealDisk, Store, StoreConfig,
 };
 use rmq_wire::record::{NewRecord, Record};
 use tempfile::TempDir;
@@ -23,14 +24,14 @@ use super::log_store::{LogStore, SharedLog};
 use super::node::{Node, Parts, Timers, config};
 use super::state_machine::StateMachine;
 use super::types::{BrokerNode, NodeId, TypeConfig};
-use super::{Group, PeerOptions, ProposeError, RaftOptions, SelfId, TransferError};
+use super::{Group, ProposeError, TransferError};
 use crate::meta::{Change, Command, Meta, OffsetCommit, Reply};
 use wires::Wires;
 
 /// Long enough for a slow machine; nothing waits for it to pass.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-fn store_config(root: &Path) -> StoreConfig {
+fn store_config(root: &Path, flush: FlushMode) -> StoreConfig {
     let mut config = StoreConfig::new(root);
     // Small segments, so that extents cross their ends.
     config.max_message_bytes = 4096;
@@ -38,15 +39,15 @@ fn store_config(root: &Path) -> StoreConfig {
     config.consume_queue_file_bytes = 20 * 1000;
     config.index_slots = 100;
     config.index_entries = 1000;
-    config.flush = FlushMode::Sync;
+    config.flush = flush;
     config
 }
 
 /// Opens a store, once the tasks of a node that was dropped have let go of it.
-async fn open_store(root: &Path) -> Store {
+async fn open_store(config: &StoreConfig, disk: Arc<dyn Disk>) -> Store {
     let deadline = tokio::time::Instant::now() + PATIENCE;
     loop {
-        match rmq_store::open(&store_config(root), Arc::new(RealDisk)) {
+        match rmq_store::open(config, disk.clone()) {
             Err(OpenStoreError::Log(OpenError::Locked { .. }))
                 if tokio::time::Instant::now() < deadline =>
             {
@@ -62,7 +63,11 @@ struct Builder;
 impl StoreBuilder<TypeConfig, LogStore, StateMachine, TempDir> for Builder {
     async fn build(&self) -> Result<(TempDir, LogStore, StateMachine), StorageError<TypeConfig>> {
         let dir = tempfile::tempdir().unwrap();
-        let store = open_store(dir.path()).await;
+        let store = open_store(
+            &store_config(dir.path(), FlushMode::Sync),
+            Arc::new(RealDisk),
+        )
+        .await;
         let reader = store.log.reader();
         let disk = Arc::new(RealDisk);
         let state = StateMachine::open(dir.path(), disk, &reader, store.queues, Meta::new());
@@ -84,7 +89,7 @@ struct Running {
 }
 
 async fn start(id: NodeId, root: &Path, wires: &Wires) -> Running {
-    let store = open_store(root).await;
+    let store = open_store(&store_config(root, FlushMode::Sync), Arc::new(RealDisk)).await;
     let reader = store.log.reader();
     let meta = Meta::new();
     let parts = Parts {
@@ -440,96 +445,6 @@ async fn three_nodes_keep_one_log_over_changes_of_leader() {
     for node in &all {
         assert_in_place(&node.reader, &sent);
         assert_eq!(node.meta.snapshot(), meta);
-        node.group.shutdown().await;
-    }
-}
-
-/// A node as the broker starts it, with peers over TCP.
-async fn start_peer(root: &Path, number: u16, list: &str, listener: TcpListener) -> Running {
-    let config = store_config(root);
-    let store = open_store(root).await;
-    let reader = store.log.reader();
-    let meta = Meta::new();
-    let options = RaftOptions {
-        group: "broker-a".to_owned(),
-        broker_addr: format!("127.0.0.1:{}", 10911 + number),
-        peers: Some(PeerOptions {
-            self_id: SelfId(number),
-            list: list.parse().unwrap(),
-            listener,
-            join_only: false,
-            auto_rejoin: true,
-            genesis: String::new(),
-            forward: Arc::new(move |client, frame| {
-                let answer = format!("{client} asked n{number} for {frame:?}");
-                Box::pin(async move { Some(answer.into()) })
-            }),
-        }),
-        timers: Timers::default(),
-        quarantine: true,
-        on_fatal: Box::new(|reason| panic!("raft failed: {reason}")),
-    };
-    let group = super::start(options, store, &config, Arc::new(RealDisk), meta.clone()).await;
-    Running {
-        group: group.unwrap(),
-        reader,
-        meta,
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn three_nodes_find_each_other_and_outlive_their_leader() {
-    let dirs: Vec<TempDir> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
-    let mut listeners: Vec<_> = (0..3)
-        .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
-        .collect();
-    let addrs: Vec<_> = listeners.iter().map(|l| l.local_addr().unwrap()).collect();
-    let list = format!("n0-{};n1-{};n2-{}", addrs[0], addrs[1], addrs[2]);
-    let mut nodes = Vec::new();
-    for (number, dir) in (0..).zip(&dirs) {
-        nodes.push(start_peer(dir.path(), number, &list, listeners.remove(0)).await);
-    }
-    let all: Vec<&Running> = nodes.iter().collect();
-    let mut sent = send_surely(&all, "first", 200).await;
-    let leader = leader_of(&all).await;
-    let follower = all.iter().find(|node| !node.group.serving()).unwrap();
-    let mut role = follower.group.watch_role();
-    role.wait_for(|role| role.leader.is_some()).await.unwrap();
-    let client = "192.0.2.1:5".parse().unwrap();
-    let answer = follower
-        .group
-        .forward("pull".into(), client, PATIENCE)
-        .await
-        .unwrap()
-        .unwrap();
-    let number = SelfId::of(leader.group.node_id());
-    assert_eq!(answer, format!("192.0.2.1:5 asked {number} for b\"pull\""));
-
-    // The leader is stopped without a transfer; the others elect one and go on.
-    let stopped = all
-        .iter()
-        .position(|node| std::ptr::eq(*node, leader))
-        .unwrap();
-    nodes[stopped].group.shutdown().await;
-    let rest: Vec<&Running> = nodes
-        .iter()
-        .enumerate()
-        .filter(|(i, _)| *i != stopped)
-        .map(|(_, node)| node)
-        .collect();
-    sent.extend(send_surely(&rest, "second", 200).await);
-
-    // It comes back under its old address and catches up.
-    drop(nodes.remove(stopped));
-    let listener = TcpListener::bind(addrs[stopped]).unwrap();
-    let number = u16::try_from(stopped).unwrap();
-    let back = start_peer(dirs[stopped].path(), number, &list, listener).await;
-    let rest: Vec<&Running> = nodes.iter().collect();
-    let leader = leader_of(&rest).await;
-    until_level(&[leader, rest[0], rest[1], &back]).await;
-    assert_equal_logs(&[rest[0], rest[1], &back]);
-    for node in nodes.iter().chain([&back]) {
-        assert_in_place(&node.reader, &sent);
         node.group.shutdown().await;
     }
 }

@@ -1,0 +1,240 @@
+//! Nodes as the broker starts them, with their peers over TCP.
+
+use std::any::Any;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::sync::Arc;
+
+use rmq_store::{Disk, DiskFile, FlushMode, OpenMode, RealDisk};
+use tempfile::TempDir;
+
+use super::{
+    PATIENCE, Running, assert_equal_logs, assert_in_place, leader_of, open_store, send_surely,
+    store_config, until, until_level,
+};
+use crate::meta::Meta;
+use crate::raft::node::Timers;
+use crate::raft::{PeerOptions, RaftOptions, SelfId};
+
+/// What a node runs on.
+#[derive(Clone, Copy)]
+struct Machine {
+    flush: FlushMode,
+    /// Names the run of the machine since its power was switched on.
+    boot: &'static str,
+}
+
+/// The files of this machine in another run of it.
+#[derive(Debug)]
+struct Booted(&'static str);
+
+impl Disk for Booted {
+    fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
+        RealDisk.create_dir_all(dir)
+    }
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        RealDisk.list(dir)
+    }
+    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn DiskFile>> {
+        RealDisk.open(path, mode)
+    }
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        RealDisk.rename(from, to)
+    }
+    fn unlink(&self, path: &Path) -> io::Result<()> {
+        RealDisk.unlink(path)
+    }
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        RealDisk.sync_dir(dir)
+    }
+    fn lock(&self, path: &Path) -> io::Result<Box<dyn Any + Send + Sync>> {
+        RealDisk.lock(path)
+    }
+    fn boot_id(&self) -> io::Result<String> {
+        Ok(self.0.to_owned())
+    }
+    fn now_ms(&self) -> i64 {
+        RealDisk.now_ms()
+    }
+}
+
+/// Three places for nodes.
+struct Site {
+    dirs: Vec<TempDir>,
+    addrs: Vec<SocketAddr>,
+}
+
+impl Site {
+    fn new() -> Self {
+        // The ports are free again by the time that the nodes bind them.
+        let listeners: Vec<_> = (0..3)
+            .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
+            .collect();
+        Self {
+            dirs: (0..3).map(|_| tempfile::tempdir().unwrap()).collect(),
+            addrs: listeners.iter().map(|l| l.local_addr().unwrap()).collect(),
+        }
+    }
+
+    async fn start(&self, place: usize, machine: Machine) -> Running {
+        let root = self.dirs[place].path();
+        let number = u16::try_from(place).unwrap();
+        let listener = bind(self.addrs[place]).await;
+        let [n0, n1, n2] = self.addrs[..] else {
+            panic!("three places")
+        };
+        let list = format!("n0-{n0};n1-{n1};n2-{n2}");
+        start_peer(root, number, &list, listener, machine).await
+    }
+
+    async fn start_all(&self, machine: Machine) -> Vec<Running> {
+        let mut nodes = Vec::new();
+        for place in 0..3 {
+            nodes.push(self.start(place, machine).await);
+        }
+        nodes
+    }
+}
+
+/// Binds an address once the node that had it has let go of it.
+async fn bind(addr: SocketAddr) -> TcpListener {
+    let mut listener = None;
+    until("the port is free", || {
+        listener = TcpListener::bind(addr).ok();
+        listener.is_some()
+    })
+    .await;
+    listener.unwrap()
+}
+
+async fn start_peer(
+    root: &Path,
+    number: u16,
+    list: &str,
+    listener: TcpListener,
+    machine: Machine,
+) -> Running {
+    let config = store_config(root, machine.flush);
+    let disk = Arc::new(Booted(machine.boot));
+    let store = open_store(&config, disk.clone()).await;
+    let reader = store.log.reader();
+    let meta = Meta::new();
+    let options = RaftOptions {
+        group: "broker-a".to_owned(),
+        broker_addr: format!("127.0.0.1:{}", 10911 + number),
+        peers: Some(PeerOptions {
+            self_id: SelfId(number),
+            list: list.parse().unwrap(),
+            listener,
+            join_only: false,
+            auto_rejoin: true,
+            genesis: String::new(),
+            forward: Arc::new(move |client, frame| {
+                let answer = format!("{client} asked n{number} for {frame:?}");
+                Box::pin(async move { Some(answer.into()) })
+            }),
+        }),
+        timers: Timers::default(),
+        quarantine: true,
+        on_fatal: Box::new(|reason| panic!("raft failed: {reason}")),
+    };
+    let group = crate::raft::start(options, store, &config, disk, meta.clone()).await;
+    Running {
+        group: group.unwrap(),
+        reader,
+        meta,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_nodes_find_each_other_and_outlive_their_leader() {
+    let machine = Machine {
+        flush: FlushMode::Sync,
+        boot: "boot",
+    };
+    let site = Site::new();
+    let mut nodes = site.start_all(machine).await;
+    let all: Vec<&Running> = nodes.iter().collect();
+    let mut sent = send_surely(&all, "first", 200).await;
+    let leader = leader_of(&all).await;
+    let follower = all.iter().find(|node| !node.group.serving()).unwrap();
+    let mut role = follower.group.watch_role();
+    role.wait_for(|role| role.leader.is_some()).await.unwrap();
+    let client = "192.0.2.1:5".parse().unwrap();
+    let answer = follower
+        .group
+        .forward("pull".into(), client, PATIENCE)
+        .await
+        .unwrap()
+        .unwrap();
+    let number = SelfId::of(leader.group.node_id());
+    assert_eq!(answer, format!("192.0.2.1:5 asked {number} for b\"pull\""));
+
+    // The leader is stopped without a transfer; the others elect one and go on.
+    let stopped = all
+        .iter()
+        .position(|node| std::ptr::eq(*node, leader))
+        .unwrap();
+    let leader = nodes.remove(stopped);
+    leader.group.shutdown().await;
+    drop(leader);
+    let rest: Vec<&Running> = nodes.iter().collect();
+    sent.extend(send_surely(&rest, "second", 200).await);
+
+    // It comes back under its old address and catches up.
+    let back = site.start(stopped, machine).await;
+    let leader = leader_of(&[rest[0], rest[1], &back]).await;
+    until_level(&[leader, rest[0], rest[1], &back]).await;
+    assert_equal_logs(&[rest[0], rest[1], &back]);
+    for node in nodes.iter().chain([&back]) {
+        assert_in_place(&node.reader, &sent);
+        node.group.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_lost_power_votes_again_once_it_has_what_its_leader_has() {
+    let flush = FlushMode::Async { interval_ms: 500 };
+    let machine = Machine {
+        flush,
+        boot: "first boot",
+    };
+    let site = Site::new();
+    let mut nodes = site.start_all(machine).await;
+    let mut sent = send_surely(&nodes.iter().collect::<Vec<_>>(), "first", 50).await;
+    // Ends without closing its log, as in a crash.
+    drop(nodes.remove(0));
+    sent.extend(send_surely(&nodes.iter().collect::<Vec<_>>(), "second", 50).await);
+    for node in &nodes {
+        node.group.shutdown().await;
+    }
+    drop(nodes);
+
+    let lost_power = Machine {
+        flush,
+        boot: "second boot",
+    };
+    let alone = site.start(0, lost_power).await;
+    tokio::time::sleep(2 * Timers::default().election_max).await;
+    assert!(
+        !alone.group.gate().is_open(),
+        "it votes though it may have lost entries"
+    );
+    let others = [site.start(1, machine).await, site.start(2, machine).await];
+    until("the quarantine ends", || alone.group.gate().is_open()).await;
+    let all = [&alone, &others[0], &others[1]];
+    sent.extend(send_surely(&all, "third", 50).await);
+    until_level(&[leader_of(&all).await, all[0], all[1], all[2]]).await;
+    assert_equal_logs(&all);
+    assert_in_place(&alone.reader, &sent);
+    for node in all {
+        node.group.shutdown().await;
+    }
+    let store = open_store(
+        &store_config(site.dirs[0].path(), flush),
+        Arc::new(RealDisk),
+    )
+    .await;
+    assert!(!store.log.is_suspect());
+}
