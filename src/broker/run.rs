@@ -155,6 +155,7 @@ pub async fn run(
     drop(stop_registering);
     registrar.await.ok();
     stop_serving.stop();
+    broker.release_waiting();
     for server in servers {
         server.await.ok();
     }
