@@ -4,7 +4,10 @@
 //! `support` starts them; `clients` runs applications, `admin` the official tools, `java_store` gives our
 //! store to a Java broker, `startup` and `hostile` feed bad input, `failover` kills nodes.
 
-#![expect(clippy::unwrap_used, reason = "a test stops where something is not as it must be")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test stops where something is not as it must be"
+)]
 
 mod admin;
 mod clients;
