@@ -14,7 +14,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout, timeout_at};
 
 use super::Local;
 use super::messages::{DecodeError, Hello, Message, NodeInfo, Purpose, Refusal};
-use super::transport::{DIAL_TIMEOUT, Net};
+use super::transport::Net;
 use super::wire::{
     Frame, FrameReader, Kind, MAX_FRAME, MAX_HELLO_FRAME, OutFrame, Role, write_frames,
 };
@@ -86,11 +86,8 @@ pub(super) async fn connect(
 ) -> Result<Connection, CallError> {
     let Target { addr, node } = target;
     let not_sent = |what: String| CallError::NotSent(format!("{addr}: {what}"));
-    let duplex = match timeout(DIAL_TIMEOUT, dialer.net.dial(addr)).await {
-        Ok(Ok(duplex)) => duplex,
-        Ok(Err(e)) => return Err(not_sent(e.to_string())),
-        Err(_) => return Err(not_sent(format!("no connection in {DIAL_TIMEOUT:?}"))),
-    };
+    let duplex = dialer.net.dial(addr).await;
+    let duplex = duplex.map_err(|e| not_sent(e.to_string()))?;
     let hello = Hello {
         purpose,
         target: *node,

@@ -18,7 +18,7 @@ use openraft::async_runtime::watch::WatchReceiver;
 use tokio::time::sleep;
 
 use super::caller::{CallError, Connection, Dialer, Target, connect};
-use super::messages::{Form, Join, JoinAnswer, NodeInfo, Purpose, Refusal};
+use super::messages::{Form, Join, JoinAnswer, NodeInfo, Purpose, Refusal, RefusalKind};
 use super::server::Shared;
 use super::wire::Kind;
 use super::{GroupId, Local, PeerList, SelfId};
@@ -353,16 +353,19 @@ async fn ask_to_join(shared: &Shared, dialer: &Dialer, addrs: Vec<String>, voter
         match ask_via(shared, dialer, addr).await {
             Ok(JoinAnswer::Voter) => return true,
             Ok(JoinAnswer::UnderWay(step)) => {
-                shared.say_on("joining", &format!("joining the group: {step}"));
+                if !voter {
+                    shared.say_on("joining", &format!("joining the group: {step}"));
+                }
                 return false;
             }
             Ok(JoinAnswer::Leader(addr)) => answers.push(format!("{addr} leads no more")),
-            Err(CallError::Refused(refusal)) => answers.push(refusal.reason),
+            Err(CallError::Refused(refusal)) if refusal.kind == RefusalKind::Refused => {
+                shared.complain(&format!("not taken into the group: {refusal}"));
+            }
             Err(e) => answers.push(e.to_string()),
         }
     }
-    answers.dedup();
-    if !voter {
+    if !voter && !answers.is_empty() {
         shared.say(&format!("not joined yet: {}", answers.join("; ")));
     }
     false

@@ -96,7 +96,7 @@ fn plan(view: &View, from: &NodeInfo, as_new_member: bool) -> Step {
     }
     if !former.is_empty() && !view.auto {
         return Step::Refuse(format!(
-            "autoRejoin is false: {} stays away until mqadmin raftAddNode takes it in",
+            "autoRejoin is false, so {} does not get its place back with another directory",
             from.self_id
         ));
     }

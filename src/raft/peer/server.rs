@@ -173,7 +173,9 @@ async fn converse(
         return Err(Closed::Stranger(reason));
     }
     answer(&answers, &frame, &own).await;
-    reader.set_max(MAX_FRAME);
+    if hello.purpose != Purpose::Meet {
+        reader.set_max(MAX_FRAME);
+    }
 
     let connection = Connection {
         shared,

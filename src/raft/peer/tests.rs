@@ -83,8 +83,10 @@ impl Cluster {
         }
     }
 
-    fn wipe(&mut self, id: u16) {
-        self.dirs[usize::from(id)] = tempfile::tempdir().unwrap();
+    /// Gives a node an empty directory, and its former one to the caller.
+    fn wipe(&mut self, id: u16) -> TempDir {
+        let dir = &mut self.dirs[usize::from(id)];
+        std::mem::replace(dir, tempfile::tempdir().unwrap())
     }
 
     async fn start(&self, id: u16) -> Running {

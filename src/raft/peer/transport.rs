@@ -7,10 +7,13 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, lookup_host};
+use tokio::time::timeout;
 
 /// How long a peer may take to accept a connection.
-pub(super) const DIAL_TIMEOUT: Duration = Duration::from_millis(200);
+const CONNECT_LIMIT: Duration = Duration::from_millis(200);
+/// How long it may take to find out where a name points.
+const RESOLVE_LIMIT: Duration = Duration::from_secs(2);
 
 /// One connection, as its two independent halves.
 pub struct Duplex {
@@ -24,7 +27,7 @@ pub struct Duplex {
 
 /// A network.
 pub trait Net: Send + Sync + 'static {
-    /// Connects to `addr` (`host:port`). The caller limits how long it waits.
+    /// Connects to `addr` (`host:port`), or fails soon: in 200 ms unless its name is to be looked up.
     fn dial(&self, addr: &str) -> BoxFuture<'static, io::Result<Duplex>>;
 }
 
@@ -41,7 +44,28 @@ pub struct Tcp;
 impl Net for Tcp {
     fn dial(&self, addr: &str) -> BoxFuture<'static, io::Result<Duplex>> {
         let addr = addr.to_owned();
-        Box::pin(async move { TcpStream::connect(addr).await.and_then(halves) })
+        Box::pin(async move {
+            let addrs = timeout(RESOLVE_LIMIT, lookup_host(addr))
+                .await
+                .map_err(|_| {
+                    io::Error::new(
+                        io::ErrorKind::TimedOut,
+                        "its name was not looked up in time",
+                    )
+                })??;
+            let mut error = io::Error::new(io::ErrorKind::NotFound, "its name has no address");
+            for addr in addrs {
+                match timeout(CONNECT_LIMIT, TcpStream::connect(addr)).await {
+                    Ok(Ok(stream)) => return halves(stream),
+                    Ok(Err(e)) => error = e,
+                    Err(_) => {
+                        let text = format!("no connection in {CONNECT_LIMIT:?}");
+                        error = io::Error::new(io::ErrorKind::TimedOut, text);
+                    }
+                }
+            }
+            Err(error)
+        })
     }
 }
 

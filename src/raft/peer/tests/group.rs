@@ -254,7 +254,7 @@ async fn a_wiped_follower_takes_its_place_again() {
     former.stop().await;
     write(&nodes, 1).await;
     let id = u16::try_from(wiped).unwrap();
-    cluster.wipe(id);
+    let former_dir = cluster.wipe(id);
     let back = cluster.start(id).await;
     assert_ne!(back.local.node, former_node);
     back.joined(3).await;
@@ -264,6 +264,20 @@ async fn a_wiped_follower_takes_its_place_again() {
     }
     assert!(!back.voters().contains(&former_node));
     assert_eq!(back.group().await, nodes[0].group().await);
+
+    // The former directory turns up again, and does not know that it was replaced.
+    back.stop().await;
+    cluster.dirs[wiped] = former_dir;
+    let restored = cluster.start(id).await;
+    assert_eq!(restored.local.node, former_node);
+    for node in &nodes {
+        let back = node.wait_for("the restored directory votes", |metrics| {
+            let voters: Vec<_> = metrics.membership_config.voter_ids().collect();
+            voters.len() == 3 && voters.contains(&former_node)
+        });
+        back.await;
+        restored.applied_all_of(node).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
