@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use rmq_wire::body::SubscriptionGroupConfig;
+use rmq_wire::body::{SubscriptionGroupConfig, SubscriptionGroupList};
 use rmq_wire::code::response;
 use rmq_wire::frame::Command;
 use rmq_wire::header::DeleteSubscriptionGroup;
@@ -45,12 +45,29 @@ pub(super) fn max_reconsume_times(config: &Group, command: &Command, own: Option
 
 /// `UPDATE_AND_CREATE_SUBSCRIPTIONGROUP`.
 pub(super) async fn update(broker: &Arc<Broker>, request: &Request) -> Handled {
-    let config: SubscriptionGroupConfig = request.command.json()?;
-    name::check_group(&config.group_name)?;
-    let name = config.group_name.clone();
-    let group = Group::from(config);
-    tracing::info!(group = name, ?group, client = %request.peer, "group put by a tool");
-    broker.propose(Change::PutGroup { name, group }).await?;
+    put_all(broker, request, vec![request.command.json()?]).await
+}
+
+/// `UPDATE_AND_CREATE_SUBSCRIPTIONGROUP_LIST`, 5.x: all of them, or none if one is wrong.
+pub(super) async fn update_list(broker: &Arc<Broker>, request: &Request) -> Handled {
+    let list: SubscriptionGroupList = request.command.json()?;
+    put_all(broker, request, list.group_config_list).await
+}
+
+async fn put_all(
+    broker: &Broker,
+    request: &Request,
+    configs: Vec<SubscriptionGroupConfig>,
+) -> Handled {
+    for config in &configs {
+        name::check_group(&config.group_name)?;
+    }
+    for config in configs {
+        let name = config.group_name.clone();
+        let group = Group::from(config);
+        tracing::info!(group = name, ?group, client = %request.peer, "group put by a tool");
+        broker.propose(Change::PutGroup { name, group }).await?;
+    }
     Ok(request.command.reply(response::SUCCESS).into())
 }
 

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use rmq_wire::body::{CreateTopicListRequest, TopicConfig, TopicFilterType};
 use rmq_wire::code::response;
 use rmq_wire::header::{CreateTopic, TopicOnly};
 use rmq_wire::name;
@@ -46,6 +47,52 @@ pub(super) async fn ensure(
 /// `UPDATE_AND_CREATE_TOPIC`.
 pub(super) async fn update(broker: &Arc<Broker>, request: &Request) -> Handled {
     let header: CreateTopic = request.command.header()?;
+    let topic = checked(broker, &header)?;
+    put(broker, request, header.topic, topic).await?;
+    Ok(request.command.reply(response::SUCCESS).into())
+}
+
+/// `UPDATE_AND_CREATE_TOPIC_LIST`, 5.x: all of them, or none if one is wrong.
+pub(super) async fn update_list(broker: &Arc<Broker>, request: &Request) -> Handled {
+    let list: CreateTopicListRequest = request.command.json()?;
+    let mut topics = Vec::with_capacity(list.topic_config_list.len());
+    for config in list.topic_config_list {
+        let header = as_header(config);
+        let topic = checked(broker, &header)?;
+        topics.push((header.topic, topic));
+    }
+    for (name, topic) in topics {
+        put(broker, request, name, topic).await?;
+    }
+    Ok(request.command.reply(response::SUCCESS).into())
+}
+
+/// The header that asks for the same. The names of attributes have their `+` or `-` in both.
+fn as_header(config: TopicConfig) -> CreateTopic {
+    let attributes = config.attributes.unwrap_or_default();
+    let changes = attributes.iter().map(|(key, value)| match key.as_bytes() {
+        [b'-', ..] => key.clone(),
+        _ => format!("{key}={value}"),
+    });
+    CreateTopic {
+        topic: config.topic_name,
+        default_topic: String::new(),
+        read_queue_nums: config.read_queue_nums,
+        write_queue_nums: config.write_queue_nums,
+        perm: config.perm,
+        topic_filter_type: match config.topic_filter_type {
+            TopicFilterType::SingleTag => "SINGLE_TAG".to_owned(),
+            TopicFilterType::MultiTag => "MULTI_TAG".to_owned(),
+        },
+        topic_sys_flag: Some(config.topic_sys_flag),
+        order: config.order,
+        attributes: Some(changes.collect::<Vec<_>>().join(",")),
+        force: None,
+    }
+}
+
+/// The topic that is asked for, if tools may have it.
+fn checked(broker: &Broker, header: &CreateTopic) -> Result<Topic, Refusal> {
     check_is_users(broker, &header.topic)?;
     if header.read_queue_nums < 0 || header.write_queue_nums < 0 {
         return Err(Refusal::system_error(format!(
@@ -56,7 +103,7 @@ pub(super) async fn update(broker: &Arc<Broker>, request: &Request) -> Handled {
     let known = broker.meta.read().topics.get(&header.topic).cloned();
     let mut attributes = known.unwrap_or_default().attributes;
     change_attributes(&mut attributes, header.attributes.as_deref().unwrap_or(""))?;
-    let topic = Topic {
+    Ok(Topic {
         read_queues: header.read_queue_nums,
         write_queues: header.write_queue_nums,
         perm: header.perm,
@@ -67,15 +114,18 @@ pub(super) async fn update(broker: &Arc<Broker>, request: &Request) -> Handled {
         sys_flag: header.topic_sys_flag.unwrap_or(0),
         order: header.order,
         attributes,
-    };
-    tracing::info!(topic = header.topic, ?topic, client = %request.peer, "topic put by a tool");
-    broker
-        .propose(Change::PutTopic {
-            name: header.topic,
-            topic,
-        })
-        .await?;
-    Ok(request.command.reply(response::SUCCESS).into())
+    })
+}
+
+async fn put(
+    broker: &Broker,
+    request: &Request,
+    name: String,
+    topic: Topic,
+) -> Result<(), Refusal> {
+    tracing::info!(topic = name, ?topic, client = %request.peer, "topic put by a tool");
+    broker.propose(Change::PutTopic { name, topic }).await?;
+    Ok(())
 }
 
 /// `DELETE_TOPIC_IN_BROKER`.

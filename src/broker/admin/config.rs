@@ -1,5 +1,6 @@
 //! `GET_BROKER_CONFIG` and `UPDATE_BROKER_CONFIG`.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
@@ -12,10 +13,24 @@ use crate::broker::Broker;
 use crate::broker::refusal::{Handled, Refusal};
 use crate::remoting::Request;
 
+/// Keys without effect here that `mqadmin exportConfigs` of 4.9 cannot do without, as they are:
+/// what they switch on is off, and nothing leaves the log because of its age.
+const FIXED: [(&str, &str); 4] = [
+    ("fileReservedTime", "2147483647"),
+    ("filterServerNums", "0"),
+    ("slaveReadEnable", "false"),
+    ("useTLS", "false"),
+];
+
 /// `GET_BROKER_CONFIG`: the keys that have an effect, as lines.
 pub(in crate::broker) async fn get_config(broker: &Arc<Broker>, request: &Request) -> Handled {
     let mut lines = String::new();
-    for (key, value) in broker.config.get_all() {
+    let mut values: BTreeMap<&str, String> = FIXED
+        .iter()
+        .map(|(key, value)| (*key, (*value).to_owned()))
+        .collect();
+    values.extend(broker.config.get_all());
+    for (key, value) in values {
         writeln!(lines, "{key}={value}").expect("a String takes every write");
     }
     // It never changes while the process lives.

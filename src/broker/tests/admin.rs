@@ -1,6 +1,7 @@
 use rmq_wire::body::{
-    LockBatchRequest, LockBatchResponse, MessageQueue, SubscriptionGroupConfig,
-    SubscriptionGroupWrapper, TopicConfig, TopicConfigSerializeWrapper,
+    CreateTopicListRequest, LockBatchRequest, LockBatchResponse, MessageQueue,
+    SubscriptionGroupConfig, SubscriptionGroupList, SubscriptionGroupWrapper, TopicConfig,
+    TopicConfigSerializeWrapper,
 };
 use rmq_wire::header::{CreateTopic, DeleteSubscriptionGroup, TopicOnly};
 
@@ -39,6 +40,45 @@ async fn tools_make_show_and_delete_topics() {
     let delete = Command::request(request::DELETE_TOPIC_IN_BROKER).with_header(&only);
     assert_eq!(node.told(delete).await.code, response::SUCCESS);
     assert_eq!(node.told(one).await.code, response::TOPIC_NOT_EXIST);
+}
+
+#[tokio::test]
+async fn lists_of_topics_and_groups_are_made_whole_or_not_at_all() {
+    let node = Node::start().await;
+    let topics = |names: [&str; 2]| {
+        let config = |name: &str| TopicConfig {
+            attributes: Some([("+message.type".to_owned(), "FIFO".to_owned())].into()),
+            order: true,
+            ..TopicConfig::new(name, 3, 4)
+        };
+        Command::request(request::UPDATE_AND_CREATE_TOPIC_LIST).with_json(&CreateTopicListRequest {
+            topic_config_list: names.map(config).into(),
+        })
+    };
+    let refused = node.told(topics(["one", "TBW102"])).await;
+    assert_eq!(refused.code, response::SYSTEM_ERROR);
+    assert!(!node.replica.meta.read().topics.contains_key("one"));
+    assert_eq!(
+        node.told(topics(["one", "two"])).await.code,
+        response::SUCCESS
+    );
+    let made = node.replica.meta.read().topics["two"].clone();
+    assert_eq!((made.read_queues, made.perm, made.order), (3, 4, true));
+    assert_eq!(made.attributes["message.type"], "FIFO");
+
+    let groups = |names: [&str; 2]| {
+        let body = SubscriptionGroupList {
+            group_config_list: names.map(SubscriptionGroupConfig::new).into(),
+        };
+        Command::request(request::UPDATE_AND_CREATE_SUBSCRIPTIONGROUP_LIST).with_json(&body)
+    };
+    assert_eq!(
+        node.told(groups(["g", "a/b"])).await.code,
+        response::SYSTEM_ERROR
+    );
+    assert!(!node.replica.meta.read().groups.contains_key("g"));
+    assert_eq!(node.told(groups(["g", "h"])).await.code, response::SUCCESS);
+    assert!(node.replica.meta.read().groups.contains_key("h"));
 }
 
 #[tokio::test]

@@ -263,7 +263,10 @@ async fn the_configuration_is_shown_and_kept() {
     let text = String::from_utf8(answer.body.to_vec()).unwrap();
     let lines: BTreeSet<&str> = text.lines().collect();
     assert!(lines.contains("maxMessageSize=1024"), "{text}");
-    assert_eq!(lines.len(), node.broker.config.get_all().len());
+    for (key, value) in node.broker.config.get_all() {
+        assert!(lines.contains(&*format!("{key}={value}")), "{key}");
+    }
+    assert!(lines.contains("useTLS=false"), "{text}");
 
     let change = Command::request(request::UPDATE_BROKER_CONFIG);
     let refused = node.told(change.with_body("maxMessageSize=1".into())).await;
