@@ -44,6 +44,9 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// Open files and views of the file stay readable.
     fn unlink(&self, path: &Path) -> io::Result<()>;
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+    /// Makes everything durable on the file system that `dir` is on. For many files at once, where a
+    /// sync of each would take longer.
+    fn sync_all(&self, dir: &Path) -> io::Result<()>;
     /// Locks a file, created if absent, against every other opener on this machine, the Java
     /// broker included, until the guard is dropped. `WouldBlock` if somebody else holds it.
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Any + Send + Sync>>;
@@ -122,6 +125,10 @@ impl Disk for RealDisk {
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         File::open(dir)?.sync_all()
+    }
+
+    fn sync_all(&self, dir: &Path) -> io::Result<()> {
+        Ok(rustix::fs::syncfs(File::open(dir)?)?)
     }
 
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Any + Send + Sync>> {

@@ -425,6 +425,20 @@ impl Disk for SimDisk {
         Ok(())
     }
 
+    fn sync_all(&self, dir: &Path) -> io::Result<()> {
+        let mut inner = self.inner();
+        if inner.strikes(&[Fault::Sync], dir).is_some() {
+            return Err(io::Error::from_raw_os_error(5));
+        }
+        for file in 0..inner.files.len() {
+            inner.apply(Op::Sync { file });
+        }
+        for dir in inner.dirs.clone() {
+            inner.apply(Op::SyncDir { dir });
+        }
+        Ok(())
+    }
+
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Any + Send + Sync>> {
         if !self.inner().locked.insert(path.to_owned()) {
             return Err(io::ErrorKind::WouldBlock.into());

@@ -16,6 +16,8 @@ use crate::types::QueueOffset;
 
 /// Open descriptors at most; a process has 1024 by default, and clients want most of them.
 const DESCRIPTORS: usize = 256;
+/// Most files and directories that are synced one by one.
+const SYNCS: usize = if cfg!(test) { 8 } else { 256 };
 /// Bytes of a unit, as a position counts them.
 const UNIT: u64 = UNIT_BYTES as u64;
 
@@ -109,16 +111,20 @@ impl QueueFiles {
             .filter_map(|n| start_of(n))
             .collect();
         if let Some(&last) = starts.last() {
-            let path = dir.join(name_of(last));
-            let file = self.disk.open(&path, OpenMode::Write)?;
+            let key = FileKey {
+                topic: Arc::clone(topic),
+                queue_id,
+                start: last,
+            };
+            let file = self.descriptor(key)?;
             let bytes = file.size()?;
             if bytes == 0 {
-                self.disk.unlink(&path)?;
+                self.remove(topic, queue_id, last)?;
                 starts.pop();
             } else if bytes < self.file_bytes {
                 file.set_len(self.file_bytes)?;
             } else if bytes > self.file_bytes {
-                return Err(self.other_length(&path, bytes));
+                return Err(self.other_length(&dir.join(name_of(last)), bytes));
             }
         }
         if let Some(odd) = starts
@@ -260,13 +266,7 @@ impl QueueFiles {
             };
             let end = end.0 * UNIT;
             if start >= end {
-                let mut open = self.descriptors();
-                self.disk.unlink(&dir.join(name_of(start)))?;
-                open.files.remove(&key);
-                drop(open);
-                let mut unsynced = self.unsynced();
-                unsynced.files.remove(&key);
-                unsynced.dirs.insert(dir.clone());
+                self.remove(topic, queue_id, start)?;
             } else if end - start < self.file_bytes {
                 let file = self.descriptor(key.clone())?;
                 // What is cut off comes back as a hole.
@@ -278,10 +278,44 @@ impl QueueFiles {
         Ok(())
     }
 
+    /// Whether there is no file from `end` on, and no unit at it.
+    pub(crate) fn ends_at(
+        &self,
+        topic: &Arc<str>,
+        queue_id: i32,
+        end: QueueOffset,
+    ) -> io::Result<bool> {
+        let names = self.disk.list(&self.dir(topic, queue_id))?;
+        let last = names.iter().filter_map(|name| start_of(name)).next_back();
+        let mut unit = [0; UNIT_BYTES];
+        self.read(topic, queue_id, end, &mut unit)?;
+        Ok(unit == [0; UNIT_BYTES] && last.is_none_or(|last| last < end.0 * UNIT))
+    }
+
+    fn remove(&self, topic: &Arc<str>, queue_id: i32, start: u64) -> io::Result<()> {
+        let dir = self.dir(topic, queue_id);
+        let key = FileKey {
+            topic: Arc::clone(topic),
+            queue_id,
+            start,
+        };
+        let mut open = self.descriptors();
+        self.disk.unlink(&dir.join(name_of(start)))?;
+        open.files.remove(&key);
+        drop(open);
+        let mut unsynced = self.unsynced();
+        unsynced.files.remove(&key);
+        unsynced.dirs.insert(dir);
+        Ok(())
+    }
+
     /// Makes all that was written before the call durable. After an error nothing is known of it, nor
     /// does another call tell: a system may report a failed write once and forget it.
     pub(crate) fn sync(&self) -> io::Result<()> {
         let Unsynced { files, dirs } = std::mem::take(&mut *self.unsynced());
+        if files.len() + dirs.len() > SYNCS {
+            return self.disk.sync_all(&self.root);
+        }
         for key in files {
             match self.descriptor(key) {
                 Ok(file) => file.sync()?,

@@ -11,6 +11,6 @@ mod unit;
 
 pub(crate) use files::QueueFiles;
 pub(crate) use recover::{first_unit_from, last_unit_below};
-pub(crate) use table::{QueueState, Table};
+pub(crate) use table::{QueueState, Table, fnv_1a};
 pub(crate) use unit::BLANK;
 pub use unit::{Slot, UNIT_BYTES, Unit};

@@ -43,6 +43,7 @@ pub(crate) fn last_unit_below(
 }
 
 /// The first unit before `next` whose record begins at `limit` or behind it; `next` if there is none.
+/// A unit that was lost counts, for a read repairs it.
 pub(crate) fn first_unit_from(
     files: &QueueFiles,
     topic: &Arc<str>,
@@ -56,7 +57,8 @@ pub(crate) fn first_unit_from(
         let found = bisect(start, end, |at| {
             Ok(match files.slot(topic, queue_id, at)? {
                 Slot::Message(unit) => unit.phy < limit,
-                Slot::Blank | Slot::Empty => true,
+                Slot::Blank => true,
+                Slot::Empty => false,
             })
         })?;
         if found < end {

@@ -77,12 +77,13 @@ impl<'a> Message<'a> {
             return None;
         }
         let properties = record.properties();
-        let tags = properties::get(&properties, properties::TAGS).unwrap_or_default();
-        let due = (topic == name::SCHEDULE_TOPIC)
-            .then(|| properties::get(&properties, properties::DELAY_TIME_LEVEL))
-            .flatten()
-            .and_then(|level| levels.due(level, record.store_timestamp));
-        let tags_code = due.unwrap_or_else(|| tags_code(tags));
+        let [tags, level] = last_of(
+            &properties,
+            [properties::TAGS, properties::DELAY_TIME_LEVEL],
+        );
+        let due = level.filter(|_| topic == name::SCHEDULE_TOPIC);
+        let due = due.and_then(|level| levels.due(level, record.store_timestamp));
+        let tags_code = due.unwrap_or_else(|| tags_code(tags.unwrap_or_default()));
         let rolled_back =
             record.sys_flag & sys_flag::TRANSACTION_MASK == sys_flag::TRANSACTION_ROLLBACK;
         Some(Message {
@@ -104,14 +105,23 @@ impl<'a> Message<'a> {
     /// What the index has of it: `UNIQ_KEY`, then the words of `KEYS` (Java's `IndexService`).
     pub(crate) fn keys(&self) -> impl Iterator<Item = &str> {
         let text = if self.indexed { &*self.properties } else { "" };
-        let keys = properties::get(text, properties::KEYS).unwrap_or_default();
-        let words = keys
-            .split(properties::KEY_SEPARATOR)
-            .filter(|key| !key.is_empty());
-        properties::get(text, properties::UNIQ_KEY)
+        let [unique, keys] = last_of(text, [properties::UNIQ_KEY, properties::KEYS]);
+        let words = keys.unwrap_or_default().split(properties::KEY_SEPARATOR);
+        unique
             .into_iter()
-            .chain(words)
+            .chain(words.filter(|key| !key.is_empty()))
     }
+}
+
+/// The values of some properties in one pass; of equal names the last one counts.
+fn last_of<'t, const N: usize>(text: &'t str, names: [&str; N]) -> [Option<&'t str>; N] {
+    let mut values = [None; N];
+    for (name, value) in properties::iter(text) {
+        if let Some(at) = names.iter().position(|of| *of == name) {
+            values[at] = Some(value);
+        }
+    }
+    values
 }
 
 impl<'a> Batch<'a> {

@@ -3,7 +3,7 @@
 //! Content of a two-slot file (`slots`), numbers big endian: version `u8`, dispatched position `u64`,
 //! digest of all queues' ends `u64`, position of the last record that began a queue anew `u64`, 1 if
 //! the index counts `u8`, name of the newest index file `u64` (0 without one), that file's header (40
-//! bytes), clean `u8`.
+//! bytes), clean `u8`, hash of the machine's boot id `u64`.
 
 use std::io;
 use std::path::PathBuf;
@@ -19,7 +19,7 @@ use crate::types::PhyOffset;
 
 const MAGIC: u32 = u32::from_be_bytes(*b"rmqD");
 const VERSION: u8 = 1;
-const BYTES: usize = 1 + 3 * 8 + 1 + 8 + HEADER_BYTES + 1;
+const BYTES: usize = 1 + 3 * 8 + 1 + 8 + HEADER_BYTES + 1 + 8;
 
 /// What a checkpoint says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +35,9 @@ pub(crate) struct Checkpoint {
     pub(crate) index: Option<Saved>,
     /// Nothing was written to the files after this checkpoint.
     pub(crate) clean: bool,
+    /// The run of the machine in which it was written, as a hash, or 0: while that lasts, what was
+    /// written after the checkpoint has no holes.
+    pub(crate) boot: u64,
 }
 
 /// The file, made with the first checkpoint.
@@ -102,6 +105,7 @@ fn encode(checkpoint: &Checkpoint) -> Vec<u8> {
     out.put_u64(index.name);
     out.put_slice(&index.header.encode());
     out.put_u8(u8::from(checkpoint.clean));
+    out.put_u64(checkpoint.boot);
     out
 }
 
@@ -115,7 +119,9 @@ fn decode(mut content: &[u8]) -> Option<Checkpoint> {
     let last_anew = PhyOffset(content.get_u64());
     let has_index = content.get_u8() == 1;
     let name = content.get_u64();
-    let (header, clean) = content.split_first_chunk()?;
+    let (header, mut rest) = content.split_first_chunk()?;
+    let clean = rest.get_u8() == 1;
+    let boot = rest.get_u64();
     let index = has_index.then(|| Saved {
         name,
         header: Header::decode(header),
@@ -125,7 +131,8 @@ fn decode(mut content: &[u8]) -> Option<Checkpoint> {
         digest,
         last_anew,
         index,
-        clean: clean == [1],
+        clean,
+        boot,
     })
 }
 
@@ -149,6 +156,7 @@ mod tests {
                 header,
             }),
             clean: dispatched.is_multiple_of(2),
+            boot: dispatched.wrapping_mul(0x9e37_79b9_7f4a_7c15),
         }
     }
 

@@ -1,12 +1,10 @@
 //! From committed records to consume queue units and index entries (Java's `ReputMessageService`).
 //!
 //! `batch` decides what a stretch of the log means for the queues, `checkpoint` is the file that says
-//! how far the files are built, `repair` fills a hole that a read has met. The thread that does all
-//! this is in [`crate::queues`].
+//! how far the files are built. The thread that does all this is in [`crate::queues`].
 
 mod batch;
 mod checkpoint;
-mod repair;
 
 use std::io;
 use std::sync::Arc;
@@ -16,7 +14,6 @@ use thiserror::Error;
 
 pub(crate) use batch::{Batch, Message, QueueRun};
 pub(crate) use checkpoint::{Checkpoint, CheckpointFile};
-pub(crate) use repair::{Hole, find_units};
 
 use crate::reader::LogReader;
 use crate::types::{PhyOffset, QueueOffset};

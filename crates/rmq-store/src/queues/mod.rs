@@ -1,7 +1,7 @@
 //! What consumers see of the log: queues of messages and the index by key, behind the confirm offset.
 //!
 //! [`Queues`] owns the derived files. `open` brings them to a known state and up to the confirm
-//! offset, `run` has the two threads that keep them there (dispatch; sync and repair), `read` has all
+//! offset, `run` has the two threads that keep them there (dispatch; sync and `repair`), `read` has all
 //! the questions. Their formats are in [`crate::consume_queue`] and [`crate::index_file`], what goes
 //! into them is decided in [`crate::dispatch`].
 //!
@@ -11,18 +11,21 @@
 
 mod open;
 mod read;
+mod repair;
 mod run;
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use repair::Hole;
+
 pub use open::OpenQueuesError;
 pub use read::{Boundary, GetResult, GetStatus};
 
 use crate::consume_queue::{QueueFiles, Table};
 use crate::delay::DelayLevels;
-use crate::dispatch::{Arrival, CheckpointFile, CommittedLog, Hole};
+use crate::dispatch::{Arrival, CheckpointFile, CommittedLog};
 use crate::index_file::Index;
 use crate::types::{PhyOffset, QueueOffset, Run};
 
@@ -37,6 +40,8 @@ pub struct Queues {
     log: Box<dyn CommittedLog>,
     files: QueueFiles,
     levels: DelayLevels,
+    /// See the checkpoint's.
+    boot: u64,
     flush_interval: Duration,
     /// Held by the one who dispatches.
     stepping: Mutex<()>,

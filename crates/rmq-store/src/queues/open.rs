@@ -18,7 +18,9 @@ use tracing::{info, warn};
 use super::read::store_time;
 use super::{Checkpoints, Queues, Shared};
 use crate::config::StoreConfig;
-use crate::consume_queue::{QueueFiles, QueueState, Table, first_unit_from, last_unit_below};
+use crate::consume_queue::{
+    QueueFiles, QueueState, Table, first_unit_from, fnv_1a, last_unit_below,
+};
 use crate::disk::Disk;
 use crate::dispatch::{Checkpoint, CheckpointFile, CommittedLog, DispatchError};
 use crate::index_file::{Index, Layout, Saved};
@@ -62,11 +64,14 @@ impl Queues {
         let files = QueueFiles::new(Arc::clone(disk), queue_dir, config.consume_queue_file_bytes);
         let mut checkpoints = CheckpointFile::open(disk, config.root.join("dispatched"))?;
 
-        let start = Start::find(&files, checkpoints.last(), &*log)?;
+        let boot = fnv_1a(disk.boot_id()?.into_bytes());
+        let saved = checkpoints.last();
+        let start = Start::find(&files, saved, &*log)?;
         // What is about to be changed must not be taken for what it was, should this be interrupted.
         let opening = start.checkpoint();
         checkpoints.write(opening)?;
-        start.cut(&files)?;
+        let has_holes = saved.is_none_or(|saved| saved.boot != boot);
+        start.cut(&files, has_holes)?;
         let layout = Layout {
             slots: config.index_slots,
             entries: config.index_entries,
@@ -88,6 +93,7 @@ impl Queues {
             log,
             files,
             levels: config.delay_levels.clone(),
+            boot,
             flush_interval: Duration::from_millis(config.consume_queue_flush_interval_ms),
             stepping: Mutex::default(),
             index: Mutex::new(index),
@@ -112,6 +118,10 @@ impl Queues {
         while queues.step()?.is_some() {}
         // From here on they are told apart.
         queues.shared().table.commit_all();
+        if !start.clean {
+            // A process that was killed may have left what is not durable yet, removals included.
+            disk.sync_all(config.root())?;
+        }
         queues.flush(false)?;
         Ok(Arc::new(queues))
     }
@@ -184,18 +194,23 @@ impl Start {
             last_anew: self.last_anew,
             index: self.index,
             clean: false,
+            // Until all is synced, there may be holes of another time.
+            boot: 0,
         }
     }
 
-    /// Leaves in the consume queues only what the table has.
-    fn cut(&self, files: &QueueFiles) -> io::Result<()> {
+    /// Leaves in the consume queues only what the table has. Unless there may be holes, a queue whose
+    /// next place is empty has nothing behind it either.
+    fn cut(&self, files: &QueueFiles, has_holes: bool) -> io::Result<()> {
         if self.clean {
             return Ok(());
         }
         for (topic, queue_id) in all_queues(files)? {
             let state = self.table.get(&topic, queue_id);
             let next = state.map_or(QueueOffset(0), |(_, state)| state.next);
-            files.cut(&topic, queue_id, next)?;
+            if has_holes || !files.ends_at(&topic, queue_id, next)? {
+                files.cut(&topic, queue_id, next)?;
+            }
         }
         Ok(())
     }

@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use rmq_wire::properties;
 use rmq_wire::record::{self, Peek, Record, peek, sys_flag};
-use tracing::error;
 
+use super::repair::Hole;
 use super::{Queues, Shared};
 use crate::consume_queue::{QueueState, Slot, UNIT_BYTES, Unit};
-use crate::dispatch::{CommittedLog, Hole};
+use crate::dispatch::CommittedLog;
 use crate::index_file::Search;
 use crate::types::{PhyOffset, QueueOffset};
 
@@ -156,41 +156,36 @@ impl Queues {
         while at < end {
             let units = self.read_units(topic, state.queue_id, at, end, get.max_messages)?;
             for unit in units.as_chunks().0 {
-                let unit = match Slot::decode(unit) {
-                    Slot::Message(unit) => unit,
-                    Slot::Blank => {
-                        at = at + 1;
-                        continue;
+                let lookup = match Slot::decode(unit) {
+                    Slot::Blank => Lookup::Skip,
+                    Slot::Empty => Lookup::Wrong,
+                    Slot::Message(unit) if unit.phy < gone_below => Lookup::Skip,
+                    Slot::Message(unit) if get.is_full(&unit) => return Ok((GetStatus::Found, at)),
+                    Slot::Message(unit) => {
+                        get.last = Some(unit.phy);
+                        if matches(unit.tags_code) {
+                            self.look_up(&unit, state.queue_id, at)
+                        } else {
+                            status = GetStatus::NoMatchedMessage;
+                            Lookup::Skip
+                        }
                     }
-                    Slot::Empty if get.records.is_empty() => return Ok((GetStatus::Late, at)),
-                    Slot::Empty => return Ok((GetStatus::Found, at)),
                 };
-                if unit.phy >= gone_below {
-                    if get.is_full(&unit) {
-                        return Ok((GetStatus::Found, at));
-                    }
-                    get.last = Some(unit.phy);
-                    if !matches(unit.tags_code) {
-                        status = GetStatus::NoMatchedMessage;
-                    } else if let Some(record) = self.record(&unit) {
-                        get.bytes += record.len();
-                        get.records.push(record);
-                    } else {
+                match lookup {
+                    Lookup::Skip => {}
+                    Lookup::Record(record) => get.push(record),
+                    Lookup::Gone { until } => {
                         status = GetStatus::MessageWasRemoving;
-                        gone_below = self.log.segment_end(unit.phy);
+                        gone_below = until;
                     }
+                    Lookup::Wrong if get.records.is_empty() => return Ok((GetStatus::Late, at)),
+                    Lookup::Wrong => return Ok((GetStatus::Found, at)),
                 }
                 at = at + 1;
             }
         }
-        Ok((
-            if get.records.is_empty() {
-                status
-            } else {
-                GetStatus::Found
-            },
-            at,
-        ))
+        let found = !get.records.is_empty();
+        Ok((if found { GetStatus::Found } else { status }, at))
     }
 
     /// Some units from `at` on, not beyond `end`; as many as are worth one read.
@@ -209,18 +204,30 @@ impl Queues {
         Ok(units)
     }
 
-    /// The record that a unit points to; `None` if it is not in the log.
-    fn record(&self, unit: &Unit) -> Option<Bytes> {
-        if unit.phy < self.log.min_offset() || unit.end() > self.log.confirm_offset() {
-            return None;
+    /// What a unit at an offset of a queue points to.
+    pub(super) fn look_up(&self, unit: &Unit, queue_id: i32, offset: QueueOffset) -> Lookup {
+        let min = self.log.min_offset();
+        if unit.phy < min {
+            return Lookup::Gone { until: min };
         }
-        let size = usize::try_from(unit.size).ok()?;
-        let bytes = self.log.slice(unit.phy, size)?;
-        if peek(&bytes) == (Peek::Record { size }) {
-            return Some(bytes);
+        let Ok(size) = usize::try_from(unit.size) else {
+            return Lookup::Wrong;
+        };
+        let committed = unit.end() <= self.log.confirm_offset();
+        let Some(bytes) = self.log.slice(unit.phy, size).filter(|_| committed) else {
+            return Lookup::Wrong;
+        };
+        // Neither the topic nor the body is touched, but no other message has all of this.
+        let says = |at: usize, value: &[u8]| bytes[at..].starts_with(value);
+        let is_right = peek(&bytes) == (Peek::Record { size })
+            && says(record::QUEUE_ID_AT, &queue_id.to_be_bytes())
+            && says(record::QUEUE_OFFSET_AT, &offset.0.to_be_bytes())
+            && says(record::PHYSICAL_OFFSET_AT, &unit.phy.0.to_be_bytes());
+        if is_right {
+            Lookup::Record(bytes)
+        } else {
+            Lookup::Wrong
         }
-        error!(phy = %unit.phy, size, "a consume queue unit points to what is no record");
-        None
     }
 
     fn report(&self, hole: Hole) {
@@ -417,6 +424,18 @@ fn head(log: &dyn CommittedLog, phy: PhyOffset) -> Option<Bytes> {
     matches!(peek(&head), Peek::Record { .. }).then_some(head)
 }
 
+/// What a consume queue unit comes to.
+pub(super) enum Lookup {
+    /// Its record.
+    Record(Bytes),
+    /// Nothing that is asked for.
+    Skip,
+    /// Its record has left the log, and so have all before this position.
+    Gone { until: PhyOffset },
+    /// It is not the unit that belongs there.
+    Wrong,
+}
+
 /// A get under way.
 struct Get {
     max_messages: usize,
@@ -428,6 +447,11 @@ struct Get {
 }
 
 impl Get {
+    fn push(&mut self, record: Bytes) {
+        self.bytes += record.len();
+        self.records.push(record);
+    }
+
     /// Whether a message is too much; the first one never is.
     fn is_full(&self, unit: &Unit) -> bool {
         !self.records.is_empty()

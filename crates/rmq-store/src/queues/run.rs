@@ -8,13 +8,12 @@ use std::time::{Duration, Instant};
 use rmq_wire::record::{Peek, peek};
 use tracing::{error, info, warn};
 
-use super::{ArrivalListener, Queues, Shared};
-use crate::consume_queue::{BLANK, Slot, UNIT_BYTES, Unit};
-use crate::dispatch::{
-    Arrival, Batch, Checkpoint, DispatchError, Hole, Message, QueueRun, find_units,
-};
-use crate::types::{PhyOffset, QueueOffset};
+use super::{ArrivalListener, Queues};
+use crate::dispatch::{Arrival, Batch, Checkpoint, DispatchError, Message, QueueRun};
+use crate::types::PhyOffset;
 
+/// Bytes of the log that one batch goes through, its last record apart.
+const BATCH_BYTES: usize = 4 << 20;
 /// Pause before a failed write is tried again.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// Pause after a failed sync, which is not going to be better soon.
@@ -121,7 +120,7 @@ impl Queues {
     ) -> io::Result<usize> {
         let mut index = self.index();
         let mut done = 0;
-        while done < bytes.len() && !batch.is_full() {
+        while done < bytes.len().min(BATCH_BYTES) && !batch.is_full() {
             match peek(&bytes[done..]) {
                 Peek::Record { size } if size <= bytes.len() - done => {
                     let record = &bytes[done..done + size];
@@ -178,6 +177,12 @@ impl Queues {
         let (index, unsynced) = self.index().flush()?;
         if let Err(e) = self.files.sync().and_then(|()| unsynced.sync()) {
             checkpoint.failed = true;
+            // Best effort, for this disk is failing: what was lost may be a hole by now.
+            if let Some(last) = checkpoint.file.last()
+                && let Err(e) = checkpoint.file.write(Checkpoint { boot: 0, ..last })
+            {
+                error!(error = %e, "the dispatch checkpoint could not be marked");
+            }
             return Err(e);
         }
         let clean = clean && dispatched == self.log.confirm_offset();
@@ -187,6 +192,7 @@ impl Queues {
             last_anew,
             index: Some(index),
             clean,
+            boot: self.boot,
         })
     }
 
@@ -249,86 +255,5 @@ impl Queues {
                 next_flush = Instant::now() + pause;
             }
         }
-    }
-
-    /// Fills the units from a hole on that read as zeros, up to the next one that does not.
-    pub(super) fn repair(&self, hole: &Hole) {
-        let result = self.fill_hole(hole);
-        let mut shared = self.shared();
-        shared.holes.retain(|other| other != hole);
-        drop(shared);
-        self.progress.notify_all();
-        let Hole {
-            topic,
-            queue_id,
-            at,
-        } = hole;
-        match result {
-            Ok(units) => {
-                warn!(%topic, queue_id, %at, units, "lost consume queue units are written again")
-            }
-            Err(e) => {
-                error!(%topic, queue_id, %at, error = %e, "a lost consume queue unit stays lost")
-            }
-        }
-    }
-
-    fn fill_hole(&self, hole: &Hole) -> io::Result<u64> {
-        let Hole {
-            topic,
-            queue_id,
-            at,
-        } = hole;
-        let state = |shared: &Shared| shared.table.get(topic, *queue_id).map(|(_, state)| state);
-        let Some(before) = state(&self.shared()) else {
-            return Ok(0);
-        };
-        let back = (before.min.0..at.0).rev();
-        let (first, from) = match self.first_message(hole, back)? {
-            Some((offset, unit)) => (offset + 1, unit.end()),
-            None => (before.min.min(*at), PhyOffset(0)),
-        };
-        let (end, to) = match self.first_message(hole, at.0 + 1..before.next.0)? {
-            Some((offset, unit)) => (offset, unit.phy),
-            None => (before.next, before.end_phy),
-        };
-        // What the log does not have either is passed over from now on.
-        let mut units = BLANK.repeat(usize::try_from(end.0 - first.0).map_err(io::Error::other)?);
-        find_units(
-            &*self.log,
-            &self.levels,
-            (topic, *queue_id),
-            from,
-            to,
-            |offset, unit| {
-                if first <= offset && offset < end {
-                    let at =
-                        usize::try_from(offset.0 - first.0).expect("less than the number of units");
-                    units[at * UNIT_BYTES..][..UNIT_BYTES].copy_from_slice(&unit.encode());
-                }
-            },
-        );
-        let _one = self.stepping.lock().unwrap_or_else(PoisonError::into_inner);
-        if state(&self.shared()).is_some_and(|now| now.next >= before.next) {
-            self.files.write(topic, *queue_id, first, &units)?;
-        }
-        Ok(end.0 - first.0)
-    }
-
-    /// The first of these offsets of the hole's queue that has a unit.
-    fn first_message(
-        &self,
-        hole: &Hole,
-        mut offsets: impl Iterator<Item = u64>,
-    ) -> io::Result<Option<(QueueOffset, Unit)>> {
-        let found = offsets.find_map(|offset| {
-            let offset = QueueOffset(offset);
-            match self.files.slot(&hole.topic, hole.queue_id, offset) {
-                Ok(Slot::Message(unit)) => Some(Ok((offset, unit))),
-                Ok(Slot::Blank | Slot::Empty) => None,
-                Err(e) => Some(Err(e)),
-            }
-        });
-        found.transpose()
     }
 }

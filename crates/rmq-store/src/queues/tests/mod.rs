@@ -7,6 +7,7 @@
     reason = "the numbers of these tests are small"
 )]
 
+mod damage;
 mod fake_log;
 mod faults;
 mod model;

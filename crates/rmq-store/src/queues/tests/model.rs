@@ -284,9 +284,10 @@ proptest! {
                     model.log.retain(|message| message.phy < kept);
                     log.lose_tail(kept);
                     model.next = model.ends().collect();
+                    let before = disk.done();
                     queues = open(&log, &disk);
                     check(&queues, &model, kept)?;
-                    opened = (0, disk.done(), log.end());
+                    opened = (before, disk.done(), log.end());
                 }
                 Op::Recreate { topic } => {
                     model.next.retain(|(name, _), _| *name != TOPICS[topic]);

@@ -384,3 +384,39 @@ fn a_query_is_exact() {
     assert_eq!(query("k2 ", 64, 0, 10_000), at(&[]));
     assert_eq!(query("", 64, 0, 10_000), at(&[]));
 }
+
+#[test]
+fn readers_follow_a_writer_without_a_gap() {
+    const MESSAGES: u64 = 3000;
+    let log = FakeLog::default();
+    let dir = tempfile::tempdir().unwrap();
+    let queues = log.open(dir.path());
+    queues.start(Arc::new(|_| {})).unwrap();
+    std::thread::scope(|scope| {
+        for queue_id in [0, 1, 1] {
+            let queues = &queues;
+            scope.spawn(move || {
+                let mut at = QueueOffset(0);
+                while at < QueueOffset(MESSAGES) {
+                    let result = queues
+                        .get(TOPIC, queue_id, at, 32, 1 << 18, &|_| true)
+                        .unwrap();
+                    assert!(at <= result.max && result.next <= result.max, "{result:?}");
+                    for offset in offsets(&result) {
+                        assert_eq!(offset as u64, at.0);
+                        at = at + 1;
+                    }
+                    assert_eq!(result.next, at, "{:?}", result.status);
+                }
+            });
+        }
+        for offset in 0..MESSAGES {
+            let sends = [0, 1].map(|queue_id| Send::new(TOPIC, queue_id, offset));
+            sends.iter().for_each(|send| {
+                log.append(send);
+            });
+            queues.commit(log.end(), &sends.map(|send| send.run()));
+        }
+    });
+    queues.stop().unwrap();
+}
