@@ -16,7 +16,7 @@ use super::dispatch::forwarded;
 use super::member::Member;
 use super::registrar;
 use super::{Broker, arrival_listener};
-use crate::config::BrokerConfig;
+use crate::config::{BrokerConfig, UncleanRecovery};
 use crate::meta::{Meta, Views};
 use crate::raft::{self, PeerListError, PeerOptions, RaftOptions, SelfId, SelfIdError, Timers};
 use crate::remoting::{Client, Limits, serve};
@@ -97,7 +97,7 @@ pub async fn run(
             election_min: config.raft_election_timeout_min_millis,
             election_max: config.raft_election_timeout_max_millis,
         },
-        quarantine: true,
+        quarantine: config.unclean_recovery == UncleanRecovery::Manual,
         on_fatal: Box::new(move |reason| drop(fatal.send(reason.to_owned()))),
     };
     let group = raft::start(options, store, &store_config, disk, meta.clone()).await?;

@@ -8,7 +8,7 @@ use rmq_store::{FlushMode, StoreConfig};
 
 use super::host;
 use super::schema::config_struct;
-use super::value::{BrokerRole, FlushDiskType, Peer};
+use super::value::{BrokerRole, FlushDiskType, Peer, UncleanRecovery};
 
 const KIB: u32 = 1024;
 const MIB: u32 = 1024 * KIB;
@@ -147,6 +147,11 @@ config_struct! {
         "raftJoin" => raft_join: bool = false;
         /// Whether a node that lost its store is taken back by the leader without an operator.
         "autoRejoin" => auto_rejoin: bool = true;
+        /// What a node does after a power failure that may have taken entries it acknowledged
+        /// (`ASYNC_FLUSH` only): `manual` keeps it from voting until it has all that a leader has,
+        /// so that a group waits if a majority is in that state; with `longest-log` the longest log
+        /// of a majority wins, and messages that only other nodes had are lost.
+        "uncleanRecovery" => unclean_recovery: UncleanRecovery = UncleanRecovery::Manual;
         /// Milliseconds between a leader's heartbeats.
         "raftHeartbeatIntervalMillis" => raft_heartbeat_interval_millis: Duration
             = Duration::from_millis(50), in 5..=10_000;

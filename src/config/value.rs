@@ -169,6 +169,16 @@ pub enum FlushDiskType {
     AsyncFlush,
 }
 
+/// What the nodes of a group do that may all have lost entries they acknowledged: the machines went
+/// down without a sync under ASYNC_FLUSH.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UncleanRecovery {
+    /// Such a node does not vote before it has all that a leader has; a majority of them waits.
+    Manual,
+    /// It votes as always, and the longest log among a majority wins.
+    LongestLog,
+}
+
 macro_rules! enum_value {
     ($ty:ident { $($variant:ident = $name:literal),* }) => {
         impl Value for $ty {
@@ -197,6 +207,7 @@ enum_value!(BrokerRole {
     Slave = "SLAVE"
 });
 enum_value!(FlushDiskType { SyncFlush = "SYNC_FLUSH", AsyncFlush = "ASYNC_FLUSH" });
+enum_value!(UncleanRecovery { Manual = "manual", LongestLog = "longest-log" });
 
 /// One entry of `dLegerPeers`: `n0-10.0.0.10:40911`.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -295,7 +295,8 @@ async fn leave_quarantine(raft: Raft, gate: VoteGate, log: SharedLog) {
             node,
             last = %last.map_or_else(|| "none".to_owned(), |id| id.to_string()),
             "the machine went down without a sync and entries that were acknowledged may be lost: \
-             does not vote before it has all that a leader has"
+             does not vote before it has all that a leader has (uncleanRecovery=longest-log makes \
+             it vote at once)"
         );
         let recovered = async {
             while data.changed().await.is_ok() {

@@ -33,7 +33,7 @@ pub struct RaftOptions {
     pub peers: Option<PeerOptions>,
     /// How quickly a dead leader is noticed.
     pub timers: Timers,
-    /// After a power failure under ASYNC_FLUSH, whether this node keeps from voting until it has
+    /// `uncleanRecovery=manual`: after a power failure under ASYNC_FLUSH, whether this node keeps from voting until it has
     /// all that a leader has. Without it the node with the longest log among a majority leads, and
     /// acknowledged messages that only others had may be lost.
     pub quarantine: bool,

@@ -295,7 +295,7 @@ impl Log {
     }
 
     fn cut(&mut self, from: LogIndex, old_last: LogIndex) -> io::Result<()> {
-        let old_end = self.tail.end;
+        let (old_end, old_tail) = (self.tail.end, self.tail.last);
         for index in (from.0..=old_last.0).rev() {
             let header = self.header(LogIndex(index)).map_err(io::Error::other)?;
             self.queue_offsets.undo(&header.runs);
@@ -316,7 +316,10 @@ impl Log {
             self.tail.last = Some(header.id);
             self.tail.store_timestamp = header.store_timestamp;
         }
-        tracing::info!(%from, %old_last, %end, %old_end, "log truncated");
+        let shown =
+            |last: Option<EntryId>| last.map_or_else(|| "none".to_owned(), |id| id.to_string());
+        let (last, old_last) = (shown(self.tail.last), shown(old_tail));
+        tracing::info!(last, old_last, %end, %old_end, "log truncated");
 
         let (shared, keeper) = (&self.shared, &self.keeper);
         self.flusher.while_cut(end, || {
