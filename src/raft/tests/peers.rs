@@ -48,6 +48,9 @@ impl Disk for Booted {
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         RealDisk.sync_dir(dir)
     }
+    fn sync_all(&self, dir: &Path) -> io::Result<()> {
+        RealDisk.sync_all(dir)
+    }
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Any + Send + Sync>> {
         RealDisk.lock(path)
     }
