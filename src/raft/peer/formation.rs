@@ -19,7 +19,7 @@ use tokio::time::sleep;
 
 use super::caller::{CallError, Connection, Dialer, Target, connect};
 use super::messages::{Form, Join, JoinAnswer, NodeInfo, Purpose, Refusal, RefusalKind};
-use super::server::Shared;
+use super::shared::Shared;
 use super::wire::Kind;
 use super::{GroupId, Local, PeerList, SelfId};
 use crate::raft::Raft;

@@ -11,7 +11,7 @@ use openraft::{ChangeMembers, Instant};
 use tokio::sync::Mutex;
 
 use super::messages::{Join, JoinAnswer, NodeInfo, Refusal};
-use super::server::Shared;
+use super::shared::Shared;
 use super::{GroupId, SelfId};
 
 use crate::raft::types::{BrokerNode, Membership, NodeId};

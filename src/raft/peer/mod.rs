@@ -5,6 +5,7 @@
 //! - `wire`: frames. `messages`: what their heads say.
 //! - `caller`: requests to one peer. `network`: openraft's side that sends. `server`: the side that
 //!   answers.
+//! - `shared`: what the requests of peers act on.
 //! - `formation`: from configured peers to a group, once. `join`: the leader's part in taking in
 //!   a node with an empty directory.
 //!
@@ -19,6 +20,7 @@ mod messages;
 mod nag;
 mod network;
 mod server;
+mod shared;
 mod transport;
 mod wire;
 
@@ -42,7 +44,7 @@ use caller::Dialer;
 use join::Joins;
 use messages::NodeInfo;
 use nag::Nag;
-use server::Shared;
+use shared::Shared;
 
 /// What it takes to talk with the other nodes of a group.
 pub(in crate::raft) struct Options {

@@ -8,29 +8,24 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::{StreamExt, stream};
-use openraft::async_runtime::watch::WatchReceiver;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::caller::MAX_OUTSTANDING;
-use super::join::Joins;
 use super::messages::{
     Append, AppendResult, DecodeError, Form, Forward, Forwarded, Hello, Join, Message, NodeInfo,
     Purpose, Refusal, RefusalKind, TransferRequest, VoteRequest, decode_append,
 };
-use super::nag::Nag;
 use super::network::MAX_APPENDS;
+use super::shared::{Shared, stopped};
 use super::transport::{Duplex, Listener};
 use super::wire::{
     Frame, FrameError, FrameReader, Kind, MAX_FRAME, MAX_HELLO_FRAME, MAX_RAW, OutFrame, ReadError,
     Role, write_frames,
 };
-use super::{GroupId, Local, SelfId};
-use crate::raft::Raft;
-use crate::raft::gate::VoteGate;
-use crate::raft::types::LogId;
+use super::{GroupId, SelfId};
 
 /// How long a new connection may take to say who it is.
 const HELLO_LIMIT: Duration = Duration::from_secs(3);
@@ -51,20 +46,6 @@ const MAX_BURST: usize = 64;
 /// its length field; the answer likewise, or `None` for none.
 pub type ForwardHandler =
     Arc<dyn Fn(SocketAddr, Bytes) -> BoxFuture<'static, Option<Bytes>> + Send + Sync>;
-
-/// What the requests of peers act on.
-pub(in crate::raft) struct Shared {
-    pub(in crate::raft) local: Arc<Local>,
-    pub(in crate::raft) raft: Raft,
-    /// Shut while this node may have promised or lost what it does not remember.
-    pub(in crate::raft) gate: VoteGate,
-    pub(in crate::raft) forward: ForwardHandler,
-    pub(in crate::raft) joins: Joins,
-    /// `raftJoin`: this node joins a group and never forms one.
-    pub(in crate::raft) join_only: bool,
-    /// A stranger that keeps calling is not worth a line each time.
-    pub(in crate::raft) nag: Nag,
-}
 
 /// Serves whoever dials, until it is dropped.
 pub(super) async fn accept(listener: Box<dyn Listener>, shared: Arc<Shared>) {
@@ -98,6 +79,7 @@ pub(super) async fn accept(listener: Box<dyn Listener>, shared: Arc<Shared>) {
 }
 
 type Reader = FrameReader<Box<dyn AsyncRead + Send + Sync + Unpin>>;
+type Writer = Box<dyn AsyncWrite + Send + Sync + Unpin>;
 
 /// Why this side closes a connection.
 #[derive(Debug, thiserror::Error)]
@@ -125,22 +107,8 @@ enum Closed {
 }
 
 async fn serve(duplex: Duplex, shared: Arc<Shared>) -> Result<(), Closed> {
-    let Duplex { read, write, .. } = duplex;
-    let (answers, to_write) = mpsc::channel(MAX_OUTSTANDING);
-    // Dropped with this task, which closes the connection.
-    let mut writer = JoinSet::new();
-    writer.spawn(write_answers(write, to_write));
-    let end = converse(FrameReader::new(read, MAX_HELLO_FRAME), answers, shared).await;
-    // The last answer may say why. It ends by itself unless requests are still being handled.
-    drop(timeout(LINGER, writer.join_next()).await);
-    end
-}
-
-async fn converse(
-    mut reader: Reader,
-    answers: mpsc::Sender<OutFrame>,
-    shared: Arc<Shared>,
-) -> Result<(), Closed> {
+    let mut reader = FrameReader::new(duplex.read, MAX_HELLO_FRAME);
+    let mut writer = duplex.write;
     let frame = match timeout(HELLO_LIMIT, reader.next()).await {
         Ok(Ok(Some(frame))) => frame,
         Ok(Err(ReadError::Frame(e))) => return Err(e.into()),
@@ -151,75 +119,60 @@ async fn converse(
         return Err(Closed::NoHello);
     }
     let own = shared.introduction().await;
-    let hello = match Hello::from_head(&frame.head) {
-        Ok(hello) => hello,
-        Err(source) => {
-            // Another version at least understands a refusal.
-            refuse(&answers, &frame, Refusal::refused(source.to_string())).await;
-            return Err(Closed::Decode {
-                kind: Kind::Hello,
-                source,
-            });
-        }
+    let hello = Hello::from_head(&frame.head);
+    let admitted = match &hello {
+        Ok(hello) => admit(hello, &own),
+        // Another version at least understands a refusal.
+        Err(e) => Err(Refusal::refused(e.to_string())),
     };
-    if let Err(refusal) = admit(&hello, &own) {
-        let from = &hello.from;
-        let reason = format!("{} (node {}): {refusal}", from.self_id, from.node);
-        let expected = refusal.kind == RefusalKind::Later;
-        refuse(&answers, &frame, refusal).await;
-        if expected {
-            return Ok(());
-        }
-        return Err(Closed::Stranger(reason));
+    let answer = match &admitted {
+        Ok(()) => answer(&frame, &own),
+        Err(refusal) => refuse(&frame, refusal),
+    };
+    if write_frames(&mut writer, [answer]).await.is_err() {
+        return Ok(());
     }
-    answer(&answers, &frame, &own).await;
+    let hello = hello.map_err(|source| Closed::Decode {
+        kind: Kind::Hello,
+        source,
+    })?;
+    match admitted {
+        Ok(()) => {}
+        Err(refusal) if refusal.kind == RefusalKind::Later => return Ok(()),
+        Err(refusal) => {
+            let NodeInfo { self_id, node, .. } = hello.from;
+            return Err(Closed::Stranger(format!(
+                "{self_id} (node {node}): {refusal}"
+            )));
+        }
+    }
     if hello.purpose != Purpose::Meet {
         reader.set_max(MAX_FRAME);
     }
-
-    let connection = Connection {
-        shared,
-        hello,
-        answers,
-        places: Arc::new(Semaphore::new(MAX_OUTSTANDING)),
-    };
+    let connection = Connection { shared, hello };
     match connection.hello.purpose {
-        Purpose::Log => connection.follow(reader).await,
-        _ => connection.serve(reader).await,
+        Purpose::Log => connection.follow(reader, writer).await,
+        _ => connection.serve(reader, writer).await,
     }
 }
 
-async fn write_answers(
-    mut write: Box<dyn AsyncWrite + Send + Sync + Unpin>,
-    mut answers: mpsc::Receiver<OutFrame>,
-) {
+async fn write_answers(mut writer: Writer, mut answers: mpsc::Receiver<OutFrame>) {
     let mut batch = Vec::new();
     while answers.recv_many(&mut batch, MAX_BURST).await > 0 {
-        if write_frames(&mut write, batch.drain(..)).await.is_err() {
+        if write_frames(&mut writer, batch.drain(..)).await.is_err() {
             return;
         }
     }
 }
 
-async fn answer(answers: &mpsc::Sender<OutFrame>, request: &Frame, message: &impl Message) {
-    send(answers, request, Role::Answer, &message.to_head(), None).await;
+fn answer(request: &Frame, message: &impl Message) -> OutFrame {
+    let head = message.to_head();
+    OutFrame::new(request.kind, Role::Answer, request.id, &head, vec![])
 }
 
-async fn refuse(answers: &mpsc::Sender<OutFrame>, request: &Frame, refusal: Refusal) {
-    send(answers, request, Role::Refusal, &refusal.to_head(), None).await;
-}
-
-async fn send(
-    answers: &mpsc::Sender<OutFrame>,
-    request: &Frame,
-    role: Role,
-    head: &[u8],
-    raw: Option<Bytes>,
-) {
-    let raw = raw.into_iter().collect();
-    let frame = OutFrame::new(request.kind, role, request.id, head, raw);
-    // The connection may have ended meanwhile; there is nobody left to tell.
-    drop(answers.send(frame).await);
+fn refuse(request: &Frame, refusal: &Refusal) -> OutFrame {
+    let head = refusal.to_head();
+    OutFrame::new(request.kind, Role::Refusal, request.id, &head, vec![])
 }
 
 /// Decides whether the caller may speak to this node for the purpose that it names.
@@ -265,105 +218,10 @@ fn admit(hello: &Hello, own: &NodeInfo) -> Result<(), Refusal> {
     }
 }
 
-impl Shared {
-    /// What this node says of itself now.
-    async fn introduction(&self) -> NodeInfo {
-        self.hold_if_initialized().await;
-        self.local.info().await
-    }
-
-    /// Notes durably that Raft has begun to act for the group, once it has.
-    pub(super) async fn hold_if_initialized(&self) {
-        if self.local.identity.read().await.held() {
-            return;
-        }
-        if let Ok(true) = self.raft.is_initialized().await
-            && let Err(e) = self.local.identity.write().await.hold()
-        {
-            // Only an emptied store would go unnoticed, and the next message tries again.
-            tracing::warn!("identity file not written: {e}");
-        }
-    }
-
-    /// Lets Raft act on a message that a member of `group` sent.
-    async fn acting_for<T>(
-        &self,
-        group: GroupId,
-        act: impl Future<Output = T>,
-    ) -> Result<T, Refusal> {
-        let identity = self.local.identity.read().await;
-        if identity.group() != Some(group) {
-            return Err(Refusal::refused(format!(
-                "this node has agreed to form another group than {group}"
-            )));
-        }
-        if identity.held() {
-            drop(identity);
-            return Ok(act.await);
-        }
-        let result = act.await;
-        drop(identity);
-        self.hold_if_initialized().await;
-        Ok(result)
-    }
-
-    fn check_gate(&self, request: &VoteRequest) -> Result<(), Refusal> {
-        // When the leader itself asked for this election, its lease does not stand in the way.
-        if request.leadership_transfer || self.gate.is_open() {
-            return Ok(());
-        }
-        Err(Refusal::later(format!(
-            "{} does not vote yet: it has to keep what it promised before it was restarted",
-            self.local.self_id
-        )))
-    }
-
-    /// Notes what the leader has, once it has proven to be one.
-    fn heard(&self, result: &AppendResult, leader_last: Option<LogId>) {
-        if result.is_ok()
-            && let Some(last) = leader_last
-        {
-            self.gate.heard_leader(last);
-        }
-    }
-
-    /// Agrees durably to belong to `group`, unless Raft has already acted for one.
-    pub(super) async fn agree_to(&self, group: GroupId) -> Result<(), Refusal> {
-        let mut identity = self.local.identity.write().await;
-        let initialized = self.raft.is_initialized().await.map_err(stopped)?;
-        if identity.held() || initialized {
-            let group = identity
-                .group()
-                .map_or_else(|| "-".to_owned(), |id| id.to_string());
-            return Err(Refusal::refused(format!(
-                "{} already holds group {group}",
-                self.local.self_id
-            )));
-        }
-        identity
-            .agree(group)
-            .map_err(|e| Refusal::later(format!("{}: identity file: {e}", self.local.self_id)))
-    }
-
-    /// Where the other configured nodes listen.
-    pub(super) fn peer_addrs(&self) -> impl Iterator<Item = String> {
-        let others = self.local.peers.iter();
-        let others = others.filter(|(id, _)| *id != self.local.self_id);
-        others.map(|(_, addr)| addr.to_owned())
-    }
-
-    /// Whether this node believes to lead.
-    pub(super) fn leads(&self) -> bool {
-        self.raft.server_metrics().borrow_watched().current_leader == Some(self.local.node)
-    }
-}
-
 /// An introduced connection.
 struct Connection {
     shared: Arc<Shared>,
     hello: Hello,
-    answers: mpsc::Sender<OutFrame>,
-    places: Arc<Semaphore>,
 }
 
 impl Connection {
@@ -384,30 +242,49 @@ impl Connection {
     }
 
     /// Requests that are independent of each other: each on a task of its own.
-    async fn serve(self, mut reader: Reader) -> Result<(), Closed> {
+    async fn serve(self, mut reader: Reader, writer: Writer) -> Result<(), Closed> {
+        let (answers, to_write) = mpsc::channel(MAX_OUTSTANDING);
+        // Dropped with this task, which closes the connection.
+        let mut writing = JoinSet::new();
+        writing.spawn(write_answers(writer, to_write));
+        let end = Arc::new(self).take_requests(&mut reader, answers).await;
+        // The last answer may say why. It ends by itself unless requests are still being handled.
+        drop(timeout(LINGER, writing.join_next()).await);
+        end
+    }
+
+    async fn take_requests(
+        self: Arc<Self>,
+        reader: &mut Reader,
+        answers: mpsc::Sender<OutFrame>,
+    ) -> Result<(), Closed> {
         let limit = match self.hello.purpose {
             Purpose::Meet => MEET_IDLE_LIMIT,
             // The kernel finds out when the other machine is gone.
             _ => Duration::MAX,
         };
-        let this = Arc::new(self);
-        while let Some(frame) = this.next(&mut reader, limit).await? {
-            let request = Request::read(&frame, this.hello.purpose)?;
+        let places = Arc::new(Semaphore::new(MAX_OUTSTANDING));
+        while let Some(frame) = self.next(reader, limit).await? {
+            let request = Request::read(&frame, self.hello.purpose)?;
             if matches!(request, Request::Ping) {
-                answer(&this.answers, &frame, &()).await;
+                // Takes no place: a caller also pings when all are taken.
+                drop(answers.send(answer(&frame, &())).await);
                 continue;
             }
-            let place = Arc::clone(&this.places).try_acquire_owned();
+            let place = Arc::clone(&places).try_acquire_owned();
             let place = place.map_err(|_| Closed::Crowded)?;
-            let this = Arc::clone(&this);
+            let (this, answers) = (Arc::clone(&self), answers.clone());
             // Goes on when the connection breaks: what was begun for a client is not cut short.
             tokio::spawn(async move {
-                match this.handle(request, frame.raw.clone()).await {
+                let answer = match this.handle(request, frame.raw.clone()).await {
                     Ok((head, raw)) => {
-                        send(&this.answers, &frame, Role::Answer, &head, raw).await;
+                        let raw = raw.into_iter().collect();
+                        OutFrame::new(frame.kind, Role::Answer, frame.id, &head, raw)
                     }
-                    Err(refusal) => refuse(&this.answers, &frame, refusal).await,
-                }
+                    Err(refusal) => refuse(&frame, &refusal),
+                };
+                // The connection may have ended meanwhile; there is nobody left to tell.
+                drop(answers.send(answer).await);
                 drop(place);
             });
         }
@@ -424,12 +301,12 @@ impl Connection {
         let head = match request {
             Request::Heartbeat(append) => append_one(shared, self.group(), append).await?.to_head(),
             Request::Vote(request) => {
-                shared.check_gate(&request)?;
+                shared.check_gate()?;
                 let vote = shared.acting_for(self.group(), raft.vote(request)).await?;
                 vote.map_err(stopped)?.to_head()
             }
             Request::PreVote(request) => {
-                shared.check_gate(&request)?;
+                shared.check_gate()?;
                 raft.pre_vote(request).await.map_err(stopped)?.to_head()
             }
             Request::Transfer(request) => {
@@ -469,24 +346,24 @@ impl Connection {
     }
 
     /// Appends of the log, in order and pipelined.
-    async fn follow(self, mut reader: Reader) -> Result<(), Closed> {
-        let Self { shared, .. } = &self;
+    async fn follow(self, mut reader: Reader, mut writer: Writer) -> Result<(), Closed> {
+        let shared = &self.shared;
         // Until the identity is held, one by one: see `Shared::acting_for`.
         while !shared.local.identity.read().await.held() {
             let Some((frame, append)) = self.next_append(&mut reader).await? else {
                 return Ok(());
             };
-            match append_one(shared, self.group(), append).await {
-                Ok(result) => {
-                    answer(&self.answers, &frame, &result).await;
-                    if result.is_err() {
-                        return linger(&mut reader).await;
-                    }
-                }
-                Err(refusal) => {
-                    refuse(&self.answers, &frame, refusal).await;
-                    return linger(&mut reader).await;
-                }
+            let result = append_one(shared, self.group(), append).await;
+            let done = matches!(result, Ok(Ok(_)));
+            let answer = match result {
+                Ok(result) => answer(&frame, &result),
+                Err(refusal) => refuse(&frame, &refusal),
+            };
+            if write_frames(&mut writer, [answer]).await.is_err() {
+                return Ok(());
+            }
+            if !done {
+                return linger(&mut reader).await;
             }
         }
         if shared.local.identity.read().await.group() != Some(self.group()) {
@@ -495,10 +372,8 @@ impl Connection {
 
         let (requests, mut input) = mpsc::channel(MAX_APPENDS);
         let (frames, mut unanswered) = mpsc::channel(MAX_APPENDS);
-        let results = shared
-            .raft
-            .stream_append(stream::poll_fn(move |cx| input.poll_recv(cx)));
-        let mut results = std::pin::pin!(results);
+        let input = stream::poll_fn(move |cx| input.poll_recv(cx));
+        let mut results = std::pin::pin!(shared.raft.stream_append(input).ready_chunks(MAX_BURST));
         let read = async {
             while let Some((mut frame, append)) = self.next_append(&mut reader).await? {
                 // Only what an answer needs is kept.
@@ -513,12 +388,17 @@ impl Connection {
             Ok(())
         };
         let respond = async {
-            while let Some(result) = results.next().await {
-                let result = result.map_err(|_| Closed::Stopped)?;
-                let (frame, leader_last) = unanswered.recv().await.ok_or(Closed::Stopped)?;
-                shared.heard(&result, leader_last);
-                answer(&self.answers, &frame, &result).await;
-                if result.is_err() {
+            while let Some(results) = results.next().await {
+                let mut answers = Vec::with_capacity(results.len());
+                let mut done = true;
+                for result in results {
+                    let result = result.map_err(|_| Closed::Stopped)?;
+                    let (frame, leader_last) = unanswered.recv().await.ok_or(Closed::Stopped)?;
+                    shared.heard(&result, leader_last);
+                    done &= result.is_ok();
+                    answers.push(answer(&frame, &result));
+                }
+                if write_frames(&mut writer, answers).await.is_err() || !done {
                     return Ok(());
                 }
             }
@@ -571,10 +451,6 @@ async fn append_one(
     let result = response.into_stream_result(before, last);
     shared.heard(&result, append.leader_last);
     Ok(result)
-}
-
-fn stopped(e: impl std::fmt::Display) -> Refusal {
-    Refusal::later(format!("raft has stopped: {e}"))
 }
 
 /// A request whose head was read.
