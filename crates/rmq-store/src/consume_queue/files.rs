@@ -309,6 +309,21 @@ impl QueueFiles {
         Ok(())
     }
 
+    /// Makes the next sync cover the end of a queue, whoever wrote it.
+    pub(crate) fn sync_later(&self, topic: &Arc<str>, queue_id: i32, end: QueueOffset) {
+        let mut unsynced = self.unsynced();
+        for at in [end.0.saturating_sub(1), end.0] {
+            let at = at * UNIT;
+            let start = at - at % self.file_bytes;
+            unsynced.files.insert(FileKey {
+                topic: Arc::clone(topic),
+                queue_id,
+                start,
+            });
+        }
+        unsynced.dirs.extend(self.dirs(topic, queue_id));
+    }
+
     /// Makes all that was written before the call durable. After an error nothing is known of it, nor
     /// does another call tell: a system may report a failed write once and forget it.
     pub(crate) fn sync(&self) -> io::Result<()> {
@@ -316,15 +331,16 @@ impl QueueFiles {
         if files.len() + dirs.len() > SYNCS {
             return self.disk.sync_all(&self.root);
         }
+        // What is not there was cut meanwhile, or removed by somebody else.
+        let if_there = |result: io::Result<()>| match result {
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
+            other => other,
+        };
         for key in files {
-            match self.descriptor(key) {
-                Ok(file) => file.sync()?,
-                // Cut meanwhile.
-                Err(e) if e.kind() == ErrorKind::NotFound => {}
-                Err(e) => return Err(e),
-            }
+            if_there(self.descriptor(key).and_then(|file| file.sync()))?;
         }
-        dirs.iter().try_for_each(|dir| self.disk.sync_dir(dir))
+        dirs.iter()
+            .try_for_each(|dir| if_there(self.disk.sync_dir(dir)))
     }
 
     fn create(&self, key: &FileKey) -> io::Result<Arc<dyn DiskFile>> {
@@ -334,10 +350,9 @@ impl QueueFiles {
             .disk
             .open(&dir.join(name_of(key.start)), OpenMode::Create)?;
         file.set_len(self.file_bytes)?;
-        let topic_dir = self.root.join(&*key.topic);
         self.unsynced()
             .dirs
-            .extend([dir, topic_dir, self.root.clone()]);
+            .extend(self.dirs(&key.topic, key.queue_id));
         self.descriptors().put(key.clone(), &file);
         Ok(file)
     }
@@ -377,6 +392,15 @@ impl QueueFiles {
             at = part.0 + file_bytes;
             (left > 0).then_some(part)
         })
+    }
+
+    /// A queue's directory and those that it lies in.
+    fn dirs(&self, topic: &str, queue_id: i32) -> [PathBuf; 3] {
+        [
+            self.dir(topic, queue_id),
+            self.root.join(topic),
+            self.root.clone(),
+        ]
     }
 
     fn dir(&self, topic: &str, queue_id: i32) -> PathBuf {

@@ -59,7 +59,8 @@ impl Index {
             newest: None,
             built_to: from,
             unsynced: Vec::new(),
-            dir_unsynced: false,
+            // A process that was killed may have changed it.
+            dir_unsynced: true,
         }
     }
 

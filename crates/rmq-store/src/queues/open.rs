@@ -118,10 +118,6 @@ impl Queues {
         while queues.step()?.is_some() {}
         // From here on they are told apart.
         queues.shared().table.commit_all();
-        if !start.clean {
-            // A process that was killed may have left what is not durable yet, removals included.
-            disk.sync_all(config.root())?;
-        }
         queues.flush(false)?;
         Ok(Arc::new(queues))
     }
@@ -211,6 +207,8 @@ impl Start {
             if has_holes || !files.ends_at(&topic, queue_id, next)? {
                 files.cut(&topic, queue_id, next)?;
             }
+            // A process that was killed may have cut it before, and that is not durable yet.
+            files.sync_later(&topic, queue_id, next);
         }
         Ok(())
     }
