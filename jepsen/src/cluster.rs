@@ -5,6 +5,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command as Process, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
@@ -325,16 +326,18 @@ fn committed_end(address: SocketAddr) -> io::Result<u64> {
 }
 
 /// First ports of runs of three that were free a moment ago, below the range that the kernel gives to
-/// outgoing connections.
+/// outgoing connections. One process never gets the same run twice.
 fn free_runs(count: usize) -> anyhow::Result<Vec<u16>> {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let first = 20_000 + std::process::id() % 9_000;
     let mut found = Vec::new();
-    let mut at = 20_000 + u16::try_from(std::process::id() % 9_000)?;
     while found.len() < count {
-        ensure!(at < 32_000, "no free ports between 20000 and 32000");
+        let at = first + NEXT.fetch_add(3, Ordering::Relaxed);
+        let at = u16::try_from(at).ok().filter(|at| *at < 32_000);
+        let at = at.context("no free ports between 20000 and 32000")?;
         if (0..3).all(|i| TcpListener::bind(("127.0.0.1", at + i)).is_ok()) {
             found.push(at);
         }
-        at += 3;
     }
     Ok(found)
 }
