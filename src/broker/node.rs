@@ -13,6 +13,7 @@ use super::hold::Holds;
 use super::message::Bounds;
 use super::offset_buffer::OffsetBuffer;
 use super::refusal::Refusal;
+use super::registrar::Told;
 use super::replica::{ProposeError, Replica};
 use super::stats::{self, Stats};
 use super::{heartbeat, leading};
@@ -34,6 +35,8 @@ pub struct Broker {
     pub(super) store_host: SocketAddr,
     /// Bytes at the end of the log that count as in memory.
     pub(super) recent_bytes: u64,
+    /// What the name servers know of the topics.
+    pub(super) told: watch::Sender<Told>,
     draining: AtomicBool,
     closing: watch::Sender<bool>,
     clock: fn() -> i64,
@@ -63,6 +66,7 @@ impl Broker {
             stats: Stats::new(clock()),
             store_host,
             recent_bytes: recent_bytes(),
+            told: watch::Sender::default(),
             draining: AtomicBool::new(false),
             closing: watch::Sender::new(false),
             clock,

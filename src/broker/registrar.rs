@@ -55,9 +55,13 @@ pub(super) struct Options {
 /// Reads the topics to register, with their counter and timestamp as version.
 pub(super) type ReadTopics = Arc<dyn Fn() -> TopicConfigSerializeWrapper + Send + Sync>;
 
+/// For each name server the revision of the topics that it was last told; none while it cannot be told.
+pub(super) type Told = Vec<Option<u64>>;
+
 /// Registers until `shutdown`, then takes this broker out of the routes and returns.
 ///
-/// `topics_changed` announces that `topics` has something new; what it carries does not matter.
+/// `topics_changed` carries the revision of `topics` and announces that it has something new; `told`
+/// is kept up to date about it.
 /// The connections of `client` to the name servers belong to this registrar.
 pub(super) async fn run(
     options: Options,
@@ -66,13 +70,15 @@ pub(super) async fn run(
     role: watch::Receiver<Role>,
     topics: ReadTopics,
     topics_changed: watch::Receiver<u64>,
+    told: watch::Sender<Told>,
     shutdown: Shutdown,
 ) {
     // As `BrokerController` does, so that 120 s of silence are several lost registrations.
     let period = options.period.clamp(PERIOD_MIN, PERIOD_MAX);
     let options = Arc::new(Options { period, ..options });
     let mut tasks = JoinSet::new();
-    for name_server in name_servers {
+    told.send_replace(vec![None; name_servers.len()]);
+    for (number, name_server) in name_servers.into_iter().enumerate() {
         let registration = Registration {
             options: Arc::clone(&options),
             name_server,
@@ -82,6 +88,8 @@ pub(super) async fn run(
             conn: None,
             accepted_as: None,
             failing: false,
+            number,
+            told: told.clone(),
         };
         tasks.spawn(registration.keep(topics_changed.clone(), shutdown.clone()));
     }
@@ -100,6 +108,9 @@ struct Registration {
     accepted_as: Option<i64>,
     /// So that an outage is one line in the log, not one per attempt.
     failing: bool,
+    /// Its place in `told`.
+    number: usize,
+    told: watch::Sender<Told>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -133,7 +144,7 @@ impl Registration {
                 }
                 () = sleep_until(due) => {
                     last = Instant::now();
-                    topics_changed.mark_unchanged();
+                    let revision = *topics_changed.borrow_and_update();
                     let outcome = tokio::select! {
                         outcome = self.register() => outcome,
                         // Its answer would be about a role that is over.
@@ -144,6 +155,8 @@ impl Registration {
                         }
                         () = shutdown.asked() => break,
                     };
+                    let revision = outcome.is_ok().then_some(revision);
+                    self.told.send_modify(|told| told[self.number] = revision);
                     let longest = match &outcome {
                         Ok(()) => self.options.period,
                         Err(_) => self.options.period.min(FAILURE_PAUSE_MAX),

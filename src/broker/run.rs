@@ -197,6 +197,7 @@ fn register(broker: &Arc<Broker>) -> (tokio::task::JoinHandle<()>, Trigger) {
         broker.replica.role(),
         Arc::new(move || meta.read().topic_table()),
         topics_changed,
+        broker.told.clone(),
         stopping,
     ));
     (task, stop)

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rmq_wire::body::{CreateTopicListRequest, TopicConfig, TopicFilterType};
 use rmq_wire::code::response;
@@ -49,7 +50,18 @@ pub(super) async fn update(broker: &Arc<Broker>, request: &Request) -> Handled {
     let header: CreateTopic = request.command.header()?;
     let topic = checked(broker, &header)?;
     put(broker, request, header.topic, topic).await?;
+    routes_told(broker).await;
     Ok(request.command.reply(response::SUCCESS).into())
+}
+
+/// Waits until the name servers that can be reached know the topics of now: a tool that has created a
+/// topic asks for its route next. One that answers slowly delays the tool only so long.
+async fn routes_told(broker: &Broker) {
+    const LIMIT: Duration = Duration::from_secs(2);
+    let now = broker.meta.revisions().borrow().topics;
+    let mut told = broker.told.subscribe();
+    let all = told.wait_for(|told| told.iter().flatten().all(|revision| *revision >= now));
+    tokio::time::timeout(LIMIT, all).await.ok();
 }
 
 /// `UPDATE_AND_CREATE_TOPIC_LIST`, 5.x: all of them, or none if one is wrong.
@@ -64,6 +76,7 @@ pub(super) async fn update_list(broker: &Arc<Broker>, request: &Request) -> Hand
     for (name, topic) in topics {
         put(broker, request, name, topic).await?;
     }
+    routes_told(broker).await;
     Ok(request.command.reply(response::SUCCESS).into())
 }
 

@@ -119,7 +119,11 @@ fn official_tools(line: Line) {
 
     // the offset message id of the first record of queue 1, from the store host and its position
     let id = client.message_id(TOPIC, 1, 0).unwrap();
-    let topic: &[&str] = if line == Line::V55 { &["-t", TOPIC] } else { &[] };
+    let topic: &[&str] = if line == Line::V55 {
+        &["-t", TOPIC]
+    } else {
+        &[]
+    };
     let by_id = mqadmin(&[&["queryMsgById", "-i", &id], topic].concat());
     for want in [
         format!("Topic: {TOPIC}"),

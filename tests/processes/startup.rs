@@ -108,7 +108,10 @@ fn an_unwritable_directory_is_one_clear_line() {
     let output = broker(dir.path(), &properties(&store, free_port()));
     assert!(!output.status.success());
     let said = text(&output);
-    let named = said.lines().filter(|l| l.contains("error: ")).collect::<Vec<_>>();
+    let named = said
+        .lines()
+        .filter(|l| l.contains("error: "))
+        .collect::<Vec<_>>();
     assert!(
         named.len() == 1 && named[0].contains(&store.display().to_string()),
         "{said}"

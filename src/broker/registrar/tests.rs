@@ -81,6 +81,7 @@ struct Fixture {
     role: watch::Sender<Role>,
     topics: Arc<Mutex<TopicConfigSerializeWrapper>>,
     topics_changed: watch::Sender<u64>,
+    told: watch::Receiver<Told>,
     trigger: Trigger,
     task: JoinHandle<()>,
 }
@@ -97,6 +98,7 @@ fn role(term: u64, leader: Option<&str>, serving: bool) -> Role {
 fn start(switchboard: &Switchboard, name_servers: usize, first: Role) -> Fixture {
     let (role, roles) = watch::channel(first);
     let (topics_changed, changes) = watch::channel(0);
+    let (tell, told) = watch::channel(Told::new());
     let (trigger, shutdown) = Shutdown::new();
     let topics = Arc::new(Mutex::new(TopicConfigSerializeWrapper::default()));
     let read = Arc::clone(&topics);
@@ -119,12 +121,14 @@ fn start(switchboard: &Switchboard, name_servers: usize, first: Role) -> Fixture
         roles,
         read,
         changes,
+        tell,
         shutdown,
     ));
     let fixture = Fixture {
         role,
         topics,
         topics_changed,
+        told,
         trigger,
         task,
     };
@@ -228,6 +232,22 @@ async fn a_change_is_repeated_soon_and_then_once_a_period() {
     sleep(Duration::from_secs(60)).await;
     assert_eq!(recorder.news().await, [registered(0, 1, 1); 2]);
     assert_eq!(*recorder.open.lock().unwrap(), 1);
+    fixture.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_is_known_which_topics_each_name_server_was_told() {
+    let switchboard = Switchboard::default();
+    let server = recorder(&switchboard, "ns1:1");
+    // Nobody is at the second one's address.
+    let mut fixture = start(&switchboard, 2, role(1, None, true));
+    let told = fixture.told.wait_for(|told| told.first() == Some(&Some(1)));
+    assert_eq!(*told.await.unwrap(), [Some(1), None]);
+    fixture.create("U");
+    let told = fixture.told.wait_for(|told| told[0] == Some(2));
+    assert_eq!(*told.await.unwrap(), [Some(2), None]);
+    let last = server.recorder.news().await.pop().unwrap();
+    assert_eq!(last, registered(0, 1, 2));
     fixture.stop().await;
 }
 
