@@ -1,8 +1,9 @@
 //! Whole processes on real input: groups of real nodes, met by unmodified Java and Go clients, Java's
 //! mqadmin, Java name servers and a Java broker.
 //!
-//! `support` starts them; `clients` runs applications, `admin` the official tools, `java_store` gives our
-//! store to a Java broker, `startup` and `hostile` feed bad input, `failover` kills nodes.
+//! `support` starts them; `clients` runs applications, `admin` and `tools` the official tools,
+//! `java_store` gives our store to a Java broker, `startup` and `hostile` feed bad input, `failover`
+//! kills nodes.
 
 #![expect(
     clippy::unwrap_used,
@@ -16,3 +17,4 @@ mod hostile;
 mod java_store;
 mod startup;
 mod support;
+mod tools;
