@@ -6,7 +6,7 @@ use jepsen::client::{Client, Outcome};
 use jepsen::cluster::Options;
 use tempfile::TempDir;
 
-use crate::support::{Line, Running, java, real_clients, rmq, text};
+use crate::support::{Line, Running, heartbeat, java, real_clients, rmq, text};
 
 const TOPIC: &str = "admin_topic";
 const GROUP: &str = "admin_group";
@@ -139,6 +139,12 @@ fn official_tools(line: Line) {
         );
     }
 
+    // Like any consumer, it tells every node of itself; that is what makes its retry topic.
+    let connect = |address| Client::connect(address, Duration::from_secs(10)).unwrap();
+    let mut consumer: Vec<Client> = group.addresses().into_iter().map(connect).collect();
+    for connection in &mut consumer {
+        assert_eq!(connection.call(heartbeat(GROUP, TOPIC)).unwrap().code, 0);
+    }
     assert_eq!(client.commit_offset(GROUP, TOPIC, 5), Outcome::Ok(()));
     let progress = mqadmin(&["consumerProgress", "-g", GROUP]);
     assert_eq!(

@@ -9,6 +9,9 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use jepsen::cluster::{Cluster, Options};
+use rmq_wire::body::{ConsumerData, HeartbeatData, SubscriptionData};
+use rmq_wire::code::request;
+use rmq_wire::frame;
 use tempfile::TempDir;
 
 /// The executable under test.
@@ -215,4 +218,23 @@ pub(crate) fn free_port() -> u16 {
 /// Both streams of a finished program, for messages.
 pub(crate) fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+/// What a consumer of the topic says of itself; nobody answers on its connection.
+pub(crate) fn heartbeat(group: &str, topic: &str) -> frame::Command {
+    let consumer = ConsumerData {
+        group_name: group.to_owned(),
+        subscription_data_set: vec![SubscriptionData {
+            topic: topic.to_owned(),
+            sub_string: "*".to_owned(),
+            sub_version: 1,
+            ..SubscriptionData::default()
+        }],
+        ..ConsumerData::default()
+    };
+    frame::Command::request(request::HEART_BEAT).with_json(&HeartbeatData {
+        client_id: "tools_client".to_owned(),
+        consumer_data_set: vec![consumer],
+        ..HeartbeatData::default()
+    })
 }

@@ -6,12 +6,11 @@ use std::time::Duration;
 
 use jepsen::client::{Client, Outcome};
 use jepsen::cluster::Options;
-use rmq_wire::body::{ConsumerData, HeartbeatData, SubscriptionData};
 use rmq_wire::code::request;
 use rmq_wire::frame::Command;
 use tempfile::TempDir;
 
-use crate::support::{Line, Running, java, real_clients, text};
+use crate::support::{Line, Running, heartbeat, java, real_clients, text};
 
 const TOPIC: &str = "tools_topic";
 const GROUP: &str = "tools_group";
@@ -56,25 +55,6 @@ fn connect(address: SocketAddr) -> Client {
     Client::connect(address, Duration::from_secs(30)).unwrap()
 }
 
-/// What a consumer of the topic says of itself; nobody answers on its connection.
-fn heartbeat() -> Command {
-    let consumer = ConsumerData {
-        group_name: GROUP.to_owned(),
-        subscription_data_set: vec![SubscriptionData {
-            topic: TOPIC.to_owned(),
-            sub_string: "*".to_owned(),
-            sub_version: 1,
-            ..SubscriptionData::default()
-        }],
-        ..ConsumerData::default()
-    };
-    Command::request(request::HEART_BEAT).with_json(&HeartbeatData {
-        client_id: "tools_client".to_owned(),
-        consumer_data_set: vec![consumer],
-        ..HeartbeatData::default()
-    })
-}
-
 fn the_rest_of_the_tools(line: Line) {
     let Some(cache) = real_clients() else { return };
     let group = Running::start(&Options::default());
@@ -98,7 +78,7 @@ fn the_rest_of_the_tools(line: Line) {
     // Like any consumer, it tells every node of itself.
     let mut consumer: Vec<Client> = group.addresses().into_iter().map(connect).collect();
     for connection in &mut consumer {
-        assert_eq!(connection.call(heartbeat()).unwrap().code, 0);
+        assert_eq!(connection.call(heartbeat(GROUP, TOPIC)).unwrap().code, 0);
     }
     assert_eq!(client.commit_offset(GROUP, TOPIC, 6), Outcome::Ok(()));
 
