@@ -58,40 +58,45 @@ pub(super) type ReadTopics = Arc<dyn Fn() -> TopicConfigSerializeWrapper + Send 
 /// For each name server the revision of the topics that it was last told; none while it cannot be told.
 pub(super) type Told = Vec<Option<u64>>;
 
+/// The topics to register.
+pub(super) struct Topics {
+    pub(super) read: ReadTopics,
+    /// Their revision; a change announces that there is something new.
+    pub(super) changed: watch::Receiver<u64>,
+    /// Kept up to date by the registrar.
+    pub(super) told: watch::Sender<Told>,
+}
+
 /// Registers until `shutdown`, then takes this broker out of the routes and returns.
 ///
-/// `topics_changed` carries the revision of `topics` and announces that it has something new; `told`
-/// is kept up to date about it.
 /// The connections of `client` to the name servers belong to this registrar.
 pub(super) async fn run(
     options: Options,
     name_servers: Vec<String>,
     client: Client,
     role: watch::Receiver<Role>,
-    topics: ReadTopics,
-    topics_changed: watch::Receiver<u64>,
-    told: watch::Sender<Told>,
+    topics: Topics,
     shutdown: Shutdown,
 ) {
     // As `BrokerController` does, so that 120 s of silence are several lost registrations.
     let period = options.period.clamp(PERIOD_MIN, PERIOD_MAX);
     let options = Arc::new(Options { period, ..options });
     let mut tasks = JoinSet::new();
-    told.send_replace(vec![None; name_servers.len()]);
+    topics.told.send_replace(vec![None; name_servers.len()]);
     for (number, name_server) in name_servers.into_iter().enumerate() {
         let registration = Registration {
             options: Arc::clone(&options),
             name_server,
             client: client.clone(),
             role: role.clone(),
-            topics: Arc::clone(&topics),
+            topics: Arc::clone(&topics.read),
             conn: None,
             accepted_as: None,
             failing: false,
             number,
-            told: told.clone(),
+            told: topics.told.clone(),
         };
-        tasks.spawn(registration.keep(topics_changed.clone(), shutdown.clone()));
+        tasks.spawn(registration.keep(topics.changed.clone(), shutdown.clone()));
     }
     while tasks.join_next().await.is_some() {}
 }

@@ -190,14 +190,17 @@ fn register(broker: &Arc<Broker>) -> (tokio::task::JoinHandle<()>, Trigger) {
         }
     });
     let meta = broker.meta.clone();
+    let topics = registrar::Topics {
+        read: Arc::new(move || meta.read().topic_table()),
+        changed: topics_changed,
+        told: broker.told.clone(),
+    };
     let task = tokio::spawn(registrar::run(
         options,
         config.namesrv_addr.clone(),
         Client::default(),
         broker.replica.role(),
-        Arc::new(move || meta.read().topic_table()),
-        topics_changed,
-        broker.told.clone(),
+        topics,
         stopping,
     ));
     (task, stop)

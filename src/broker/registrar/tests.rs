@@ -119,9 +119,11 @@ fn start(switchboard: &Switchboard, name_servers: usize, first: Role) -> Fixture
         name_servers,
         client,
         roles,
-        read,
-        changes,
-        tell,
+        Topics {
+            read,
+            changed: changes,
+            told: tell,
+        },
         shutdown,
     ));
     let fixture = Fixture {
