@@ -22,9 +22,6 @@ use crate::raft::{self, PeerListError, PeerOptions, RaftOptions, SelfId, SelfIdE
 use crate::remoting::{Client, Limits, serve};
 use crate::shutdown::{Shutdown, Trigger};
 
-/// Between two looks for metadata whose readable views are old.
-const VIEWS_PERIOD: Duration = Duration::from_secs(5);
-
 /// The open ports of a broker.
 pub struct Listeners {
     /// `listenPort`.
@@ -116,10 +113,10 @@ pub async fn run(
 
     let background = [
         tokio::spawn(Arc::clone(&broker).run()),
-        tokio::spawn(keep_views(Views::new(
-            config.store_path_root_dir.join("config"),
-            &meta,
-        ))),
+        tokio::spawn(keep_views(
+            Views::new(config.store_path_root_dir.join("config"), &meta),
+            config.flush_consumer_offset_interval,
+        )),
     ];
     let (stop_serving, serving) = Shutdown::new();
     let limits = Limits {
@@ -264,9 +261,10 @@ async fn store_host(config: &BrokerConfig) -> Result<SocketAddr, RunError> {
     found.next().ok_or_else(bad)
 }
 
-async fn keep_views(mut views: Views) {
+/// Writes the readable views of what has changed, once a period (`flushConsumerOffsetInterval`).
+async fn keep_views(mut views: Views, period: Duration) {
     loop {
-        tokio::time::sleep(VIEWS_PERIOD).await;
+        tokio::time::sleep(period).await;
         let (back, result) = write_views(views).await;
         views = back;
         if let Err(error) = result {

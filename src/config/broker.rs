@@ -93,8 +93,6 @@ config_struct! {
         /// Milliseconds that a registration may take.
         "registerBrokerTimeoutMills" => register_broker_timeout_mills: Duration
             = Duration::from_secs(6), in 100..=600_000;
-        /// Whether every registration carries all topics, changed or not.
-        "forceRegister" => force_register: bool = true;
         /// Seconds after which a silent client connection is closed.
         "serverChannelMaxIdleTimeSeconds" => server_channel_max_idle_time_seconds: u32 = 120,
             in 1..=86_400;
@@ -109,8 +107,6 @@ config_struct! {
         /// Bytes of a consume queue file, 20 for each message.
         "mappedFileSizeConsumeQueue" => mapped_file_size_consume_queue: u32 = 300_000 * 20,
             in 20..=2_147_483_640;
-        /// Whether messages can be queried by key.
-        "messageIndexEnable" => message_index_enable: bool = true;
         /// Hash slots of a key index file.
         "maxHashSlotNum" => max_hash_slot_num: u32 = 5_000_000, in 1..=100_000_000;
         /// Entries of a key index file.
@@ -178,6 +174,7 @@ impl BrokerConfig {
 
     /// What the store is opened with.
     pub fn store_config(&self) -> StoreConfig {
+        let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         StoreConfig {
             commit_log_dir: self.commit_log_dir(),
             segment_bytes: self.mapped_file_size_commit_log.into(),
@@ -187,11 +184,17 @@ impl BrokerConfig {
             flush: match self.flush_disk_type {
                 FlushDiskType::SyncFlush => FlushMode::Sync,
                 FlushDiskType::AsyncFlush => FlushMode::Async {
-                    interval_ms: u64::try_from(self.flush_interval_commit_log.as_millis())
-                        .expect("the range of the key is below a minute"),
+                    interval_ms: ms(self.flush_interval_commit_log),
                 },
             },
             max_message_bytes: self.max_message_size,
+            consume_queue_flush_interval_ms: ms(self.flush_interval_consume_queue),
+            // Units of delayed messages hold their due times, so the store has to know the levels.
+            delay_levels: self
+                .message_delay_level
+                .iter()
+                .map(|delay| ms(*delay))
+                .collect(),
             ..StoreConfig::new(&self.store_path_root_dir)
         }
     }
@@ -233,4 +236,19 @@ fn default_delay_levels() -> Vec<Duration> {
         .chain(minutes)
         .map(Duration::from_secs)
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_store_knows_the_delay_levels_that_the_broker_delivers_by() {
+        let config = BrokerConfig {
+            message_delay_level: vec![Duration::from_secs(1), Duration::from_secs(90)],
+            ..BrokerConfig::default()
+        };
+        let levels = config.store_config().delay_levels;
+        assert_eq!(levels, [1_000, 90_000].into_iter().collect());
+    }
 }
