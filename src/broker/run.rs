@@ -95,6 +95,7 @@ pub async fn run(
             election_max: config.raft_election_timeout_max_millis,
         },
         quarantine: config.unclean_recovery == UncleanRecovery::Manual,
+        runtime: None,
         on_fatal: Box::new(move |reason| drop(fatal.send(reason.to_owned()))),
     };
     let group = raft::start(options, store, &store_config, disk, meta.clone()).await?;
@@ -216,7 +217,8 @@ fn peer_options(
     Ok(PeerOptions {
         self_id: config.dleger_self_id.parse()?,
         list: list.join(";").parse()?,
-        listener: listener.into_std()?,
+        listener: Box::new(listener.into_std()?),
+        net: Arc::new(raft::Tcp),
         join_only: config.raft_join,
         auto_rejoin: config.auto_rejoin,
         genesis: String::new(),

@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesOrdered, StreamExt};
@@ -14,6 +14,7 @@ use openraft::errors::{ClientWriteError, ForwardReason};
 use openraft::raft::ClientWriteResult;
 use rmq_store::{Batch, PendingRecord, Position, SealedCell};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::time::Instant;
 
 use super::leadership::Leadership;
 use super::types::{Pending, Proposal, Responder, TypeConfig};

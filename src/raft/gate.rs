@@ -1,7 +1,9 @@
 //! When a node that has just started may vote: what it promised before must still be kept.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::types::LogId;
 

@@ -248,7 +248,7 @@ impl Group {
         self.0.batcher.check_size(command.len())?;
         let leadership = self.leadership();
         let term = leadership.leading();
-        let started = std::time::Instant::now();
+        let started = tokio::time::Instant::now();
         loop {
             batcher::not_leading(leadership)?;
             let (done, answered) = oneshot::channel();

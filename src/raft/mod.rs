@@ -31,7 +31,7 @@ pub use group::{
 pub use leadership::OnFatal;
 pub use node::{StartError, Timers};
 pub use peer::{
-    Duplex, ForwardHandler, IdentityError, Listener, Net, PeerList, PeerListError, SelfId,
+    Bound, Duplex, ForwardHandler, IdentityError, Listener, Net, PeerList, PeerListError, SelfId,
     SelfIdError, Tcp,
 };
 pub use start::{PeerOptions, RaftOptions, start};

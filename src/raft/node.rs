@@ -10,7 +10,8 @@ use openraft::errors::Fatal;
 use openraft::network::{NetSnapshot, RaftNetworkFactory};
 use openraft::{Config, SnapshotPolicy};
 use rmq_store::{Disk, FlushMode, Log, Queues};
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::{Builder, Handle, Runtime, RuntimeFlavor};
+use tokio::task::JoinError;
 
 use super::gate::VoteGate;
 use super::leadership::{Leadership, OnFatal};
@@ -131,11 +132,19 @@ fn raise_priority() {
     rustix::process::setpriority_process(Some(thread), NICE).ok();
 }
 
-/// The runtime of one node's Raft.
-pub(super) struct RaftRuntime(Option<Runtime>);
+/// Where one node's Raft runs.
+pub(super) struct RaftRuntime {
+    handle: Handle,
+    /// Its own threads, if it has some.
+    own: Option<Runtime>,
+}
 
 impl RaftRuntime {
-    pub(super) fn start() -> Result<Self, StartError> {
+    /// Runs it on `given`, or on threads of its own.
+    pub(super) fn start(given: Option<Handle>) -> Result<Self, StartError> {
+        if let Some(handle) = given {
+            return Ok(Self { handle, own: None });
+        }
         let runtime = Builder::new_multi_thread()
             .worker_threads(THREADS)
             .thread_name("raft")
@@ -143,7 +152,10 @@ impl RaftRuntime {
             .enable_all()
             .build()
             .map_err(StartError::Runtime)?;
-        Ok(Self(Some(runtime)))
+        Ok(Self {
+            handle: runtime.handle().clone(),
+            own: Some(runtime),
+        })
     }
 
     /// Runs `work` on this runtime, to its end even if the caller stops waiting.
@@ -151,17 +163,28 @@ impl RaftRuntime {
         &self,
         work: impl Future<Output = T> + Send + 'static,
     ) -> Option<T> {
-        self.0.as_ref()?.spawn(work).await.ok()
+        self.handle.spawn(work).await.ok()
     }
 }
 
 impl Drop for RaftRuntime {
     fn drop(&mut self) {
         // Waiting for the threads, as the runtime's own drop does, is not allowed in async code.
-        if let Some(runtime) = self.0.take() {
+        if let Some(runtime) = self.own.take() {
             runtime.shutdown_background();
         }
     }
+}
+
+/// Does work that blocks while the other tasks of this runtime go on; a runtime that has one thread
+/// for everything, as in a simulation, does it at once.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, JoinError> {
+    if Handle::current().runtime_flavor() == RuntimeFlavor::CurrentThread {
+        return Ok(work());
+    }
+    tokio::task::spawn_blocking(work).await
 }
 
 /// What a node is made of.
@@ -260,7 +283,7 @@ impl Node {
             tracing::warn!(%error, "raft did not stop cleanly");
         }
         let (queues, log) = (self.queues.clone(), self.log.take());
-        let closed = tokio::task::spawn_blocking(move || {
+        let closed = blocking(move || {
             if let Err(error) = queues.stop() {
                 tracing::error!(%error, "cannot close the consume queues");
             }

@@ -1,12 +1,11 @@
 //! From options and an open store to a running node.
 
 use std::collections::BTreeMap;
-use std::io;
-use std::net::TcpListener;
 use std::sync::Arc;
 
 use openraft::ChangeMembers;
 use rmq_store::{Disk, Store, StoreConfig};
+use tokio::runtime::Handle;
 
 use super::batcher::Batcher;
 use super::group::Group;
@@ -14,7 +13,7 @@ use super::leadership::OnFatal;
 use super::log_store::to_log_id;
 use super::node::{self, Node, Parts, RaftRuntime, StartError, Timers};
 use super::peer::{
-    ForwardHandler, Identity, Listener, Local, Net, Network, Options, PeerList, Peers, SelfId, Tcp,
+    Bound, ForwardHandler, Identity, Local, Net, Network, Options, PeerList, Peers, SelfId, Tcp,
     form_alone,
 };
 use super::types::BrokerNode;
@@ -37,6 +36,9 @@ pub struct RaftOptions {
     /// all that a leader has. Without it the node with the longest log among a majority leads, and
     /// acknowledged messages that only others had may be lost.
     pub quarantine: bool,
+    /// Where Raft runs. `None` gives it threads of its own, so that no load from clients delays a
+    /// heartbeat.
+    pub runtime: Option<Handle>,
     /// Called once, on a thread of Raft, when Raft has failed for good. The process should end:
     /// nothing of this group works here any more, and its state on disk is sound.
     pub on_fatal: OnFatal,
@@ -49,7 +51,9 @@ pub struct PeerOptions {
     /// `dLegerPeers`.
     pub list: PeerList,
     /// Where peers connect to this node.
-    pub listener: TcpListener,
+    pub listener: Box<dyn Bound>,
+    /// How it connects to them.
+    pub net: Arc<dyn Net>,
     /// `raftJoin`: join a group, never form one.
     pub join_only: bool,
     /// `autoRejoin`: as leader, let a node with an emptied store take its own place again.
@@ -76,6 +80,7 @@ pub async fn start(
         peers,
         timers,
         quarantine,
+        runtime,
         on_fatal,
     } = options;
     let config = node::config(&group, timers, store_config.flush)?;
@@ -123,7 +128,7 @@ pub async fn start(
         on_fatal,
     };
 
-    let runtime = RaftRuntime::start()?;
+    let runtime = RaftRuntime::start(runtime)?;
     let started = runtime.run(take_part(parts, local, addrs, peers)).await;
     let (node, network, peers) = started.ok_or(StartError::Panicked)??;
     let max = reader.max_extent_bytes();
@@ -138,13 +143,15 @@ async fn take_part(
     addrs: BrokerNode,
     peers: Option<PeerOptions>,
 ) -> Result<(Arc<Node>, Network, Option<Peers>), StartError> {
-    let net: Arc<dyn Net> = Arc::new(Tcp);
+    let net = peers
+        .as_ref()
+        .map_or_else(|| Arc::new(Tcp) as Arc<dyn Net>, |peers| peers.net.clone());
     let reader = parts.log.reader();
     let last = Arc::new(move || reader.last_id().map(to_log_id));
     let network = Network::new(net.clone(), local.clone(), last);
     let listener = peers
         .as_ref()
-        .map(|peers| listen(&peers.listener))
+        .map(|peers| peers.listener.listen())
         .transpose();
     let listener = listener.map_err(StartError::Listen)?;
     let node = Arc::new(Node::recover(parts, network.clone()).await?);
@@ -167,13 +174,6 @@ async fn take_part(
         auto_rejoin: peers.auto_rejoin,
     };
     Ok((node, network, Some(Peers::start(options))))
-}
-
-/// The listener as one of this runtime.
-fn listen(listener: &TcpListener) -> io::Result<Box<dyn Listener>> {
-    let listener = listener.try_clone()?;
-    listener.set_nonblocking(true)?;
-    Ok(Box::new(tokio::net::TcpListener::from_std(listener)?))
 }
 
 /// A group of one has nobody to tell of a new address but its own log.

@@ -6,16 +6,18 @@
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{OptionalSend, RaftSnapshotBuilder};
 use rmq_store::{Disk, EntryKind, LogIndex, LogReader, OpenMode, Queues, StoredEntry};
+use tokio::time::Instant;
 
 use super::checkpoint::{self, Checkpoint};
 use super::log_store::to_log_id;
+use super::node::blocking;
 use super::types::{
     Body, LogEntry, LogId, Membership, Snapshot, SnapshotData, SnapshotMeta, StoredMembership,
     TypeConfig,
@@ -110,12 +112,12 @@ impl StateMachine {
         };
         self.since = (0, Instant::now());
         let file = self.file.clone();
-        tokio::task::spawn_blocking(move || {
+        tokio::spawn(blocking(move || {
             // The log is the truth: without this checkpoint the next start only takes longer.
             if let Err(error) = file.write(&checkpoint) {
                 tracing::warn!(%error, path = %file.path.display(), "cannot save applied state");
             }
-        });
+        }));
     }
 
     fn apply_entry(&mut self, entry: LogEntry) -> io::Result<Option<Reply>> {

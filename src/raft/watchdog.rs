@@ -1,9 +1,10 @@
 //! A leader whose disk stalls goes on sending heartbeats, so nobody else is elected, and makes all
 //! clients wait. This task notices, and hands leadership over.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver;
+use tokio::time::Instant;
 
 use super::Raft;
 use super::leadership::Leadership;

@@ -1,7 +1,8 @@
 //! The one seam between the store and the machine.
 //!
 //! Everything that the store asks of the operating system goes through [`Disk`], so that a test
-//! can put a simulated one in its place, with torn and lost writes, full disks and failing syncs.
+//! can put a simulated one in its place, with torn and lost writes, full disks and failing syncs,
+//! and a simulation can have the work of its threads done when it wants.
 
 use std::any::Any;
 use std::fmt;
@@ -17,6 +18,8 @@ use memmap2::MmapOptions;
 use rustix::fs::{FallocateFlags, FlockOperation};
 use rustix::io::Errno;
 
+use crate::worker::{self, Work, Worker};
+
 /// How a file is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OpenMode {
@@ -28,7 +31,7 @@ pub enum OpenMode {
     Create,
 }
 
-/// Files, their order on stable storage, and what identifies this run of the machine.
+/// Files, their order on stable storage, what identifies this run of the machine, and its threads.
 ///
 /// A change of a directory (create, rename, unlink) is durable after `sync_dir` of it, a change of
 /// a file after its own `sync`. Nothing is durable before that, and the order in which it becomes
@@ -54,6 +57,10 @@ pub trait Disk: Send + Sync + fmt::Debug {
     fn boot_id(&self) -> io::Result<String>;
     /// Milliseconds since the epoch.
     fn now_ms(&self) -> i64;
+    /// Has work done in the background until it says that it has ended.
+    fn spawn(&self, name: &str, work: Work) -> io::Result<Arc<dyn Worker>> {
+        worker::thread(name, work)
+    }
 }
 
 /// An open file. All methods may be called from any thread.

@@ -1,18 +1,19 @@
 //! Making the log durable.
 //!
-//! One thread syncs for all: what was appended while a sync ran is covered by the next one, and
+//! One worker syncs for all: what was appended while a sync ran is covered by the next one, and
 //! its callbacks are called together, in the order of the appends (group commit). With ASYNC_FLUSH
-//! nobody waits; the thread syncs after an interval, or sooner when much has been written.
+//! nobody waits; the worker syncs after an interval, or sooner when much has been written.
 
 use std::fmt;
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{Builder, JoinHandle};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use crate::config::FlushMode;
+use crate::disk::Disk;
 use crate::reader::Shared;
 use crate::types::PhyOffset;
+use crate::worker::{Turn, Worker};
 
 /// Called once when what was appended before it is durable, or never will be.
 pub type FlushCallback = Box<dyn FnOnce(io::Result<()>) + Send>;
@@ -26,6 +27,8 @@ struct State {
     callbacks: Vec<FlushCallback>,
     /// Bytes appended since the last sync began.
     dirty_bytes: u64,
+    /// With ASYNC_FLUSH: when they are to be synced.
+    due: Option<Duration>,
     stop: bool,
 }
 
@@ -34,11 +37,13 @@ impl fmt::Debug for State {
         let Self {
             callbacks,
             dirty_bytes,
+            due,
             stop,
         } = self;
         f.debug_struct("State")
             .field("callbacks", &callbacks.len())
             .field("dirty_bytes", dirty_bytes)
+            .field("due", due)
             .field("stop", stop)
             .finish()
     }
@@ -50,16 +55,15 @@ struct Inner {
     mode: FlushMode,
     /// Never held during I/O.
     state: Mutex<State>,
-    wake: Condvar,
     /// End of what is durable. Held during a sync: one at a time, and none during a cut.
     synced: Mutex<PhyOffset>,
 }
 
-/// The flush thread and its queue.
+/// The flush worker and its queue.
 #[derive(Debug)]
 pub(crate) struct Flusher {
     inner: Arc<Inner>,
-    thread: Option<JoinHandle<()>>,
+    worker: Arc<dyn Worker>,
 }
 
 /// What others need of the flusher.
@@ -67,8 +71,9 @@ pub(crate) struct Flusher {
 pub(crate) struct FlushHandle(Arc<Inner>);
 
 impl Flusher {
-    /// Starts the thread; the log is durable up to `synced`.
+    /// Starts the worker; the log is durable up to `synced`.
     pub(crate) fn start(
+        disk: &dyn Disk,
         shared: Arc<Shared>,
         mode: FlushMode,
         synced: PhyOffset,
@@ -78,17 +83,11 @@ impl Flusher {
             shared,
             mode,
             state: Mutex::default(),
-            wake: Condvar::new(),
             synced: Mutex::new(synced),
         });
-        let for_thread = Arc::clone(&inner);
-        let thread = Builder::new()
-            .name("rmq-flush".to_owned())
-            .spawn(move || for_thread.run())?;
-        Ok(Self {
-            inner,
-            thread: Some(thread),
-        })
+        let at_work = Arc::clone(&inner);
+        let worker = disk.spawn("rmq-flush", Box::new(move |now| at_work.turn(now)))?;
+        Ok(Self { inner, worker })
     }
 
     pub(crate) fn handle(&self) -> FlushHandle {
@@ -101,9 +100,10 @@ impl Flusher {
         let before = state.dirty_bytes;
         state.dirty_bytes += bytes;
         let backlog = before < ASYNC_BACKLOG_BYTES && state.dirty_bytes >= ASYNC_BACKLOG_BYTES;
-        // With SYNC_FLUSH the callback that follows wakes the thread.
+        drop(state);
+        // With SYNC_FLUSH the callback that follows wakes the worker.
         if self.inner.mode != FlushMode::Sync && (before == 0 || backlog) {
-            self.inner.wake.notify_one();
+            self.worker.wake();
         }
     }
 
@@ -114,7 +114,7 @@ impl Flusher {
             FlushMode::Async { .. } => callback(self.inner.shared.check_poison()),
             FlushMode::Sync => {
                 self.inner.state().callbacks.push(callback);
-                self.inner.wake.notify_one();
+                self.worker.wake();
             }
         }
     }
@@ -127,16 +127,12 @@ impl Flusher {
         cut()
     }
 
-    /// Syncs what is left, calls the callbacks and ends the thread.
+    /// Syncs what is left, calls the callbacks and ends the worker.
     pub(crate) fn stop(&mut self) {
         self.inner.state().stop = true;
-        self.inner.wake.notify_one();
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            self.inner
-                .shared
-                .poison(|| "the flush thread panicked".to_owned());
+        self.worker.wake();
+        if let Err(e) = self.worker.join() {
+            self.inner.shared.poison(|| format!("cannot flush: {e}"));
         }
     }
 }
@@ -187,55 +183,40 @@ impl Inner {
         Ok(())
     }
 
-    fn run(&self) {
-        loop {
-            let (callbacks, stop) = self.wait();
-            let result = self.sync_now();
-            for callback in callbacks {
-                callback(match &result {
-                    Ok(()) => Ok(()),
-                    Err(e) => Err(io::Error::new(e.kind(), e.to_string())),
-                });
+    fn turn(&self, now: Duration) -> Turn {
+        let (callbacks, stop) = {
+            let mut state = self.state();
+            if !state.stop
+                && let Some(wait) = self.not_due(&mut state, now)
+            {
+                return wait;
             }
-            if stop {
-                return;
-            }
+            state.dirty_bytes = 0;
+            state.due = None;
+            (std::mem::take(&mut state.callbacks), state.stop)
+        };
+        let result = self.sync_now();
+        for callback in callbacks {
+            callback(match &result {
+                Ok(()) => Ok(()),
+                Err(e) => Err(io::Error::new(e.kind(), e.to_string())),
+            });
         }
+        if stop { Turn::End } else { Turn::Again }
     }
 
-    /// Waits for something to sync.
-    fn wait(&self) -> (Vec<FlushCallback>, bool) {
-        let mut state = self.state();
-        let mut deadline = None;
-        loop {
-            let due = match self.mode {
-                FlushMode::Sync => !state.callbacks.is_empty(),
-                FlushMode::Async { interval_ms } => {
-                    let now = Instant::now();
-                    if state.dirty_bytes > 0 && deadline.is_none() {
-                        deadline = Some(now + Duration::from_millis(interval_ms));
-                    }
-                    state.dirty_bytes >= ASYNC_BACKLOG_BYTES || deadline.is_some_and(|d| d <= now)
-                }
-            };
-            if due || state.stop {
-                state.dirty_bytes = 0;
-                return (std::mem::take(&mut state.callbacks), state.stop);
-            }
-            state = match deadline {
-                None => self
-                    .wake
-                    .wait(state)
-                    .unwrap_or_else(PoisonError::into_inner),
-                Some(deadline) => {
-                    let left = deadline.saturating_duration_since(Instant::now());
-                    let (state, _) = self
-                        .wake
-                        .wait_timeout(state, left)
-                        .unwrap_or_else(PoisonError::into_inner);
-                    state
-                }
-            };
+    /// When to look again, if nothing is to be synced by now.
+    fn not_due(&self, state: &mut State, now: Duration) -> Option<Turn> {
+        let FlushMode::Async { interval_ms } = self.mode else {
+            return state.callbacks.is_empty().then_some(Turn::Wait);
+        };
+        if state.dirty_bytes == 0 {
+            return Some(Turn::Wait);
         }
+        let due = *state
+            .due
+            .get_or_insert_with(|| now + Duration::from_millis(interval_ms));
+        let is_due = state.dirty_bytes >= ASYNC_BACKLOG_BYTES || due <= now;
+        (!is_due).then(|| Turn::WaitFor(due.saturating_sub(now)))
     }
 }

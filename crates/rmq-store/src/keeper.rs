@@ -4,15 +4,16 @@
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{Builder, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::checkpoint::Checkpoint;
+use crate::disk::Disk;
 use crate::flush::FlushHandle;
 use crate::reader::{ReadError, Shared};
 use crate::segment::Segment;
 use crate::slots::Slots;
 use crate::types::{EntryId, PhyOffset};
+use crate::worker::{Turn, Worker};
 
 /// How often a changed checkpoint is written. It bounds what recovery reads.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
@@ -25,6 +26,8 @@ struct State {
     made: Option<Segment>,
     /// The checkpoint file is older than its content here.
     changed: bool,
+    /// When the worker last wrote it, or began to work.
+    written_at: Option<Duration>,
     stop: bool,
 }
 
@@ -38,7 +41,8 @@ struct Inner {
     hurry: AtomicBool,
     /// Never held during I/O.
     state: Mutex<State>,
-    wake: Condvar,
+    /// A segment was made.
+    made: Condvar,
     /// What the next checkpoint says.
     next: Mutex<Checkpoint>,
     /// Held while a checkpoint is written; locked before `next`.
@@ -53,15 +57,16 @@ struct File {
     confirm: PhyOffset,
 }
 
-/// The thread and what it works on.
+/// The worker and what it works on.
 #[derive(Debug)]
 pub(crate) struct Keeper {
     inner: Arc<Inner>,
-    thread: Option<JoinHandle<()>>,
+    worker: Arc<dyn Worker>,
 }
 
 impl Keeper {
     pub(crate) fn start(
+        disk: &dyn Disk,
         shared: Arc<Shared>,
         flush: FlushHandle,
         written: bool,
@@ -82,24 +87,19 @@ impl Keeper {
             written,
             hurry: AtomicBool::new(false),
             state: Mutex::default(),
-            wake: Condvar::new(),
+            made: Condvar::new(),
             next: Mutex::new(checkpoint),
             file: Mutex::new(file),
         });
-        let for_thread = Arc::clone(&inner);
-        let thread = Builder::new()
-            .name("rmq-keeper".to_owned())
-            .spawn(move || for_thread.run())?;
-        Ok(Self {
-            inner,
-            thread: Some(thread),
-        })
+        let at_work = Arc::clone(&inner);
+        let worker = disk.spawn("rmq-keeper", Box::new(move |now| at_work.turn(now)))?;
+        Ok(Self { inner, worker })
     }
 
     /// Asks for the segment that starts at `base`, before it is needed.
     pub(crate) fn want(&self, base: PhyOffset) {
         self.inner.state().wanted = Some(base);
-        self.inner.wake.notify_all();
+        self.worker.wake();
     }
 
     /// The segment that starts at `base`: as made ahead, else made now.
@@ -124,7 +124,7 @@ impl Keeper {
         }
     }
 
-    /// Waits for the thread to finish with a segment, which is soon, and takes it.
+    /// Waits for the worker to finish with a segment, which is soon, and takes it.
     fn made(&self) -> Option<Segment> {
         let mut state = self.inner.state();
         state.wanted = None;
@@ -132,7 +132,7 @@ impl Keeper {
         while state.making {
             state = self
                 .inner
-                .wake
+                .made
                 .wait(state)
                 .unwrap_or_else(PoisonError::into_inner);
         }
@@ -143,10 +143,8 @@ impl Keeper {
     /// Changes what the checkpoint says; it is written within a second or two.
     pub(crate) fn note(&self, change: impl FnOnce(&mut Checkpoint)) {
         change(&mut self.inner.next());
-        let mut state = self.inner.state();
-        if !state.changed {
-            state.changed = true;
-            self.inner.wake.notify_all();
+        if !std::mem::replace(&mut self.inner.state().changed, true) {
+            self.worker.wake();
         }
     }
 
@@ -160,17 +158,13 @@ impl Keeper {
         self.inner.write_checkpoint()
     }
 
-    /// Ends the thread. The last changes may not be written.
+    /// Ends the worker. The last changes may not be written.
     pub(crate) fn stop(&mut self) {
         self.inner.state().stop = true;
         self.inner.hurry.store(true, Ordering::Relaxed);
-        self.inner.wake.notify_all();
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            self.inner
-                .shared
-                .poison(|| "the keeper thread panicked".to_owned());
+        self.worker.wake();
+        if let Err(e) = self.worker.join() {
+            self.inner.shared.poison(|| format!("cannot go on: {e}"));
         }
     }
 }
@@ -190,44 +184,41 @@ impl Inner {
         self.next.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn run(&self) {
-        let mut written = Instant::now();
+    fn turn(&self, now: Duration) -> Turn {
         let mut state = self.state();
-        while !state.stop {
-            if let Some(base) = state.wanted.take() {
-                state.making = true;
-                drop(state);
-                let made = self.shared.segments.create(base, self.written, &self.hurry);
-                state = self.state();
-                state.making = false;
-                match made {
-                    Ok(segment) => state.made = Some(segment),
-                    // The append that needs the segment tries again and fails with the reason.
-                    Err(e) => tracing::warn!(%base, error = %e, "cannot make the next segment"),
-                }
-                self.wake.notify_all();
-            } else if !state.changed {
-                state = self
-                    .wake
-                    .wait(state)
-                    .unwrap_or_else(PoisonError::into_inner);
-            } else if written.elapsed() < CHECKPOINT_INTERVAL {
-                let left = CHECKPOINT_INTERVAL.saturating_sub(written.elapsed());
-                (state, _) = self
-                    .wake
-                    .wait_timeout(state, left)
-                    .unwrap_or_else(PoisonError::into_inner);
-            } else {
-                state.changed = false;
-                drop(state);
-                if let Err(e) = self.write_checkpoint() {
-                    self.shared
-                        .poison(|| format!("cannot write the checkpoint: {e}"));
-                }
-                written = Instant::now();
-                state = self.state();
-            }
+        let written_at = *state.written_at.get_or_insert(now);
+        if state.stop {
+            return Turn::End;
         }
+        if let Some(base) = state.wanted.take() {
+            state.making = true;
+            drop(state);
+            let made = self.shared.segments.create(base, self.written, &self.hurry);
+            let mut state = self.state();
+            state.making = false;
+            match made {
+                Ok(segment) => state.made = Some(segment),
+                // The append that needs the segment tries again and fails with the reason.
+                Err(e) => tracing::warn!(%base, error = %e, "cannot make the next segment"),
+            }
+            self.made.notify_all();
+            return Turn::Again;
+        }
+        if !state.changed {
+            return Turn::Wait;
+        }
+        let left = (written_at + CHECKPOINT_INTERVAL).saturating_sub(now);
+        if !left.is_zero() {
+            return Turn::WaitFor(left);
+        }
+        state.changed = false;
+        state.written_at = Some(now);
+        drop(state);
+        if let Err(e) = self.write_checkpoint() {
+            self.shared
+                .poison(|| format!("cannot write the checkpoint: {e}"));
+        }
+        Turn::Again
     }
 
     fn write_checkpoint(&self) -> io::Result<()> {

@@ -1,6 +1,7 @@
 //! RocketMQ's commit log as the home of a Raft log.
 //!
-//! `types` and `config` are the store's vocabulary, `disk` its only way to the operating system.
+//! `types` and `config` are the store's vocabulary, `disk` its only way to the operating system,
+//! `worker` how it works in the background.
 //! The log: `segment` is its files as one address space, `extent` what an entry looks like in them,
 //! `seal` makes its bytes, `raft_index` finds it, `queue_offsets` gives out queue offsets, `flush`
 //! makes bytes durable, `slots` and `checkpoint` hold the vote and what recovery starts from,
@@ -34,13 +35,14 @@ mod reader;
 mod recovery;
 mod seal;
 mod segment;
-#[cfg(test)]
-mod sim;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
 mod slots;
 mod store;
 #[cfg(test)]
 mod tests;
 mod types;
+mod worker;
 
 pub use config::{ConfigError, ENTRY_OVERHEAD_BYTES, FlushMode, StoreConfig};
 pub use consume_queue::{Slot, UNIT_BYTES, Unit};
@@ -63,3 +65,4 @@ pub use types::{
     Batch, EntryId, EntryKind, LogIndex, NewEntry, PendingRecord, PhyOffset, Position, QueueOffset,
     Run, SealedCell, StoredEntry, Term, Vote,
 };
+pub use worker::{Turn, Work, Worker};

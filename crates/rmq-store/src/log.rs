@@ -96,8 +96,9 @@ impl Log {
             recovered,
             ..
         } = parts;
-        let flusher = Flusher::start(Arc::clone(&shared), config.flush, tail.end)?;
+        let flusher = Flusher::start(&*disk, Arc::clone(&shared), config.flush, tail.end)?;
         let keeper = Keeper::start(
+            &*disk,
             Arc::clone(&shared),
             flusher.handle(),
             config.flush == FlushMode::Sync,

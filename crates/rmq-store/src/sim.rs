@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use bytes::Bytes;
 
 use crate::disk::{Disk, DiskFile, OpenMode};
+use crate::worker::{self, Work, Worker};
 
 const PAGE: usize = 4096;
 const SECTOR: usize = 512;
@@ -117,9 +118,17 @@ enum Op {
     },
 }
 
+/// What a simulation lends to the disk of one of its nodes.
+pub trait Machine: Send + Sync + std::fmt::Debug {
+    /// See [`Disk::now_ms`].
+    fn now_ms(&self) -> i64;
+    /// See [`Disk::spawn`].
+    fn spawn(&self, name: &str, work: Work) -> Arc<dyn Worker>;
+}
+
 /// What to fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Fault {
+pub enum Fault {
     /// A write or an allocation: no space.
     Full,
     /// A write: I/O error, after half of its bytes.
@@ -140,6 +149,8 @@ struct Inner {
     locked: BTreeSet<PathBuf>,
     boot: u64,
     now_ms: i64,
+    /// Without one it counts the time in calls and has threads.
+    machine: Option<Arc<dyn Machine>>,
     /// The fault, part of the path it strikes, and how many chances it lets pass.
     fault: Option<(Fault, String, usize)>,
 }
@@ -193,25 +204,30 @@ impl Inner {
 
 /// The simulated disk. Clones are the same disk.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct SimDisk(Arc<Mutex<Inner>>);
+pub struct SimDisk(Arc<Mutex<Inner>>);
 
 impl SimDisk {
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.0.lock().expect("no panic while it is held")
     }
 
+    /// Makes it the disk of a simulated machine.
+    pub fn attach(&self, machine: Arc<dyn Machine>) {
+        self.inner().machine = Some(machine);
+    }
+
     /// How much was done so far.
-    pub(crate) fn done(&self) -> usize {
+    pub fn done(&self) -> usize {
         self.inner().done.len()
     }
 
     /// Lets the `skip + 1`st operation of this sort on a path with this part fail.
-    pub(crate) fn fail(&self, fault: Fault, part: &str, skip: usize) {
+    pub fn fail(&self, fault: Fault, part: &str, skip: usize) {
         self.inner().fault = Some((fault, part.to_owned(), skip));
     }
 
     /// Changes a byte of a file, as a disk that rots.
-    pub(crate) fn flip(&self, path: &Path, pos: u64) {
+    pub fn flip(&self, path: &Path, pos: u64) {
         let mut inner = self.inner();
         let file = inner.names[path];
         let mut byte = [0];
@@ -226,11 +242,11 @@ impl SimDisk {
 
     /// The disk after a process was killed when this much was done. What was not synced then is
     /// not synced yet, and the record goes on.
-    pub(crate) fn killed_at(&self, done: usize) -> Self {
+    pub fn killed_at(&self, done: usize) -> Self {
         let inner = self.inner();
         let mut left = inner.at_start();
-        left.names_before = inner.names_before.clone();
-        left.files_before = inner.files_before.clone();
+        left.names_before.clone_from(&inner.names_before);
+        left.files_before.clone_from(&inner.files_before);
         for op in &inner.done[..done] {
             left.apply(op.clone());
         }
@@ -238,7 +254,7 @@ impl SimDisk {
     }
 
     /// The disk after the power was cut when this much was done. `dice(n)` is a number below `n`.
-    pub(crate) fn cut_at(&self, done: usize, dice: &mut dyn FnMut(usize) -> usize) -> Self {
+    pub fn cut_at(&self, done: usize, dice: &mut dyn FnMut(usize) -> usize) -> Self {
         let inner = self.inner();
         let mut left = inner.at_start();
         left.boot += 1;
@@ -247,8 +263,8 @@ impl SimDisk {
         for (file, content) in left.files.iter_mut().enumerate() {
             *content = content_left(std::mem::take(content), done, file, dice);
         }
-        left.names_before = left.names.clone();
-        left.files_before = left.files.clone();
+        left.names_before.clone_from(&left.names);
+        left.files_before.clone_from(&left.files);
         Self(Arc::new(Mutex::new(left)))
     }
 }
@@ -455,8 +471,19 @@ impl Disk for SimDisk {
 
     fn now_ms(&self) -> i64 {
         let mut inner = self.inner();
+        if let Some(machine) = &inner.machine {
+            return machine.now_ms();
+        }
         inner.now_ms += 1;
         inner.now_ms
+    }
+
+    fn spawn(&self, name: &str, work: Work) -> io::Result<Arc<dyn Worker>> {
+        let machine = self.inner().machine.clone();
+        match machine {
+            Some(machine) => Ok(machine.spawn(name, work)),
+            None => worker::thread(name, work),
+        }
     }
 }
 

@@ -35,7 +35,7 @@ pub(in crate::raft) use identity::{GroupId, Identity};
 pub use identity::{IdentityError, PeerList, PeerListError, SelfId, SelfIdError};
 pub(in crate::raft) use network::{ForwardError, Network};
 pub use server::ForwardHandler;
-pub use transport::{Duplex, Listener, Net, Tcp};
+pub use transport::{Bound, Duplex, Listener, Net, Tcp};
 
 use crate::raft::Raft;
 use crate::raft::gate::VoteGate;

@@ -37,6 +37,12 @@ pub trait Listener: Send + Sync + 'static {
     fn accept(&self) -> BoxFuture<'_, io::Result<Duplex>>;
 }
 
+/// A place that peers may dial at, before anybody listens there.
+pub trait Bound: Send + Sync + 'static {
+    /// Listens on the current runtime.
+    fn listen(&self) -> io::Result<Box<dyn Listener>>;
+}
+
 /// The network of the operating system.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Tcp;
@@ -75,6 +81,14 @@ impl Listener for TcpListener {
             let (stream, _) = self.accept().await?;
             halves(stream)
         })
+    }
+}
+
+impl Bound for std::net::TcpListener {
+    fn listen(&self) -> io::Result<Box<dyn Listener>> {
+        let listener = self.try_clone()?;
+        listener.set_nonblocking(true)?;
+        Ok(Box::new(TcpListener::from_std(listener)?))
     }
 }
 

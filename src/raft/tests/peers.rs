@@ -15,7 +15,7 @@ use super::{
 };
 use crate::meta::Meta;
 use crate::raft::node::Timers;
-use crate::raft::{PeerOptions, RaftOptions, SelfId};
+use crate::raft::{PeerOptions, RaftOptions, SelfId, Tcp};
 
 /// What a node runs on.
 #[derive(Clone, Copy)]
@@ -129,7 +129,8 @@ async fn start_peer(
         peers: Some(PeerOptions {
             self_id: SelfId(number),
             list: list.parse().unwrap(),
-            listener,
+            listener: Box::new(listener),
+            net: Arc::new(Tcp),
             join_only: false,
             auto_rejoin: true,
             genesis: String::new(),
@@ -140,6 +141,7 @@ async fn start_peer(
         }),
         timers: Timers::default(),
         quarantine: true,
+        runtime: None,
         on_fatal: Box::new(|reason| panic!("raft failed: {reason}")),
     };
     let group = crate::raft::start(options, store, &config, disk, meta.clone()).await;

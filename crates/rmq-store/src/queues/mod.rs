@@ -1,7 +1,7 @@
 //! What consumers see of the log: queues of messages and the index by key, behind the confirm offset.
 //!
 //! [`Queues`] owns the derived files. `open` brings them to a known state and up to the confirm
-//! offset, `run` has the two threads that keep them there (dispatch; sync and `repair`), `read` has all
+//! offset, `run` has the two workers that keep them there (dispatch; sync and `repair`), `read` has all
 //! the questions. Their formats are in [`crate::consume_queue`] and [`crate::index_file`], what goes
 //! into them is decided in [`crate::dispatch`].
 //!
@@ -14,8 +14,7 @@ mod read;
 mod repair;
 mod run;
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use repair::Hole;
@@ -25,11 +24,13 @@ pub use read::{Boundary, GetResult, GetStatus};
 
 use crate::consume_queue::{QueueFiles, Table};
 use crate::delay::DelayLevels;
+use crate::disk::Disk;
 use crate::dispatch::{Arrival, CheckpointFile, CommittedLog};
 use crate::index_file::Index;
 use crate::types::{PhyOffset, QueueOffset, Run};
+use crate::worker::Worker;
 
-/// Told of the messages of every dispatched batch, on the dispatch thread.
+/// Told of the messages of every dispatched batch, by the dispatcher.
 pub type ArrivalListener = Arc<dyn Fn(&[Arrival]) + Send + Sync>;
 
 /// All consume queues and the index of a store.
@@ -37,6 +38,7 @@ pub type ArrivalListener = Arc<dyn Fn(&[Arrival]) + Send + Sync>;
 /// Locks are taken in this order, and none is held while a file is synced: `stepping`, `index`,
 /// `shared`.
 pub struct Queues {
+    disk: Arc<dyn Disk>,
     log: Box<dyn CommittedLog>,
     files: QueueFiles,
     levels: DelayLevels,
@@ -47,14 +49,19 @@ pub struct Queues {
     stepping: Mutex<()>,
     index: Mutex<Index>,
     shared: Mutex<Shared>,
-    /// There may be something to dispatch, or an end to it.
-    work: Condvar,
     /// Something was dispatched or repaired.
     progress: Condvar,
-    /// There is a hole to fill, or an end to flushing.
-    upkeep: Condvar,
     checkpoint: Mutex<Checkpoints>,
-    threads: Mutex<Vec<JoinHandle<()>>>,
+    /// Once started.
+    workers: OnceLock<Workers>,
+}
+
+#[derive(Debug)]
+struct Workers {
+    /// Woken when there may be something to dispatch, or an end to it.
+    dispatch: Arc<dyn Worker>,
+    /// Woken when there is a hole to fill, or an end to flushing.
+    upkeep: Arc<dyn Worker>,
 }
 
 #[derive(Default)]
@@ -113,7 +120,7 @@ impl Queues {
         }
         self.log.set_confirm_offset(end);
         drop(shared);
-        self.work.notify_one();
+        self.wake(|workers| &workers.dispatch);
     }
 
     fn shared(&self) -> MutexGuard<'_, Shared> {

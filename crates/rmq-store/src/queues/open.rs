@@ -9,7 +9,7 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::Duration;
 
 use thiserror::Error;
@@ -90,6 +90,7 @@ impl Queues {
 
         let confirm = log.confirm_offset();
         let queues = Queues {
+            disk: Arc::clone(disk),
             log,
             files,
             levels: config.delay_levels.clone(),
@@ -103,14 +104,12 @@ impl Queues {
                 last_anew: start.last_anew,
                 ..Shared::default()
             }),
-            work: Condvar::new(),
             progress: Condvar::new(),
-            upkeep: Condvar::new(),
             checkpoint: Mutex::new(Checkpoints {
                 file: checkpoints,
                 failed: false,
             }),
-            threads: Mutex::default(),
+            workers: OnceLock::new(),
         };
         if from < confirm {
             info!(%from, %confirm, "bringing consume queues and index up to the confirm offset");

@@ -236,7 +236,7 @@ impl Queues {
             shared.holes.push(hole);
         }
         drop(shared);
-        self.upkeep.notify_one();
+        self.wake(|workers| &workers.upkeep);
     }
 
     /// The consume queue unit at an offset; `None` if the queue has none there (yet).

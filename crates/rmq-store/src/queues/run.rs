@@ -1,16 +1,16 @@
-//! The work on the derived files and the threads that do it.
+//! The work on the derived files and the workers that do it.
 
 use std::io;
 use std::sync::{Arc, PoisonError};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rmq_wire::record::{Peek, peek};
 use tracing::{error, info, warn};
 
-use super::{ArrivalListener, Queues};
+use super::{ArrivalListener, Queues, Workers};
 use crate::dispatch::{Arrival, Batch, Checkpoint, DispatchError, Message, QueueRun};
 use crate::types::PhyOffset;
+use crate::worker::{Turn, Worker};
 
 /// Bytes of the log that one batch goes through, its last record apart.
 const BATCH_BYTES: usize = 4 << 20;
@@ -20,46 +20,47 @@ const RETRY_PAUSE: Duration = Duration::from_secs(1);
 const ERROR_PAUSE: Duration = Duration::from_secs(60);
 
 impl Queues {
-    /// Starts the dispatch thread, which calls `listener` after each batch, and the thread that syncs
-    /// the files and repairs holes.
+    /// Starts the dispatcher, which calls `listener` after each batch, and the worker that syncs the
+    /// files and repairs holes. Once in the life of the queues.
     ///
     /// # Errors
     /// If the system has no thread to give.
     pub fn start(self: &Arc<Self>, listener: ArrivalListener) -> io::Result<()> {
-        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         let queues = Arc::clone(self);
-        let dispatch = move || queues.dispatch_loop(&listener);
-        threads.push(
-            thread::Builder::new()
-                .name("rmq-dispatch".to_owned())
-                .spawn(dispatch)?,
-        );
+        let dispatch = Box::new(move |_| queues.dispatch_turn(&listener));
         let queues = Arc::clone(self);
-        let upkeep = move || queues.upkeep_loop();
-        threads.push(
-            thread::Builder::new()
-                .name("rmq-cq-flush".to_owned())
-                .spawn(upkeep)?,
-        );
+        let mut flushing = Flushing::default();
+        let upkeep = Box::new(move |now| queues.upkeep_turn(&mut flushing, now));
+        let workers = Workers {
+            dispatch: self.disk.spawn("rmq-dispatch", dispatch)?,
+            upkeep: self.disk.spawn("rmq-cq-flush", upkeep)?,
+        };
+        if self.workers.set(workers).is_err() {
+            return Err(io::Error::other("the queues are started already"));
+        }
+        // What was committed or found missing before woke nobody.
+        self.wake(|workers| &workers.dispatch);
+        self.wake(|workers| &workers.upkeep);
         Ok(())
     }
 
-    /// Dispatches what is committed, ends the threads and makes everything durable, so that the next
+    pub(super) fn wake(&self, worker: impl Fn(&Workers) -> &Arc<dyn Worker>) {
+        if let Some(workers) = self.workers.get() {
+            worker(workers).wake();
+        }
+    }
+
+    /// Dispatches what is committed, ends the workers and makes everything durable, so that the next
     /// start has nothing to do.
     ///
     /// # Errors
     /// The disk's; the store is sound then, but the next start has to catch up.
     pub fn stop(&self) -> io::Result<()> {
         self.shared().stopping = true;
-        self.work.notify_all();
-        self.upkeep.notify_all();
-        let threads =
-            std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
-        for thread in threads {
-            if thread.join().is_err() {
-                return Err(io::Error::other(
-                    "a thread of the consume queues has panicked",
-                ));
+        if let Some(Workers { dispatch, upkeep }) = self.workers.get() {
+            for worker in [dispatch, upkeep] {
+                worker.wake();
+                worker.join()?;
             }
         }
         let dispatched = loop {
@@ -196,64 +197,67 @@ impl Queues {
         })
     }
 
-    fn dispatch_loop(&self, listener: &ArrivalListener) {
-        loop {
-            let mut shared = self.shared();
-            while !shared.stopping && shared.dispatched >= self.log.confirm_offset() {
-                shared = self
-                    .work
-                    .wait(shared)
-                    .unwrap_or_else(PoisonError::into_inner);
+    fn dispatch_turn(&self, listener: &ArrivalListener) -> Turn {
+        match self.step() {
+            Ok(Some(arrivals)) if arrivals.is_empty() => Turn::Again,
+            Ok(Some(arrivals)) => {
+                listener(&arrivals);
+                Turn::Again
             }
-            drop(shared);
-            match self.step() {
-                Ok(Some(arrivals)) if arrivals.is_empty() => {}
-                Ok(Some(arrivals)) => listener(&arrivals),
-                // Only when stopping: all is dispatched.
-                Ok(None) => return,
-                Err(e) => {
-                    error!(error = %e, "dispatch stands still");
-                    let mut shared = self.shared();
-                    shared.failure = Some(e.to_string());
-                    if shared.stopping || matches!(e, DispatchError::NoRecord { .. }) {
-                        return;
-                    }
-                    drop(shared);
-                    thread::sleep(RETRY_PAUSE);
+            Ok(None) if self.shared().stopping => Turn::End,
+            Ok(None) => Turn::Wait,
+            Err(e) => {
+                error!(error = %e, "dispatch stands still");
+                let mut shared = self.shared();
+                shared.failure = Some(e.to_string());
+                if shared.stopping || matches!(e, DispatchError::NoRecord { .. }) {
+                    return Turn::End;
                 }
+                Turn::Pause(RETRY_PAUSE)
             }
         }
     }
 
-    fn upkeep_loop(&self) {
-        let mut pause = self.flush_interval;
-        let mut next_flush = Instant::now() + pause;
-        loop {
-            let mut shared = self.shared();
-            let left = next_flush.saturating_duration_since(Instant::now());
-            if !shared.stopping && shared.holes.is_empty() && !left.is_zero() {
-                let waited = self.upkeep.wait_timeout(shared, left);
-                shared = waited.unwrap_or_else(PoisonError::into_inner).0;
-            }
-            if shared.stopping {
-                return;
-            }
-            let hole = shared.holes.first().cloned();
-            drop(shared);
-            if let Some(hole) = hole {
-                self.repair(&hole);
-            }
-            if next_flush <= Instant::now() {
-                let begun = Instant::now();
-                let result = self.flush(false);
-                // With very many queues a round takes long; the disk is the log's in the first place.
-                pause = self.flush_interval.max(begun.elapsed() * 9);
-                if let Err(e) = result {
-                    error!(error = %e, "consume queues and index could not be synced");
-                    pause = pause.max(ERROR_PAUSE);
-                }
-                next_flush = Instant::now() + pause;
-            }
+    fn upkeep_turn(&self, flushing: &mut Flushing, now: Duration) -> Turn {
+        let next = flushing.next(now, self.flush_interval);
+        let shared = self.shared();
+        if shared.stopping {
+            return Turn::End;
         }
+        let hole = shared.holes.first().cloned();
+        drop(shared);
+        if let Some(hole) = hole {
+            self.repair(&hole);
+        } else if now < next {
+            return Turn::WaitFor(next - now);
+        }
+        if next <= now {
+            let result = self.flush(false);
+            if let Err(e) = &result {
+                error!(error = %e, "consume queues and index could not be synced");
+            }
+            flushing.begun = Some((now, result.is_ok()));
+        }
+        Turn::Again
+    }
+}
+
+/// When consume queues and index are synced.
+#[derive(Default)]
+struct Flushing {
+    next: Option<Duration>,
+    /// The last turn began to sync at this time, and whether that went well.
+    begun: Option<(Duration, bool)>,
+}
+
+impl Flushing {
+    /// When they are to be synced next.
+    fn next(&mut self, now: Duration, interval: Duration) -> Duration {
+        if let Some((begun, ok)) = self.begun.take() {
+            // With very many queues a round takes long; the disk is the log's in the first place.
+            let pause = interval.max((now - begun) * 9);
+            self.next = Some(now + if ok { pause } else { pause.max(ERROR_PAUSE) });
+        }
+        *self.next.get_or_insert(now + interval)
     }
 }
