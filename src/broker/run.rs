@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::FutureExt;
-use rmq_store::{Disk, OpenStoreError, RealDisk};
+use rmq_store::{Disk, Genesis, OpenStoreError, RealDisk};
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
@@ -17,7 +17,7 @@ use super::member::Member;
 use super::registrar;
 use super::{Broker, arrival_listener};
 use crate::config::{BrokerConfig, UncleanRecovery};
-use crate::meta::{Meta, Views};
+use crate::meta::{Adopted, Meta, Views};
 use crate::raft::{self, PeerListError, PeerOptions, RaftOptions, SelfId, SelfIdError, Timers};
 use crate::remoting::{Client, Limits, serve};
 use crate::shutdown::{Shutdown, Trigger};
@@ -77,7 +77,15 @@ pub async fn run(
         .await
         .map_err(io::Error::other)??;
     let (log, queues) = (store.log.reader(), Arc::clone(&store.queues));
-    let meta = Meta::new();
+    let meta = store.log.genesis().map_or_else(Meta::new, |genesis| {
+        let Genesis { metadata: of, .. } = &**genesis;
+        Meta::adopted(Adopted {
+            topics: &of.topics,
+            groups: &of.groups,
+            offsets: &of.offsets,
+            delay: &of.delay,
+        })
+    });
 
     let (fatal, mut failed) = oneshot::channel::<String>();
     // The group passes on what other nodes forward before there is a broker to answer it.
@@ -221,7 +229,6 @@ fn peer_options(
         net: Arc::new(raft::Tcp),
         join_only: config.raft_join,
         auto_rejoin: config.auto_rejoin,
-        genesis: String::new(),
         forward: Arc::new(move |client, raw| {
             let broker = late.get().and_then(Weak::upgrade);
             async move { forwarded(broker?, client, raw).await }.boxed()

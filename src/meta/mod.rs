@@ -9,11 +9,13 @@
 //! - `state.rs`: the state and the rules of each change
 //! - `codec.rs`: bytes of commands, replies and snapshots (the only user of bincode)
 //! - `defaults.rs`: topics and groups that every broker has
+//! - `adopted.rs`: the first state of a group that has taken over another broker's history
 //! - `wire.rs`: the state as the protocol and Java's files have it
 //! - `views.rs`: `config/*.json` for people and for Java brokers, never read back
 //!
 //! Who proposes commands, and when, is the business of `broker`; the log is that of `raft`.
 
+mod adopted;
 mod codec;
 mod command;
 mod defaults;
@@ -25,6 +27,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use tokio::sync::watch;
 
+pub use adopted::Adopted;
 pub use codec::{CodecError, MAX_COMMAND_BYTES};
 pub use command::{Change, Command, OffsetCommit, Reply};
 pub use defaults::{SystemNames, system_groups, system_topics};
@@ -75,6 +78,14 @@ impl Meta {
                 revisions: watch::Sender::new(Revisions::default()),
             }),
         }
+    }
+
+    /// The state of a broker whose history the log goes on from.
+    pub fn adopted(from: Adopted<'_>) -> Self {
+        let meta = Self::new();
+        *meta.write() = from.into();
+        meta.shared.revisions.send_modify(Revisions::bump_all);
+        meta
     }
 
     /// Applies the command of log entry `index`.

@@ -422,7 +422,7 @@ fn check(change: &Change) -> Result<(), String> {
     }
 }
 
-fn check_topic(name: &str, topic: &Topic) -> Result<(), String> {
+pub(super) fn check_topic(name: &str, topic: &Topic) -> Result<(), String> {
     check_name("topic", name)?;
     if topic.read_queues < 0 || topic.write_queues < 0 {
         return Err(format!(
@@ -434,7 +434,7 @@ fn check_topic(name: &str, topic: &Topic) -> Result<(), String> {
 }
 
 /// `TopicValidator`: `^[%|a-zA-Z0-9_-]+$`, for topics and groups alike.
-fn check_name(what: &str, name: &str) -> Result<(), String> {
+pub(super) fn check_name(what: &str, name: &str) -> Result<(), String> {
     let legal =
         |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'%' | b'|' | b'_' | b'-');
     if name.is_empty() || name.len() > MAX_NAME_BYTES {

@@ -402,3 +402,45 @@ proptest! {
         prop_assert!(Command::decode(torn).is_err());
     }
 }
+
+#[test]
+fn the_state_of_another_broker_comes_from_its_files_but_for_what_no_command_allows() {
+    let original = Meta::new();
+    let topics = vec![("T".to_owned(), Topic::with_queues(2, 6))];
+    original.apply(1, &command(100, Change::CreateTopics(topics)));
+    let groups = vec![("g".to_owned(), Group::default())];
+    original.apply(2, &command(200, Change::CreateGroups(groups)));
+    let commits = vec![commit("g", "T", 0, 7), commit("g", "gone", 3, 9)];
+    original.apply(3, &command(300, Change::CommitOffsets(commits)));
+    original.apply(4, &command(400, Change::DelayProgress(vec![(3, 8)])));
+
+    let (mut topics, groups, mut offsets, mut delay) = {
+        let state = original.read();
+        let tables = (state.topic_table(), state.group_table());
+        (
+            tables.0,
+            tables.1,
+            state.offset_table(),
+            state.delay_table(),
+        )
+    };
+    topics
+        .topic_config_table
+        .insert("no/topic".to_owned(), Topic::default().named("no/topic"));
+    offsets
+        .offset_table
+        .insert("no offset".to_owned(), [(0, 1)].into());
+    offsets.offset_table.get_mut("T@g").unwrap().insert(1, -1);
+    delay.offset_table.insert(0, 5);
+    let adopted = Meta::adopted(Adopted {
+        topics: &topics,
+        groups: &groups,
+        offsets: &offsets,
+        delay: &delay,
+    });
+    let expected = State {
+        applied: None,
+        ..original.read().clone()
+    };
+    assert_eq!(*adopted.read(), expected);
+}

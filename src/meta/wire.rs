@@ -85,6 +85,23 @@ impl Topic {
     }
 }
 
+impl From<TopicConfig> for Topic {
+    fn from(config: TopicConfig) -> Self {
+        Self {
+            read_queues: config.read_queue_nums,
+            write_queues: config.write_queue_nums,
+            perm: config.perm,
+            filter_type: match config.topic_filter_type {
+                TopicFilterType::SingleTag => FilterType::SingleTag,
+                TopicFilterType::MultiTag => FilterType::MultiTag,
+            },
+            sys_flag: config.topic_sys_flag,
+            order: config.order,
+            attributes: config.attributes.unwrap_or_default(),
+        }
+    }
+}
+
 impl Group {
     /// The configuration with its name in it. Fields that came with 5.0 are there only where they
     /// differ from their default, so that 4.9 finds what it knows.

@@ -58,8 +58,6 @@ pub struct PeerOptions {
     pub join_only: bool,
     /// `autoRejoin`: as leader, let a node with an emptied store take its own place again.
     pub auto_rejoin: bool,
-    /// The digest of the adopted history; empty without one.
-    pub genesis: String,
     /// Answers what other nodes forward while this one leads.
     pub forward: ForwardHandler,
 }
@@ -105,9 +103,9 @@ pub async fn start(
         raft_addr: list.addr(self_id).unwrap_or_default().to_owned(),
         broker_addr,
     };
-    let genesis = peers
-        .as_ref()
-        .map_or_else(String::new, |peers| peers.genesis.clone());
+    let genesis = log
+        .genesis()
+        .map_or_else(String::new, |genesis| genesis.digest());
     let local = Arc::new(Local::new(
         group,
         self_id,

@@ -8,7 +8,7 @@ use std::any::Any;
 use std::fmt;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, IoSlice};
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -67,6 +67,9 @@ pub trait Disk: Send + Sync + fmt::Debug {
 pub trait DiskFile: Send + Sync + fmt::Debug {
     /// Length in bytes.
     fn size(&self) -> io::Result<u64>;
+    /// Whether the file has another name too, as one of an adopted history may: then its bytes are
+    /// not this store's to change.
+    fn is_shared(&self) -> io::Result<bool>;
     fn set_len(&self, bytes: u64) -> io::Result<()>;
     /// Makes the file at least this long and reserves its blocks, so that writing into it cannot
     /// run out of space. New bytes are zero.
@@ -196,6 +199,10 @@ impl RealFile {
 impl DiskFile for RealFile {
     fn size(&self) -> io::Result<u64> {
         Ok(self.file.metadata()?.len())
+    }
+
+    fn is_shared(&self) -> io::Result<bool> {
+        Ok(self.file.metadata()?.nlink() > 1)
     }
 
     fn set_len(&self, bytes: u64) -> io::Result<()> {

@@ -6,7 +6,7 @@
 //! `seal` makes its bytes, `raft_index` finds it, `queue_offsets` gives out queue offsets, `flush`
 //! makes bytes durable, `slots` and `checkpoint` hold the vote and what recovery starts from,
 //! `keeper` works ahead in the background. `recovery` opens a log, `log` is its single writer,
-//! `reader` serves everybody else.
+//! `reader` serves everybody else. `genesis` is what a store has taken over from another broker.
 //! Behind it: `queues` is what consumers see, made by `dispatch` from committed records and kept in
 //! `consume_queue` and `index_file`; `delay` is a table that these files depend on. `store` opens
 //! both. The formats are described in `docs/disk-format.md`.
@@ -25,6 +25,7 @@ mod disk;
 mod dispatch;
 mod extent;
 mod flush;
+mod genesis;
 mod index_file;
 mod keeper;
 mod log;
@@ -51,6 +52,10 @@ pub use disk::{Disk, DiskFile, OpenMode, RealDisk};
 pub use dispatch::{Arrival, DispatchError};
 pub use extent::{ExtentError, RAFT_LOG_TOPIC};
 pub use flush::FlushCallback;
+pub use genesis::{
+    GENESIS_FILE, Genesis, GenesisError, GenesisMetadata, GenesisMismatch, GenesisSegment,
+    MeasureError, last_record,
+};
 pub use index_file::{
     ENTRY_BYTES, Entry, HEADER_BYTES, Header as IndexHeader, Layout as IndexLayout, SLOT_BYTES,
     key_hash,

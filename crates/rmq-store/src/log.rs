@@ -9,6 +9,7 @@ use crate::config::{FlushMode, StoreConfig};
 use crate::disk::Disk;
 use crate::extent::{Header, Tail};
 use crate::flush::{FlushCallback, FlushHandle, Flusher};
+use crate::genesis::Genesis;
 use crate::keeper::Keeper;
 use crate::queue_offsets::QueueOffsets;
 use crate::reader::{LogReader, ReadError, Shared};
@@ -48,6 +49,7 @@ pub struct Recovered {
 #[derive(Debug)]
 pub struct Log {
     config: StoreConfig,
+    genesis: Option<Arc<Genesis>>,
     disk: Arc<dyn Disk>,
     shared: Arc<Shared>,
     tail: Tail,
@@ -68,6 +70,7 @@ pub struct Log {
 /// What recovery hands over.
 pub(crate) struct Parts {
     pub(crate) config: StoreConfig,
+    pub(crate) genesis: Option<Arc<Genesis>>,
     pub(crate) disk: Arc<dyn Disk>,
     pub(crate) shared: Arc<Shared>,
     pub(crate) tail: Tail,
@@ -89,6 +92,7 @@ impl Log {
     pub(crate) fn assemble(parts: Parts) -> io::Result<Self> {
         let Parts {
             config,
+            genesis,
             disk,
             shared,
             tail,
@@ -107,6 +111,7 @@ impl Log {
         )?;
         Ok(Self {
             config,
+            genesis,
             disk,
             shared,
             tail,
@@ -128,6 +133,12 @@ impl Log {
         LogReader {
             shared: Arc::clone(&self.shared),
         }
+    }
+
+    /// What the store has taken over from another broker, if it has.
+    #[must_use]
+    pub fn genesis(&self) -> Option<&Arc<Genesis>> {
+        self.genesis.as_ref()
     }
 
     /// What opening found.

@@ -511,6 +511,10 @@ impl DiskFile for SimFile {
         Ok(self.disk.inner().files[self.file].len)
     }
 
+    fn is_shared(&self) -> io::Result<bool> {
+        Ok(false)
+    }
+
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.disk.inner().apply(Op::Resize {
             file: self.file,

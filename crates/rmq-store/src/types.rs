@@ -48,6 +48,7 @@ number! {
 }
 number! {
     /// A byte position in the commit log, counted over all its segments.
+    #[derive(serde::Serialize, serde::Deserialize)]
     PhyOffset
 }
 number! {

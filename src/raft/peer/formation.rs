@@ -123,7 +123,8 @@ fn disagreement(own: &NodeInfo, peer: &NodeInfo) -> Option<String> {
         ))
     } else if peer.genesis != own.genesis {
         Some(format!(
-            "the adopted histories differ: {} has {}, {} has {}",
+            "the adopted histories differ: {} has {}, {} has {}; every node needs a copy of what one \
+             run of rmq-migrate made, or another directory",
             own.self_id,
             named(&own.genesis),
             peer.self_id,
@@ -468,7 +469,11 @@ mod tests {
         other.genesis = "5eed".into();
         assert_eq!(
             decide(&info(0), false, &met([other, info(2)])),
-            Next::Refuse("the adopted histories differ: n0 has none, n1 has 5eed".into())
+            Next::Refuse(
+                "the adopted histories differ: n0 has none, n1 has 5eed; every node needs a copy of \
+                 what one run of rmq-migrate made, or another directory"
+                    .into()
+            )
         );
     }
 

@@ -133,7 +133,6 @@ async fn start_peer(
             net: Arc::new(Tcp),
             join_only: false,
             auto_rejoin: true,
-            genesis: String::new(),
             forward: Arc::new(move |client, frame| {
                 let answer = format!("{client} asked n{number} for {frame:?}");
                 Box::pin(async move { Some(answer.into()) })

@@ -42,8 +42,16 @@ pub(crate) struct QueueFiles {
 /// Open files, the least recently used of which makes room for another.
 #[derive(Debug, Default)]
 struct Descriptors {
-    files: HashMap<FileKey, (Arc<dyn DiskFile>, u64)>,
+    files: HashMap<FileKey, Descriptor>,
     uses: u64,
+}
+
+#[derive(Debug)]
+struct Descriptor {
+    file: Arc<dyn DiskFile>,
+    /// It was made here, or found to have no other name.
+    own: bool,
+    used: u64,
 }
 
 /// What was written since the last sync began.
@@ -199,7 +207,7 @@ impl QueueFiles {
                 queue_id,
                 start,
             };
-            let file = match self.descriptor(key.clone()) {
+            let file = match self.writable(&key) {
                 Err(e) if e.kind() == ErrorKind::NotFound => self.create(&key)?,
                 other => other?,
             };
@@ -268,7 +276,7 @@ impl QueueFiles {
             if start >= end {
                 self.remove(topic, queue_id, start)?;
             } else if end - start < self.file_bytes {
-                let file = self.descriptor(key.clone())?;
+                let file = self.writable(&key)?;
                 // What is cut off comes back as a hole.
                 file.set_len(end - start)?;
                 file.set_len(self.file_bytes)?;
@@ -353,7 +361,36 @@ impl QueueFiles {
         self.unsynced()
             .dirs
             .extend(self.dirs(&key.topic, key.queue_id));
-        self.descriptors().put(key.clone(), &file);
+        self.descriptors().put(key.clone(), &file, true);
+        Ok(file)
+    }
+
+    /// A file to write to. One that has another name as well belongs to the history of another
+    /// broker, and is replaced by a copy first.
+    fn writable(&self, key: &FileKey) -> io::Result<Arc<dyn DiskFile>> {
+        if let Some(own) = self.descriptors().get(key).filter(|found| found.own) {
+            return Ok(Arc::clone(&own.file));
+        }
+        let mut file = self.descriptor(key.clone())?;
+        if file.is_shared()? {
+            file = self.copy(key, &*file)?;
+        }
+        self.descriptors().put(key.clone(), &file, true);
+        Ok(file)
+    }
+
+    fn copy(&self, key: &FileKey, from: &dyn DiskFile) -> io::Result<Arc<dyn DiskFile>> {
+        let dir = self.dir(&key.topic, key.queue_id);
+        let path = dir.join(name_of(key.start));
+        let mut bytes = vec![0; usize::try_from(from.size()?).map_err(io::Error::other)?];
+        let read = from.read_at(0, &mut bytes)?;
+        let new = path.with_extension("new");
+        let file = self.disk.open(&new, OpenMode::Create)?;
+        file.set_len(self.file_bytes)?;
+        file.write_at(0, &[IoSlice::new(&bytes[..read])])?;
+        file.sync()?;
+        self.disk.rename(&new, &path)?;
+        self.disk.sync_dir(&dir)?;
         Ok(file)
     }
 
@@ -361,12 +398,12 @@ impl QueueFiles {
         // Opened under the lock, as `cut` unlinks under it: the table never holds a file that its
         // directory does not.
         let mut open = self.descriptors();
-        if let Some(file) = open.get(&key) {
-            return Ok(file);
+        if let Some(found) = open.get(&key) {
+            return Ok(Arc::clone(&found.file));
         }
         let path = self.dir(&key.topic, key.queue_id).join(name_of(key.start));
         let file = self.disk.open(&path, OpenMode::Write)?;
-        open.put(key, &file);
+        open.put(key, &file, false);
         Ok(file)
     }
 
@@ -417,23 +454,24 @@ impl QueueFiles {
 }
 
 impl Descriptors {
-    fn get(&mut self, key: &FileKey) -> Option<Arc<dyn DiskFile>> {
+    fn get(&mut self, key: &FileKey) -> Option<&Descriptor> {
         self.uses += 1;
-        let (file, used) = self.files.get_mut(key)?;
-        *used = self.uses;
-        Some(Arc::clone(file))
+        let found = self.files.get_mut(key)?;
+        found.used = self.uses;
+        Some(found)
     }
 
-    fn put(&mut self, key: FileKey, file: &Arc<dyn DiskFile>) {
-        if self.files.len() >= DESCRIPTORS {
+    fn put(&mut self, key: FileKey, file: &Arc<dyn DiskFile>, own: bool) {
+        if self.files.len() >= DESCRIPTORS && !self.files.contains_key(&key) {
             // A scan of all is cheaper than the open that led here.
-            let oldest = self.files.iter().min_by_key(|(_, (_, used))| *used);
+            let oldest = self.files.iter().min_by_key(|(_, found)| found.used);
             if let Some(key) = oldest.map(|(key, _)| key.clone()) {
                 self.files.remove(&key);
             }
         }
         self.uses += 1;
-        self.files.insert(key, (Arc::clone(file), self.uses));
+        let (file, used) = (Arc::clone(file), self.uses);
+        self.files.insert(key, Descriptor { file, own, used });
     }
 }
 

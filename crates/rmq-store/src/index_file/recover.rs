@@ -50,6 +50,27 @@ impl Index {
         Ok(index)
     }
 
+    /// The state of files that another broker wrote, of which the newest has entries; `None` if
+    /// there are none, or of another layout.
+    pub(crate) fn saved_by_another(
+        disk: &Arc<dyn Disk>,
+        dir: PathBuf,
+        layout: Layout,
+    ) -> io::Result<Option<Saved>> {
+        let index = Index::new(disk, dir, layout, PhyOffset(0));
+        let mut newest = None;
+        for name in index.names()? {
+            let path = index.dir.join(name_of(name));
+            if index.disk.open(&path, OpenMode::Read)?.size()? != layout.file_bytes() {
+                return Ok(None);
+            }
+            newest = Some(name);
+        }
+        let Some(name) = newest else { return Ok(None) };
+        let header = index.read_header(name)?;
+        Ok(Some(Saved { name, header }).filter(|saved| saved.header.next_entry > 1))
+    }
+
     fn new(disk: &Arc<dyn Disk>, dir: PathBuf, layout: Layout, from: PhyOffset) -> Index {
         Index {
             disk: Arc::clone(disk),

@@ -27,6 +27,9 @@ use crate::index_file::{Index, Layout, Saved};
 use crate::reader::LogReader;
 use crate::types::{PhyOffset, QueueOffset};
 
+/// Name of the dispatch checkpoint in the store's root.
+const DISPATCHED_FILE: &str = "dispatched";
+
 /// Why the queues of a store could not be opened.
 #[derive(Debug, Error)]
 pub enum OpenQueuesError {
@@ -51,6 +54,45 @@ impl Queues {
         Queues::open_over(config, &disk, Box::new(log))
     }
 
+    /// Takes consume queues and index files that another broker wrote and closed, and that lie in
+    /// place, for what they show of a log that ends at `end`: the first opening goes on from there
+    /// instead of building them anew. Index files of another layout than the configured are built
+    /// anew all the same.
+    ///
+    /// Returns where dispatch goes on: behind the last record that any queue has.
+    ///
+    /// # Errors
+    /// The disk's, or consume queue files whose length is not the configured one.
+    pub fn adopt(
+        config: &StoreConfig,
+        disk: &Arc<dyn Disk>,
+        end: PhyOffset,
+    ) -> io::Result<PhyOffset> {
+        let files = QueueFiles::new(
+            Arc::clone(disk),
+            config.consume_queue_dir(),
+            config.consume_queue_file_bytes,
+        );
+        let table = table_below(&files, end, PhyOffset(0))?;
+        let ends = table.iter().map(|(_, state)| state.end_phy);
+        let dispatched = ends.max().unwrap_or_default();
+        let layout = Layout {
+            slots: config.index_slots,
+            entries: config.index_entries,
+        };
+        let index = Index::saved_by_another(disk, config.index_dir(), layout)?;
+        let mut file = CheckpointFile::open(disk, config.root.join(DISPATCHED_FILE))?;
+        file.write(Checkpoint {
+            dispatched,
+            digest: table.digest(),
+            last_anew: PhyOffset(0),
+            index,
+            clean: true,
+            boot: 0,
+        })?;
+        Ok(dispatched)
+    }
+
     pub(super) fn open_over(
         config: &StoreConfig,
         disk: &Arc<dyn Disk>,
@@ -62,7 +104,7 @@ impl Queues {
         }
         disk.sync_dir(config.root())?;
         let files = QueueFiles::new(Arc::clone(disk), queue_dir, config.consume_queue_file_bytes);
-        let mut checkpoints = CheckpointFile::open(disk, config.root.join("dispatched"))?;
+        let mut checkpoints = CheckpointFile::open(disk, config.root.join(DISPATCHED_FILE))?;
 
         let boot = fnv_1a(disk.boot_id()?.into_bytes());
         let saved = checkpoints.last();

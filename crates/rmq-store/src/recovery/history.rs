@@ -82,7 +82,7 @@ fn holds_record(content: &[u8], from: usize, base: u64) -> bool {
 }
 
 /// Size of the record at a place of a segment, if a whole one is there.
-fn is_record(content: &[u8], at: usize, base: u64) -> Option<usize> {
+pub(crate) fn is_record(content: &[u8], at: usize, base: u64) -> Option<usize> {
     let Peek::Record { size } = record::peek(&content[at..]) else {
         return None;
     };

@@ -5,12 +5,14 @@
 //! that is not whole, or does not continue the chain, is where a crash cut the log: an entry is
 //! there as a whole or not at all.
 //!
-//! `notes` reads vote and checkpoint, or begins them behind what `history` finds; `scan` walks from
-//! the checkpoint to the end of the log.
+//! `notes` reads vote and checkpoint, or begins them behind the genesis or what `history` finds;
+//! `scan` walks from the checkpoint to the end of the log.
 
 mod history;
 mod notes;
 mod scan;
+
+pub(crate) use history::is_record;
 
 use std::any::Any;
 use std::io;
@@ -25,6 +27,7 @@ use crate::checkpoint::{CHECKPOINT_FILE, Checkpoint, write_abort};
 use crate::config::{ConfigError, FlushMode, StoreConfig};
 use crate::disk::{Disk, OpenMode};
 use crate::extent::Tail;
+use crate::genesis::{GENESIS_FILE, Genesis, GenesisMismatch};
 use crate::log::{Log, Parts, Recovered};
 use crate::raft_index::RaftIndex;
 use crate::reader::Shared;
@@ -71,6 +74,10 @@ pub enum OpenError {
         confirm: PhyOffset,
         reason: String,
     },
+    #[error("{} is damaged: {reason}; copy it from another node of the group", path.display())]
+    Genesis { path: PathBuf, reason: String },
+    #[error("the adopted history is not that of its genesis: {0}")]
+    History(#[from] GenesisMismatch),
     #[error("{} goes on at byte {within} (offset {at}) behind the end of the log as it was closed: another broker has written to it", path.display())]
     Foreign {
         path: PathBuf,
@@ -106,8 +113,26 @@ pub(crate) fn open_log(config: &StoreConfig, disk: &Arc<dyn Disk>) -> Result<Log
             },
             _ => at(&config.path("lock"))(e),
         })?;
-    let notes = Notes::open(config, disk)?;
-    Opening::new(config, disk, notes)?.run(lock)
+    let genesis = read_genesis(config, disk)?;
+    let config = &StoreConfig {
+        generation: genesis
+            .as_ref()
+            .map_or(config.generation, |genesis| genesis.generation),
+        ..config.clone()
+    };
+    let notes = Notes::open(config, disk, genesis.as_ref())?;
+    Opening::new(config, disk, notes)?.run(lock, genesis)
+}
+
+fn read_genesis(config: &StoreConfig, disk: &Arc<dyn Disk>) -> Result<Option<Genesis>, OpenError> {
+    let path = config.path(GENESIS_FILE);
+    Genesis::read(&**disk, config.root()).map_err(|error| match error.kind() {
+        io::ErrorKind::InvalidData => OpenError::Genesis {
+            path,
+            reason: error.to_string(),
+        },
+        _ => at(&path)(error),
+    })
 }
 
 /// Starts of the segment files in a directory, sorted.
@@ -168,7 +193,11 @@ impl<'a> Opening<'a> {
         })
     }
 
-    fn run(mut self, lock: Box<dyn Any + Send + Sync>) -> Result<Log, OpenError> {
+    fn run(
+        mut self,
+        lock: Box<dyn Any + Send + Sync>,
+        genesis: Option<Genesis>,
+    ) -> Result<Log, OpenError> {
         let index_dir = self.config.raft_index_dir();
         let mut checkpoint = self.notes.checkpoint.clone();
         self.start_at_checkpoint()?;
@@ -232,6 +261,7 @@ impl<'a> Opening<'a> {
         let created = self.notes.created;
         let parts = Parts {
             config: self.config.clone(),
+            genesis: genesis.map(Arc::new),
             disk: Arc::clone(self.disk),
             shared: self.shared,
             tail: self.tail,

@@ -10,6 +10,7 @@ use crate::checkpoint::{
 };
 use crate::config::{FlushMode, StoreConfig};
 use crate::disk::Disk;
+use crate::genesis::{GENESIS_FILE, Genesis};
 use crate::slots::{Slots, SlotsError};
 use crate::types::Vote;
 
@@ -23,7 +24,12 @@ pub(super) struct Notes {
 }
 
 impl Notes {
-    pub(super) fn open(config: &StoreConfig, disk: &Arc<dyn Disk>) -> Result<Self, OpenError> {
+    /// `config` has the generation of the genesis, if there is one.
+    pub(super) fn open(
+        config: &StoreConfig,
+        disk: &Arc<dyn Disk>,
+        genesis: Option<&Genesis>,
+    ) -> Result<Self, OpenError> {
         let (vote_path, path) = (config.path(VOTE_FILE), config.path(CHECKPOINT_FILE));
         let vote = match Slots::open(&**disk, &vote_path, VOTE_MAGIC) {
             Ok(None) => None,
@@ -45,6 +51,10 @@ impl Notes {
         };
         match (vote, checkpoint) {
             (Some((vote_slots, vote)), Some((checkpoint_slots, checkpoint))) => {
+                if genesis.is_none() && config.generation == 0 && checkpoint.generation != 0 {
+                    let path = config.path(GENESIS_FILE);
+                    return Err(OpenError::Missing { path });
+                }
                 if checkpoint.generation != config.generation {
                     let (found, expected) = (checkpoint.generation, config.generation);
                     return Err(OpenError::Generation {
@@ -63,18 +73,27 @@ impl Notes {
             }
             (None, Some(_)) => Err(OpenError::Missing { path: vote_path }),
             (Some((_, Some(_))), None) => Err(OpenError::Missing { path }),
-            (None | Some((_, None)), None) => Self::create(config, disk, &vote_path, &path),
+            (None | Some((_, None)), None) => {
+                Self::create(config, disk, genesis, (&vote_path, &path))
+            }
         }
     }
 
-    /// Begins a log, behind the history that lies in the commit log's directory, if any.
+    /// Begins a log, behind the genesis, or the history that lies in the commit log's directory
+    /// without one.
     fn create(
         config: &StoreConfig,
         disk: &Arc<dyn Disk>,
-        vote_path: &Path,
-        path: &Path,
+        genesis: Option<&Genesis>,
+        (vote_path, path): (&Path, &Path),
     ) -> Result<Self, OpenError> {
-        let (segment_bytes, base) = end_of_history(config, disk)?;
+        let (segment_bytes, base) = match genesis {
+            Some(genesis) => {
+                genesis.check(&**disk, &config.commit_log_dir, genesis.start)?;
+                (genesis.segment_bytes, genesis.end)
+            }
+            None => end_of_history(config, disk)?,
+        };
         let checkpoint = Checkpoint {
             generation: config.generation,
             segment_bytes,
