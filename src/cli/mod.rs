@@ -1,7 +1,7 @@
 //! The command line: one executable with a subcommand for each of Java's start scripts, and `up`.
 //!
 //! `program` runs brokers and name servers, `up` a whole group on this machine, `ports` says who holds
-//! a port, `shutdown` stops processes, `raft_status` prints a group's state.
+//! a port, `shutdown` stops processes, `processes` finds them, `raft_status` prints a group's state.
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -9,6 +9,7 @@
 )]
 
 mod ports;
+mod processes;
 mod program;
 mod raft_status;
 mod shutdown;

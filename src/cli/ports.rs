@@ -4,6 +4,8 @@ use std::fs;
 use std::io;
 use std::net::SocketAddr;
 
+use super::processes;
+
 /// A process that listens on a port.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Holder {
@@ -20,38 +22,16 @@ pub(super) struct Holder {
 pub(super) fn holder(port: u16) -> Option<Holder> {
     let inode = listening_inode(port)?;
     let wanted = format!("socket:[{inode}]");
-    for entry in fs::read_dir("/proc").ok()?.flatten() {
-        let Some(pid) = entry
-            .file_name()
-            .to_str()
-            .and_then(|n| n.parse::<u32>().ok())
-        else {
-            continue;
-        };
-        let Ok(descriptors) = fs::read_dir(entry.path().join("fd")) else {
-            continue;
-        };
-        let holds = descriptors
-            .flatten()
-            .any(|d| fs::read_link(d.path()).is_ok_and(|l| l.as_os_str() == wanted.as_str()));
-        if holds {
-            return Some(Holder {
-                pid,
-                command: command_line(pid),
-            });
-        }
-    }
-    None
-}
-
-/// The command line of a process, or an empty string where it cannot be read.
-#[must_use]
-pub(super) fn command_line(pid: u32) -> String {
-    let raw = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    String::from_utf8_lossy(&raw)
-        .replace('\0', " ")
-        .trim_end()
-        .to_owned()
+    let holds = |pid: &u32| {
+        let descriptors = fs::read_dir(format!("/proc/{pid}/fd"));
+        let mut open = descriptors.into_iter().flatten().flatten();
+        open.any(|d| fs::read_link(d.path()).is_ok_and(|l| l.as_os_str() == wanted.as_str()))
+    };
+    let pid = processes::all().ok()?.find(holds)?;
+    Some(Holder {
+        pid,
+        command: processes::command_line(pid),
+    })
 }
 
 /// One line that says why `address` could not be listened on, and who is there if that is why.

@@ -1,13 +1,12 @@
 //! `rmq shutdown broker|namesrv`: asks this machine's brokers or name servers to drain and stop.
 
-use std::fs;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
-use super::ports::command_line;
+use super::processes;
 
 /// Which processes to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -62,24 +61,12 @@ pub(super) fn run(role: Role) -> anyhow::Result<ExitCode> {
 
 /// Processes of this executable's name that were started with the role's subcommand.
 fn pids(role: Role) -> anyhow::Result<Vec<u32>> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir("/proc")
-        .context("cannot list /proc")?
-        .flatten()
-    {
-        let Some(pid) = entry
-            .file_name()
-            .to_str()
-            .and_then(|n| n.parse::<u32>().ok())
-        else {
-            continue;
-        };
-        let line = command_line(pid);
+    let is_ours = |pid: &u32| {
+        let line = processes::command_line(*pid);
         let mut words = line.split(' ');
         let program = words.next().unwrap_or_default();
-        if program.rsplit('/').next() == Some("rmq") && words.next() == Some(role.subcommand()) {
-            found.push(pid);
-        }
-    }
-    Ok(found)
+        program.rsplit('/').next() == Some("rmq") && words.next() == Some(role.subcommand())
+    };
+    let all = processes::all().context("cannot list /proc")?;
+    Ok(all.filter(is_ours).collect())
 }
