@@ -8,8 +8,13 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use rmq_wire::code::{request, response};
 use rmq_wire::frame::{self, Command};
-use rmq_wire::msg_id;
+use rmq_wire::header::{
+    OffsetResponse, PullMessage, QueryConsumerOffset, SendMessage, TopicQueue,
+    UpdateConsumerOffset, pull_sys_flag,
+};
+use rmq_wire::properties::{KEYS, NAME_VALUE_SEPARATOR, PROPERTY_SEPARATOR};
 use rmq_wire::record::Record;
+use rmq_wire::{msg_id, name};
 
 /// How an operation ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,26 +65,32 @@ impl Client {
         }
     }
 
-    /// Sends one message to one queue. The answer is its queue offset.
+    /// Sends one message to one queue, its body as its key. The answer is its queue offset.
     pub fn send(&mut self, topic: &str, queue: u32, body: &str) -> Outcome<u64> {
+        let key = format!("{KEYS}{NAME_VALUE_SEPARATOR}{body}{PROPERTY_SEPARATOR}");
+        self.send_with(topic, queue, &key, body)
+    }
+
+    /// Sends one message with these properties.
+    pub fn send_with(
+        &mut self,
+        topic: &str,
+        queue: u32,
+        properties: &str,
+        body: &str,
+    ) -> Outcome<u64> {
         let mut command = Command::request(request::SEND_MESSAGE_V2);
-        let now = "1700000000000";
-        for (key, value) in [
-            ("a", "jepsen"),
-            ("b", topic),
-            ("c", "TBW102"),
-            ("d", "4"),
-            ("e", &queue.to_string()),
-            ("f", "0"),
-            ("g", now),
-            ("h", "0"),
-            ("i", &format!("KEYS\u{1}{body}\u{2}")),
-            ("j", "0"),
-            ("k", "false"),
-            ("m", "false"),
-        ] {
-            command.ext.insert(key, value);
-        }
+        let header = SendMessage {
+            producer_group: "jepsen",
+            topic,
+            default_topic: name::AUTO_CREATE_TOPIC,
+            default_topic_queue_nums: 4,
+            queue_id: queue_id(queue),
+            born_timestamp: 1_700_000_000_000,
+            properties,
+            ..SendMessage::default()
+        };
+        header.encode(command.code, &mut command.ext);
         command.body = Bytes::copy_from_slice(body.as_bytes());
         match self.call(command) {
             Err(e) => Outcome::Unknown(e.to_string()),
@@ -126,23 +137,18 @@ impl Client {
     }
 
     fn pull(&mut self, topic: &str, queue: u32, offset: u64) -> io::Result<Command> {
-        let mut command = Command::request(request::PULL_MESSAGE);
-        for (key, value) in [
-            ("consumerGroup", "jepsen_read"),
-            ("topic", topic),
-            ("queueId", &queue.to_string()),
-            ("queueOffset", &offset.to_string()),
-            ("maxMsgNums", "32"),
-            ("sysFlag", "4"),
-            ("commitOffset", "0"),
-            ("suspendTimeoutMillis", "0"),
-            ("subscription", "*"),
-            ("subVersion", "0"),
-            ("expressionType", "TAG"),
-        ] {
-            command.ext.insert(key, value);
-        }
-        self.call(command)
+        let header = PullMessage {
+            consumer_group: "jepsen_read".into(),
+            topic: topic.into(),
+            queue_id: queue_id(queue),
+            queue_offset: signed(offset),
+            max_msg_nums: 32,
+            sys_flag: pull_sys_flag::SUBSCRIPTION,
+            subscription: Some("*".into()),
+            expression_type: Some("TAG".into()),
+            ..PullMessage::default()
+        };
+        self.call(Command::request(request::PULL_MESSAGE).with_header(&header))
     }
 
     /// The offset message id of the message at a queue offset.
@@ -154,20 +160,23 @@ impl Client {
 
     /// GET_MAX_OFFSET or GET_MIN_OFFSET of a queue.
     pub fn queue_number(&mut self, code: i32, topic: &str, queue: u32) -> io::Result<u64> {
-        let mut command = Command::request(code);
-        command.ext.insert("topic", topic);
-        command.ext.insert("queueId", queue);
-        let answer = self.call(command)?;
-        number(&answer, "offset").ok_or_else(|| io::Error::other(describe(&answer)))
+        let header = TopicQueue {
+            topic: topic.into(),
+            queue_id: queue_id(queue),
+        };
+        let answer = self.call(Command::request(code).with_header(&header))?;
+        offset(&answer).ok_or_else(|| io::Error::other(describe(&answer)))
     }
 
     /// Commits a consumer group's offset, waiting for the answer.
     pub fn commit_offset(&mut self, group: &str, topic: &str, offset: u64) -> Outcome<()> {
-        let mut command = Command::request(request::UPDATE_CONSUMER_OFFSET);
-        command.ext.insert("consumerGroup", group);
-        command.ext.insert("topic", topic);
-        command.ext.insert("queueId", 0);
-        command.ext.insert("commitOffset", offset);
+        let header = UpdateConsumerOffset {
+            consumer_group: group.into(),
+            topic: topic.into(),
+            queue_id: 0,
+            commit_offset: signed(offset),
+        };
+        let command = Command::request(request::UPDATE_CONSUMER_OFFSET).with_header(&header);
         match self.call(command) {
             Ok(answer) if answer.code == response::SUCCESS => Outcome::Ok(()),
             Ok(answer) => Outcome::Unknown(describe(&answer)),
@@ -177,17 +186,34 @@ impl Client {
 
     /// A consumer group's offset; `None` if the group has none.
     pub fn query_offset(&mut self, group: &str, topic: &str) -> io::Result<Option<u64>> {
-        let mut command = Command::request(request::QUERY_CONSUMER_OFFSET);
-        command.ext.insert("consumerGroup", group);
-        command.ext.insert("topic", topic);
-        command.ext.insert("queueId", 0);
+        let header = QueryConsumerOffset {
+            consumer_group: group.into(),
+            topic: topic.into(),
+            queue_id: 0,
+            set_zero_if_not_found: None,
+        };
+        let command = Command::request(request::QUERY_CONSUMER_OFFSET).with_header(&header);
         let answer = self.call(command)?;
         match answer.code {
-            response::SUCCESS => Ok(number(&answer, "offset")),
+            response::SUCCESS => Ok(offset(&answer)),
             response::QUERY_NOT_FOUND => Ok(None),
             _ => Err(io::Error::other(describe(&answer))),
         }
     }
+}
+
+fn queue_id(queue: u32) -> i32 {
+    i32::try_from(queue).unwrap_or(i32::MAX)
+}
+
+fn signed(offset: u64) -> i64 {
+    i64::try_from(offset).unwrap_or(i64::MAX)
+}
+
+/// The offset that an answer names.
+fn offset(answer: &Command) -> Option<u64> {
+    let header: OffsetResponse = answer.header().ok()?;
+    u64::try_from(header.offset).ok()
 }
 
 /// A number among an answer's fields.

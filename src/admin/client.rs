@@ -7,8 +7,9 @@ use bytes::Bytes;
 use rmq_wire::body::ClusterInfo;
 use rmq_wire::code::{request, response};
 use rmq_wire::frame::Command;
-use rmq_wire::json;
+use rmq_wire::header::{PullMessage, SendMessage, SendMessageResponse, pull_sys_flag};
 use rmq_wire::record::Record;
+use rmq_wire::{json, name};
 
 use crate::broker::NodeStatus;
 use crate::remoting::{CallError, Client};
@@ -17,6 +18,8 @@ use crate::remoting::{CallError, Client};
 const LIMIT: Duration = Duration::from_secs(5);
 /// The topic of [`Admin::echo`].
 const ECHO_TOPIC: &str = "SELF_CHECK";
+/// Its producer and consumer group.
+const ECHO_GROUP: &str = "rmq_self_check";
 
 /// Why a question was not answered.
 #[derive(Debug, thiserror::Error)]
@@ -61,7 +64,7 @@ pub enum AskError {
     )]
     NotReadBack {
         /// Where it should be.
-        offset: u64,
+        offset: i64,
         /// The last answer.
         why: String,
     },
@@ -163,50 +166,36 @@ impl Admin {
             .as_millis();
         let body = format!("self-check {now}");
         let mut send = Command::request(request::SEND_MESSAGE_V2);
-        for (key, value) in [
-            ("a", "rmq_self_check"),
-            ("b", ECHO_TOPIC),
-            ("c", "TBW102"),
-            ("d", "1"),
-            ("e", "0"),
-            ("f", "0"),
-            ("g", &now.to_string()),
-            ("h", "0"),
-            ("i", ""),
-            ("j", "0"),
-            ("k", "false"),
-            ("m", "false"),
-        ] {
-            send.ext.insert(key, value);
-        }
+        let header = SendMessage {
+            producer_group: ECHO_GROUP,
+            topic: ECHO_TOPIC,
+            default_topic: name::AUTO_CREATE_TOPIC,
+            default_topic_queue_nums: 1,
+            born_timestamp: i64::try_from(now).unwrap_or(i64::MAX),
+            ..SendMessage::default()
+        };
+        header.encode(send.code, &mut send.ext);
         let sent = self
             .ask(&address, send.with_body(Bytes::from(body.clone())))
             .await?;
-        let offset: u64 = sent
-            .ext
-            .get("queueOffset")
-            .and_then(|o| o.parse().ok())
-            .ok_or_else(|| AskError::Body {
-                addr: address.clone(),
-                what: "an acknowledgement with queueOffset",
-            })?;
+        let sent: SendMessageResponse = sent.header().map_err(|_| AskError::Body {
+            addr: address.clone(),
+            what: "an acknowledgement with queueOffset",
+        })?;
+        let offset = sent.queue_offset;
 
-        let mut pull = Command::request(request::PULL_MESSAGE);
-        for (key, value) in [
-            ("consumerGroup", "rmq_self_check"),
-            ("topic", ECHO_TOPIC),
-            ("queueId", "0"),
-            ("queueOffset", &offset.to_string()),
-            ("maxMsgNums", "1"),
-            ("sysFlag", "4"),
-            ("commitOffset", "0"),
-            ("suspendTimeoutMillis", "0"),
-            ("subscription", "*"),
-            ("subVersion", "0"),
-            ("expressionType", "TAG"),
-        ] {
-            pull.ext.insert(key, value);
-        }
+        let header = PullMessage {
+            consumer_group: ECHO_GROUP.into(),
+            topic: ECHO_TOPIC.into(),
+            queue_id: 0,
+            queue_offset: offset,
+            max_msg_nums: 1,
+            sys_flag: pull_sys_flag::SUBSCRIPTION,
+            subscription: Some("*".into()),
+            expression_type: Some("TAG".into()),
+            ..PullMessage::default()
+        };
+        let pull = Command::request(request::PULL_MESSAGE).with_header(&header);
         let found = self.ask(&address, pull).await?;
         match Record::decode(&found.body) {
             Ok(record) if record.body == body.as_bytes() => Ok(()),
