@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::FutureExt;
 use rmq_store::{Disk, Genesis, OpenStoreError, RealDisk};
+use rmq_wire::body::TopicConfigSerializeWrapper;
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
@@ -15,6 +16,7 @@ use tokio::time::timeout;
 use super::dispatch::forwarded;
 use super::member::Member;
 use super::registrar;
+use super::topic::READ_WRITE;
 use super::{Broker, arrival_listener};
 use crate::config::{BrokerConfig, UncleanRecovery};
 use crate::meta::{Adopted, Meta, Views};
@@ -195,9 +197,9 @@ fn register(broker: &Arc<Broker>) -> (tokio::task::JoinHandle<()>, Trigger) {
             changed.send_if_modified(|seen| std::mem::replace(seen, topics) != topics);
         }
     });
-    let meta = broker.meta.clone();
+    let (meta, permission) = (broker.meta.clone(), config.broker_permission);
     let topics = registrar::Topics {
-        read: Arc::new(move || meta.read().topic_table()),
+        read: Arc::new(move || permitted(meta.read().topic_table(), permission)),
         changed: topics_changed,
         told: broker.told.clone(),
     };
@@ -210,6 +212,22 @@ fn register(broker: &Arc<Broker>) -> (tokio::task::JoinHandle<()>, Trigger) {
         stopping,
     ));
     (task, stop)
+}
+
+/// The topics with no more permissions than `brokerPermission` leaves them, so that clients look for
+/// queues elsewhere (`BrokerController.registerBrokerAll`).
+fn permitted(
+    mut topics: TopicConfigSerializeWrapper,
+    of_broker: u8,
+) -> TopicConfigSerializeWrapper {
+    let of_broker = i32::from(of_broker);
+    // Java takes other bits away only together with one of these.
+    if of_broker & READ_WRITE != READ_WRITE {
+        for topic in topics.topic_config_table.values_mut() {
+            topic.perm &= of_broker;
+        }
+    }
+    topics
 }
 
 fn peer_options(
@@ -295,4 +313,29 @@ fn now_ms() -> i64 {
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::meta::{State, Topic};
+
+    #[test]
+    fn a_broker_that_may_not_write_registers_no_topic_to_write_to() {
+        let mut state = State::default();
+        for (name, perm) in [("plain", 6), ("model", 7), ("write_only", 2)] {
+            let topic = Topic {
+                order: true,
+                ..Topic::with_queues(4, perm)
+            };
+            state.topics.insert(name.into(), topic);
+        }
+        let registered = |of_broker| {
+            let topics = permitted(state.topic_table(), of_broker).topic_config_table;
+            assert!(topics.values().all(|t| t.order && t.write_queue_nums == 4));
+            ["plain", "model", "write_only"].map(|name| topics[name].perm)
+        };
+        assert_eq!(registered(6), [6, 7, 2]);
+        assert_eq!(registered(4), [4, 4, 0]);
+    }
 }
