@@ -45,10 +45,14 @@ fn java_client_5_5_with_the_java_name_server() {
     java_flows(Line::V55, true);
 }
 
-#[test]
-fn go_client() {
+/// Runs every flow of the Go client against a group that knows our name server or a Java one.
+fn go_flows(java_namesrv: Option<Line>) {
     let Some(cache) = real_clients() else { return };
-    let group = Running::start(&Options::default());
+    let namesrv = java_namesrv.map(|line| JavaServer::namesrv(cache, line));
+    let group = Running::start(&Options {
+        namesrv: namesrv.as_ref().map(|n| n.address),
+        ..Options::default()
+    });
     let leader = group.leader().unwrap();
     let output = Command::new(cache.join("goclients"))
         .arg(group.namesrv.to_string())
@@ -56,6 +60,16 @@ fn go_client() {
         .output()
         .unwrap();
     assert!(output.status.success(), "{}", text(&output));
+}
+
+#[test]
+fn go_client_with_our_name_server() {
+    go_flows(None);
+}
+
+#[test]
+fn go_client_with_the_java_name_server() {
+    go_flows(Some(Line::V49));
 }
 
 #[test]
