@@ -153,6 +153,13 @@ impl Cluster {
         Ok(())
     }
 
+    /// Takes everything from the store of a node that is not running.
+    pub fn wipe(&self, node: usize) -> anyhow::Result<()> {
+        let n = &self.nodes[node];
+        ensure!(n.child.is_none(), "node {node} is running");
+        Ok(fs::remove_dir_all(&n.store)?)
+    }
+
     /// SIGSTOP or SIGCONT.
     pub fn signal(&self, node: usize, signal: Signal) -> anyhow::Result<()> {
         let child = self.nodes[node]
@@ -230,6 +237,14 @@ impl Cluster {
                 Err(_) => std::thread::sleep(Duration::from_millis(50)),
             }
         }
+    }
+
+    /// The highest term that a running node knows.
+    pub fn term(&self) -> anyhow::Result<u64> {
+        let running = self.nodes.iter().filter(|n| n.child.is_some());
+        let terms = running.map(|n| status(n.address)?["group"]["term"].as_u64().context("term"));
+        let terms: Vec<u64> = terms.collect::<anyhow::Result<_>>()?;
+        terms.into_iter().max().context("no node is running")
     }
 
     /// Waits until all nodes have committed equally far, with no writes under way, and answers how far:
@@ -312,6 +327,13 @@ fn spawn(rmq: &Path, role: &str, conf: &Path) -> anyhow::Result<Child> {
         .stderr(log)
         .spawn()
         .with_context(|| format!("cannot start {} {role}", rmq.display()))
+}
+
+/// What a node says of itself and its group, as `mqadmin raftStatus` shows it.
+pub fn status(address: SocketAddr) -> anyhow::Result<serde_json::Value> {
+    let mut client = Client::connect(address, PATIENCE)?;
+    let answer = client.call(Command::request(request::RAFT_STATUS))?;
+    serde_json::from_slice(&answer.body).with_context(|| describe(&answer))
 }
 
 /// The end of what a node has committed, from its runtime information.

@@ -4,12 +4,13 @@
     reason = "a command-line tool reports on standard output"
 )]
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
-use jepsen::run::{self, Nemesis, Plan};
+use jepsen::run::{self, Gap, Nemesis, Plan, Report};
 
 #[derive(Parser)]
 #[command(about = "Attacks a three-node group and judges what its clients saw")]
@@ -20,9 +21,17 @@ struct Arguments {
     /// Where the nodes' files go; kept after a failed run. A new temporary directory by default.
     #[arg(long, global = true)]
     dir: Option<PathBuf>,
+    /// Fail too when a fault keeps clients waiting for longer than is promised, or when a leader is
+    /// lost without a failed node. For an idle machine and a release build: this is a benchmark.
+    #[arg(long, global = true)]
+    limits: bool,
     #[command(subcommand)]
     command: Action,
 }
+
+/// Until the group acknowledges again after a fault, in milliseconds.
+const MEDIAN_LIMIT_MS: u64 = 1500;
+const WORST_LIMIT_MS: u64 = 3000;
 
 #[derive(Subcommand)]
 enum Action {
@@ -89,7 +98,7 @@ fn main() -> anyhow::Result<ExitCode> {
                 std::env::temp_dir().join(format!("jepsen-{}-{}", std::process::id(), plan.seed))
             }
         };
-        failed += u32::from(!judge(&rmq, &dir, plan)?);
+        failed += u32::from(!judge(&rmq, &dir, plan, arguments.limits)?);
     }
     println!("{} passed, {failed} failed", plans.len() - failed as usize);
     Ok(if failed == 0 {
@@ -100,35 +109,71 @@ fn main() -> anyhow::Result<ExitCode> {
 }
 
 /// Runs one plan and prints what came of it. Whether it passed.
-fn judge(rmq: &Path, dir: &Path, plan: &Plan) -> anyhow::Result<bool> {
+fn judge(rmq: &Path, dir: &Path, plan: &Plan, limits: bool) -> anyhow::Result<bool> {
     println!("run: {plan:?}");
     let report = run::run(rmq, dir, plan)
         .with_context(|| format!("the run did not finish; its files are in {}", dir.display()))?;
     println!("  {}", report.summary);
+    let mut too_slow = Vec::new();
     for nemesis in &plan.nemeses {
-        let mut gaps: Vec<u64> = report
-            .gaps_ms
-            .iter()
-            .filter(|(n, _)| n == nemesis)
-            .map(|(_, ms)| *ms)
-            .collect();
-        gaps.sort_unstable();
-        if let (Some(median), Some(worst)) = (gaps.get(gaps.len() / 2), gaps.last()) {
-            println!(
-                "  {nemesis:?}: next acknowledgement after {median} ms (median), {worst} ms (worst)"
-            );
+        let of_probe = distribution(&report, *nemesis, |gap| gap.probe_ms);
+        let of_producers = distribution(&report, *nemesis, |gap| gap.producers_ms);
+        println!(
+            "  {nemesis:?}: next acknowledgement after {of_probe} by a probe of all nodes, \
+             {of_producers} by a producer"
+        );
+        if of_probe.median > MEDIAN_LIMIT_MS || of_probe.worst > WORST_LIMIT_MS {
+            too_slow.push(format!(
+                "{nemesis:?}: {of_probe}; the limits are {MEDIAN_LIMIT_MS} ms (median) and \
+                 {WORST_LIMIT_MS} ms (worst)"
+            ));
         }
     }
-    if report.wrong.is_empty() {
+    let without_failure = plan.nemeses.iter().all(|n| *n == Nemesis::Saturate);
+    if without_failure && report.terms > 0 {
+        let terms = report.terms;
+        too_slow.push(format!("{terms} terms began although no node had failed"));
+    }
+    let mut wrong = report.wrong;
+    for line in too_slow {
+        if limits {
+            wrong.push(line);
+        } else {
+            println!("  beyond the limits, which are not enforced: {line}");
+        }
+    }
+    if wrong.is_empty() {
         println!("  passed");
         std::fs::remove_dir_all(dir)?;
         return Ok(true);
     }
-    for line in &report.wrong {
+    for line in &wrong {
         println!("  FAILED {line}");
     }
     println!("  files are kept in {}; seed {}", dir.display(), plan.seed);
     Ok(false)
+}
+
+/// Of a set of times in milliseconds.
+struct Distribution {
+    median: u64,
+    worst: u64,
+}
+
+impl fmt::Display for Distribution {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ms (median), {} ms (worst)", self.median, self.worst)
+    }
+}
+
+fn distribution(report: &Report, of: Nemesis, time: fn(&Gap) -> u64) -> Distribution {
+    let gaps = report.gaps.iter().filter(|gap| gap.nemesis == of);
+    let mut times: Vec<u64> = gaps.map(time).collect();
+    times.sort_unstable();
+    Distribution {
+        median: times.get(times.len() / 2).copied().unwrap_or(0),
+        worst: times.last().copied().unwrap_or(0),
+    }
 }
 
 /// The executable beside this one. Under cargo it is built first, so that a run never tests an old one.

@@ -13,6 +13,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use rustix::process::Signal;
 
+use crate::burn::Burn;
 use crate::check::CHECKERS;
 use crate::client::{Client, Outcome};
 use crate::cluster::{Cluster, Options};
@@ -24,6 +25,16 @@ const TOPIC: &str = "jepsen_queue";
 const GROUP: &str = "jepsen_group";
 /// A producer gives an operation up after this; then its outcome is unknown.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// What the bodies of probes begin with.
+const PROBE: &str = "probe";
+/// A probe asks a node only so long: less than an election takes, so that a node that hangs hides
+/// nothing of what the others do.
+const PROBE_PATIENCE: Duration = Duration::from_millis(100);
+/// After so long without an answer probes become patient, for a machine that is slow.
+const PROBE_HURRY: Duration = Duration::from_secs(10);
+/// How long a fault lasts that is not a single moment.
+const PAUSE: Duration = Duration::from_secs(10);
+const SATURATION: Duration = Duration::from_secs(30);
 /// Within this a leader must be back after every fault, or the run fails. It is far beyond what is
 /// expected, because a slow machine must not fail a test; the report tells what it really was.
 const LIVENESS: Duration = Duration::from_secs(60);
@@ -39,6 +50,9 @@ pub enum Nemesis {
     PauseLeader,
     /// kill -9 of all nodes at once, all started again.
     KillAll,
+    /// Twice as many busy processes as the machine has cores, for half a minute. No node fails, so the
+    /// leader should stay.
+    Saturate,
 }
 
 /// What to run.
@@ -60,9 +74,22 @@ pub struct Report {
     pub wrong: Vec<String>,
     /// One line for people.
     pub summary: String,
-    /// Milliseconds from each fault to the first acknowledgement of a send invoked after it, with the
-    /// fault's name; the downtime that a client sees that tries every node.
-    pub gaps_ms: Vec<(Nemesis, u64)>,
+    /// What followed each fault.
+    pub gaps: Vec<Gap>,
+    /// By how much the group's term has grown: elections, and candidates that failed.
+    pub terms: u64,
+}
+
+/// Milliseconds from a fault to the first acknowledgement of a send that was invoked after it.
+#[derive(Debug, Clone, Copy)]
+pub struct Gap {
+    /// The fault.
+    pub nemesis: Nemesis,
+    /// Seen by a probe that asks each node in turn and gives none more than a tenth of a second: how
+    /// long the group was away.
+    pub probe_ms: u64,
+    /// Seen by the producers, whose connection to a stopped node hangs for as long as their patience.
+    pub producers_ms: u64,
 }
 
 struct Shared {
@@ -75,6 +102,11 @@ struct Shared {
 impl Shared {
     fn now(&self) -> u64 {
         u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// How long ago `at` was.
+    fn since(&self, at: u64) -> Duration {
+        Duration::from_nanos(self.now() - at)
     }
 
     fn history(&self) -> std::sync::MutexGuard<'_, History> {
@@ -99,6 +131,7 @@ pub fn run(rmq: &Path, dir: &Path, plan: &Plan) -> anyhow::Result<Report> {
         nodes: cluster.addresses(),
         history: Mutex::default(),
     });
+    let term = cluster.term()?;
     let mut workers = Vec::new();
     for producer in 0..=QUEUES {
         let shared = shared.clone();
@@ -118,6 +151,7 @@ pub fn run(rmq: &Path, dir: &Path, plan: &Plan) -> anyhow::Result<Report> {
 
     let leader = cluster.wait_for_leader(LIVENESS)?;
     let end = cluster.wait_until_even(LIVENESS)?;
+    let terms = cluster.term()?.saturating_sub(term);
     let mut wrong = Vec::new();
     if let Some(difference) = cluster.compare_logs(end)? {
         wrong.push(format!(
@@ -151,7 +185,8 @@ pub fn run(rmq: &Path, dir: &Path, plan: &Plan) -> anyhow::Result<Report> {
         .filter(|s| matches!(s.outcome, Outcome::Unknown(_)))
         .count();
     let summary = format!(
-        "{} sends: {acked} acknowledged, {unknown} unknown, {} refused; {} faults; log of {end} bytes",
+        "{} sends: {acked} acknowledged, {unknown} unknown, {} refused; {} faults; {terms} terms; \
+         log of {end} bytes",
         history.sends.len(),
         history.sends.len() - acked - unknown,
         history.faults.len(),
@@ -159,7 +194,8 @@ pub fn run(rmq: &Path, dir: &Path, plan: &Plan) -> anyhow::Result<Report> {
     Ok(Report {
         wrong,
         summary,
-        gaps_ms: gaps,
+        gaps,
+        terms,
     })
 }
 
@@ -169,7 +205,7 @@ fn strike_all(
     shared: &Shared,
     plan: &Plan,
     rng: &mut StdRng,
-) -> anyhow::Result<Vec<(Nemesis, u64)>> {
+) -> anyhow::Result<Vec<Gap>> {
     let mut gaps = Vec::new();
     for round in 0..plan.rounds {
         for &nemesis in &plan.nemeses {
@@ -182,35 +218,51 @@ fn strike_all(
                 from,
                 first_ack: None,
             });
+            let nodes = cluster.nodes().len();
+            let probe = || probe(shared, from, &format!("{PROBE}:{nemesis:?}:{round}"));
+            let (probe_ms, producers_ms);
             match nemesis {
-                Nemesis::KillLeader => {
-                    cluster.kill(leader)?;
-                    gaps.push((nemesis, wait_for_acks(shared, from)?));
-                    cluster.start_node(leader)?;
-                }
-                Nemesis::KillFollower => {
-                    let follower = (leader + rng.random_range(1..cluster.nodes().len()))
-                        % cluster.nodes().len();
-                    cluster.kill(follower)?;
-                    gaps.push((nemesis, wait_for_acks(shared, from)?));
-                    cluster.start_node(follower)?;
+                Nemesis::KillLeader | Nemesis::KillFollower => {
+                    let victim = match nemesis {
+                        Nemesis::KillLeader => leader,
+                        _ => (leader + rng.random_range(1..nodes)) % nodes,
+                    };
+                    cluster.kill(victim)?;
+                    probe_ms = probe()?;
+                    producers_ms = wait_for_acks(shared, from)?;
+                    cluster.start_node(victim)?;
                 }
                 Nemesis::PauseLeader => {
                     cluster.signal(leader, Signal::STOP)?;
-                    thread::sleep(Duration::from_secs(10));
+                    let seen = probe();
+                    thread::sleep(PAUSE.saturating_sub(shared.since(from)));
                     cluster.signal(leader, Signal::CONT)?;
-                    gaps.push((nemesis, wait_for_acks(shared, from)?));
+                    probe_ms = seen?;
+                    producers_ms = wait_for_acks(shared, from)?;
                 }
                 Nemesis::KillAll => {
-                    for node in 0..cluster.nodes().len() {
+                    for node in 0..nodes {
                         cluster.kill(node)?;
                     }
-                    for node in 0..cluster.nodes().len() {
+                    for node in 0..nodes {
                         cluster.start_node(node)?;
                     }
-                    gaps.push((nemesis, wait_for_acks(shared, from)?));
+                    probe_ms = probe()?;
+                    producers_ms = wait_for_acks(shared, from)?;
+                }
+                Nemesis::Saturate => {
+                    let busy = Burn::start()?;
+                    probe_ms = probe()?;
+                    thread::sleep(SATURATION.saturating_sub(shared.since(from)));
+                    drop(busy);
+                    producers_ms = wait_for_acks(shared, from)?;
                 }
             }
+            gaps.push(Gap {
+                nemesis,
+                probe_ms,
+                producers_ms,
+            });
             let first_ack = first_ack(shared, from);
             if let Some(fault) = shared.history().faults.last_mut() {
                 fault.first_ack = first_ack;
@@ -221,17 +273,18 @@ fn strike_all(
     Ok(gaps)
 }
 
-/// When the first send that was invoked after `from` was acknowledged.
+/// When the first send of a producer that was invoked after `from` was acknowledged.
 fn first_ack(shared: &Shared, from: u64) -> Option<u64> {
     let history = shared.history();
     let acks = history
         .sends
         .iter()
-        .filter(|s| s.invoked > from && matches!(s.outcome, Outcome::Ok(_)));
+        .filter(|s| s.invoked > from && matches!(s.outcome, Outcome::Ok(_)))
+        .filter(|s| !s.body.starts_with(PROBE));
     acks.map(|s| s.ended).min()
 }
 
-/// Waits for an acknowledgement of a send that was invoked after `from`; answers after how many
+/// Waits for an acknowledgement of a producer's send that was invoked after `from`; answers after how many
 /// milliseconds it came.
 fn wait_for_acks(shared: &Shared, from: u64) -> anyhow::Result<u64> {
     let end = Instant::now() + LIVENESS;
@@ -245,6 +298,41 @@ fn wait_for_acks(shared: &Shared, from: u64) -> anyhow::Result<u64> {
         );
         thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// Sends through each node in turn until one acknowledges; answers how many milliseconds after `from`
+/// that was. What it sends is part of the history.
+fn probe(shared: &Shared, from: u64, name: &str) -> anyhow::Result<u64> {
+    const QUEUE: u32 = 0;
+    for (seq, &address) in (0u32..).zip(shared.nodes.iter().cycle()) {
+        let waited = shared.since(from);
+        anyhow::ensure!(waited < LIVENESS, "no node answered for {LIVENESS:?}");
+        let patience = if waited < PROBE_HURRY {
+            PROBE_PATIENCE
+        } else {
+            PATIENCE
+        };
+        let Ok(mut client) = Client::connect(address, patience) else {
+            thread::sleep(Duration::from_millis(5));
+            continue;
+        };
+        let body = format!("{name}:{seq}");
+        let invoked = shared.now();
+        let outcome = client.send(TOPIC, QUEUE, &body);
+        let ended = shared.now();
+        let is_acknowledged = matches!(outcome, Outcome::Ok(_));
+        shared.history().sends.push(Send {
+            queue: QUEUE,
+            body,
+            invoked,
+            ended,
+            outcome,
+        });
+        if is_acknowledged {
+            return Ok((ended - from) / 1_000_000);
+        }
+    }
+    unreachable!("a cycle over nodes has no end")
 }
 
 /// Sends unique messages one after the other to one queue, through whichever node answers.
