@@ -3,7 +3,7 @@
 //!
 //! `support` starts them; `clients` runs applications, `admin` and `tools` the official tools,
 //! `java_store` gives our store to a Java broker, `startup` and `hostile` feed bad input, `failover`
-//! kills nodes.
+//! kills nodes, `delay` has messages wait.
 
 #![expect(
     clippy::unwrap_used,
@@ -12,6 +12,7 @@
 
 mod admin;
 mod clients;
+mod delay;
 mod failover;
 mod hostile;
 mod java_store;
