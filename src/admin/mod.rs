@@ -3,7 +3,9 @@
 //! they are not written again here.
 
 mod client;
+mod inspection;
 mod status;
 
 pub use client::{Admin, AskError};
+pub use inspection::describe;
 pub use status::{render, role_name, table};

@@ -1,13 +1,15 @@
 //! The command line: one executable with a subcommand for each of Java's start scripts, and `up`.
 //!
 //! `program` runs brokers and name servers, `up` a whole group on this machine, `ports` says who holds
-//! a port, `shutdown` stops processes, `processes` finds them, `raft_status` prints a group's state.
+//! a port, `shutdown` stops processes, `processes` finds them, `raft_status` prints a group's state,
+//! `inspect` tells what a stopped node's store holds.
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
     reason = "a command line speaks to its user"
 )]
 
+mod inspect;
 mod ports;
 mod processes;
 mod program;
@@ -50,6 +52,9 @@ enum AdminAction {
     /// Term, leader, commit and the lag of each node of the groups.
     #[command(name = "raftStatus")]
     RaftStatus(raft_status::Options),
+    /// Look at files of a stopped node, of ours or of a Java broker.
+    #[command(subcommand)]
+    Inspect(inspect::Action),
 }
 
 /// Runs what the command line asks for. The exit code: 0 done, 1 failed, 2 wrong usage, 78 wrong
@@ -70,6 +75,7 @@ fn run() -> anyhow::Result<ExitCode> {
         Action::Admin(AdminAction::RaftStatus(options)) => {
             runtime()?.block_on(raft_status::run(options))
         }
+        Action::Admin(AdminAction::Inspect(action)) => inspect::run(&action),
         Action::Shutdown { role } => shutdown::run(role),
     }
 }

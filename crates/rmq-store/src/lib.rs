@@ -9,7 +9,8 @@
 //! `reader` serves everybody else. `genesis` is what a store has taken over from another broker.
 //! Behind it: `queues` is what consumers see, made by `dispatch` from committed records and kept in
 //! `consume_queue` and `index_file`; `delay` is a table that these files depend on. `store` opens
-//! both. The formats are described in `docs/disk-format.md`.
+//! both. `frozen` is the mark of a frozen group; `inspect` tells what a store holds without opening
+//! it. The formats are described in `docs/disk-format.md`.
 
 #![warn(
     clippy::cast_possible_truncation,
@@ -25,8 +26,10 @@ mod disk;
 mod dispatch;
 mod extent;
 mod flush;
+mod frozen;
 mod genesis;
 mod index_file;
+pub mod inspect;
 mod keeper;
 mod log;
 mod queue_offsets;
@@ -52,6 +55,7 @@ pub use disk::{Disk, DiskFile, OpenMode, RealDisk};
 pub use dispatch::{Arrival, DispatchError};
 pub use extent::{ExtentError, RAFT_LOG_TOPIC};
 pub use flush::FlushCallback;
+pub use frozen::FreezeMark;
 pub use genesis::{
     GENESIS_FILE, Genesis, GenesisError, GenesisMetadata, GenesisMismatch, GenesisSegment,
     MeasureError, last_record,

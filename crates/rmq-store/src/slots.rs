@@ -50,18 +50,7 @@ impl Slots {
         };
         // A killed process may have written what it did not sync; once read it must stay.
         file.sync()?;
-        let mut newest: Option<(u64, Vec<u8>)> = None;
-        for slot in 0..2 {
-            let mut buf = [0; SLOT_LEN];
-            let len = file.read_at(slot * STRIDE, &mut buf)?;
-            if let Some((sequence, content)) = decode(&buf[..len], magic)
-                && sequence % 2 == slot
-                && newest.as_ref().is_none_or(|(other, _)| sequence > *other)
-            {
-                newest = Some((sequence, content.to_vec()));
-            }
-        }
-        let (sequence, content) = newest.ok_or(SlotsError::Damaged)?;
+        let (sequence, content) = newest(&*file, magic)?;
         Ok(Some((
             Self {
                 file,
@@ -106,6 +95,35 @@ impl Slots {
         self.sequence = sequence;
         Ok(())
     }
+}
+
+/// Reads the newest content without a change to the file; `None` if there is no such file.
+pub(crate) fn read(
+    disk: &dyn Disk,
+    path: &Path,
+    magic: u32,
+) -> Result<Option<Vec<u8>>, SlotsError> {
+    match disk.open(path, OpenMode::Read) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e.into()),
+        Ok(file) => Ok(Some(newest(&*file, magic)?.1)),
+    }
+}
+
+/// The newest content and its number.
+fn newest(file: &dyn DiskFile, magic: u32) -> Result<(u64, Vec<u8>), SlotsError> {
+    let mut newest: Option<(u64, Vec<u8>)> = None;
+    for slot in 0..2 {
+        let mut buf = [0; SLOT_LEN];
+        let len = file.read_at(slot * STRIDE, &mut buf)?;
+        if let Some((sequence, content)) = decode(&buf[..len], magic)
+            && sequence % 2 == slot
+            && newest.as_ref().is_none_or(|(other, _)| sequence > *other)
+        {
+            newest = Some((sequence, content.to_vec()));
+        }
+    }
+    newest.ok_or(SlotsError::Damaged)
 }
 
 fn encode(magic: u32, sequence: u64, content: &[u8]) -> Vec<u8> {

@@ -4,6 +4,7 @@ mod append;
 mod crash;
 mod extent;
 mod faults;
+mod inspection;
 mod model;
 mod open;
 mod support;

@@ -157,17 +157,25 @@ pub(crate) fn stores() -> &'static [JavaStore] {
     &STORES
 }
 
-fn load() -> Vec<JavaStore> {
+/// Where the archives are, if they are there.
+pub(crate) fn root() -> Option<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/fixtures");
-    if !root.is_dir() {
-        let root = root.display();
-        assert!(
-            std::env::var("CI").as_deref() != Ok("true"),
-            "{root} is missing"
-        );
-        println!("skipped: {root} is missing");
-        return Vec::new();
+    if root.is_dir() {
+        return Some(root);
     }
+    let root = root.display();
+    assert!(
+        std::env::var("CI").as_deref() != Ok("true"),
+        "{root} is missing"
+    );
+    println!("skipped: {root} is missing");
+    None
+}
+
+fn load() -> Vec<JavaStore> {
+    let Some(root) = root() else {
+        return Vec::new();
+    };
     let archives: std::collections::BTreeSet<_> =
         STORES.iter().map(|(archive, _)| *archive).collect();
     let unpack = |archive: &'static str| {
@@ -252,7 +260,7 @@ fn load_store(
     }
 }
 
-fn lines<T: for<'de> Deserialize<'de>>(path: &Path) -> Vec<T> {
+pub(crate) fn lines<T: for<'de> Deserialize<'de>>(path: &Path) -> Vec<T> {
     let xz = BufReader::new(File::open(path).unwrap());
     let lines = BufReader::new(XzReader::new(xz, true)).lines();
     lines

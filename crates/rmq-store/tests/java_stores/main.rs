@@ -2,13 +2,15 @@
 //! those brokers said about them.
 //!
 //! `files` reads the files as they are. `opened` opens copies of the stores, with the consume queues
-//! and the index built anew, and asks what the Java brokers were asked. What is not classic
+//! and the index built anew, and asks what the Java brokers were asked. `inspected` compares what an
+//! inspection tells of them. What is not classic
 //! (consumequeue_ext, batchconsumequeue, LMQ) is accounted for where it is met.
 #![expect(clippy::print_stdout, reason = "a test says that it is skipped")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod files;
 mod fixture;
+mod inspected;
 mod opened;
 
 use std::collections::BTreeMap;
