@@ -101,7 +101,8 @@ table! {
     Read QUERY_CORRECTION_OFFSET => admin::correction_offset,
     Write CLONE_GROUP_OFFSET => admin::clone_offsets,
     Write INVOKE_BROKER_TO_RESET_OFFSET => admin::reset_offset,
-    Local CLEAN_EXPIRED_CONSUMEQUEUE | CLEAN_UNUSED_TOPIC | DELETE_EXPIRED_COMMITLOG => admin::clean,
+    Local DELETE_EXPIRED_COMMITLOG => admin::delete_expired,
+    Local CLEAN_EXPIRED_CONSUMEQUEUE | CLEAN_UNUSED_TOPIC => admin::clean,
 }
 
 fn unsupported(code: i32) -> Refusal {

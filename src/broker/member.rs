@@ -113,6 +113,10 @@ impl Replica for Member {
         self.group.status()
     }
 
+    fn remove_old_segments(&self) {
+        self.group.remove_old_segments();
+    }
+
     fn transfer_leader(&self) -> BoxFuture<'_, Result<(), String>> {
         let transfer = async move {
             self.group

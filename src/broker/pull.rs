@@ -7,13 +7,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rmq_store::{GetResult, GetStatus, QueueOffset};
-use rmq_wire::body::MessageModel;
+use rmq_wire::body::{MessageModel, MessageQueue, OffsetMovedEvent};
 use rmq_wire::code::response;
 use rmq_wire::header::{PullMessage, PullMessageResponse, pull_sys_flag};
 use rmq_wire::record::Record;
+use rmq_wire::{json, name, properties};
 use tokio::time::Instant;
 
 use super::filter::{self, TagFilter};
+use super::message::{Message, Properties};
 use super::refusal::{Handled, Refusal};
 use super::stats::Got;
 use super::{Broker, group, heartbeat};
@@ -48,6 +50,9 @@ pub(super) async fn handle(broker: &Arc<Broker>, request: &Request) -> Handled {
         // Things may have changed while it waited.
         let filter = check(broker, request, &pull).await?;
         result = get(broker, &pull, &filter)?;
+    }
+    if code(&result, &pull) == response::PULL_OFFSET_MOVED {
+        tell_of_move(broker, &pull, &result);
     }
     Ok(answer(request, &pull, result))
 }
@@ -248,6 +253,55 @@ async fn wait(
     }
 }
 
+/// Logs that a consumer is outside its queue, and puts it into the topic for that
+/// (`generateOffsetMovedEvent`).
+fn tell_of_move(broker: &Arc<Broker>, pull: &PullMessage, result: &GetResult) {
+    let group = pull.consumer_group.as_str();
+    tracing::info!(
+        group, topic = pull.topic, queue_id = pull.queue_id,
+        asked = pull.queue_offset, told = %result.next, min = %result.min, max = %result.max,
+        "a consumer is outside its queue"
+    );
+    let event = OffsetMovedEvent {
+        consumer_group: group.to_owned(),
+        message_queue: MessageQueue {
+            broker_name: broker.config.broker_name.clone(),
+            queue_id: pull.queue_id,
+            topic: pull.topic.clone(),
+        },
+        offset_new: result.next.as_i64(),
+        offset_request: pull.queue_offset,
+    };
+    let mut properties = Properties::default();
+    properties.set(properties::TAGS, group);
+    properties.set(properties::DELAY_TIME_LEVEL, "0");
+    properties.set(properties::KEYS, group);
+    let message = Message {
+        topic: name::OFFSET_MOVED_EVENT.into(),
+        queue_id: 0,
+        flag: 0,
+        sys_flag: 0,
+        born_timestamp: broker.now_ms(),
+        born_host: broker.store_host,
+        store_host: broker.store_host,
+        reconsume_times: 0,
+        body: json::to_java_string(&event).as_bytes(),
+        properties,
+    }
+    .into_record(broker.bounds());
+    // The answer does not wait for it: it is news for people, and nobody's position.
+    let broker = Arc::clone(broker);
+    tokio::spawn(async move {
+        let stored = match message {
+            Ok(record) => broker.store(vec![record]).await.map_err(Refusal::from),
+            Err(refusal) => Err(refusal),
+        };
+        if let Err(refusal) = stored {
+            tracing::warn!(?refusal, "an offset moved event could not be stored");
+        }
+    });
+}
+
 fn code(result: &GetResult, pull: &PullMessage) -> i32 {
     match result.status {
         GetStatus::Found => response::SUCCESS,
@@ -278,13 +332,6 @@ fn remark(status: GetStatus) -> &'static str {
 
 fn answer(request: &Request, pull: &PullMessage, result: GetResult) -> Reply {
     let code = code(&result, pull);
-    if code == response::PULL_OFFSET_MOVED {
-        tracing::info!(
-            group = pull.consumer_group, topic = pull.topic, queue_id = pull.queue_id,
-            asked = pull.queue_offset, told = %result.next, min = %result.min, max = %result.max,
-            "a consumer is outside its queue"
-        );
-    }
     let header = PullMessageResponse {
         suggest_which_broker_id: 0,
         next_begin_offset: result.next.as_i64(),

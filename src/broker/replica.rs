@@ -46,6 +46,9 @@ pub trait Replica: Send + Sync + 'static {
         limit: Duration,
     ) -> BoxFuture<'_, Result<Option<Bytes>, ForwardError>>;
 
+    /// Has this node remove what is too old from its log soon.
+    fn remove_old_segments(&self);
+
     /// Hands leadership to another node and resolves once this one has given it up.
     fn transfer_leader(&self) -> BoxFuture<'_, Result<(), String>>;
 }

@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use chrono::{Local, TimeZone as _, Timelike as _};
 use futures_util::FutureExt;
 use rmq_store::{Disk, Genesis, OpenStoreError, RealDisk};
 use rmq_wire::body::TopicConfigSerializeWrapper;
@@ -20,7 +21,9 @@ use super::topic::READ_WRITE;
 use super::{Broker, arrival_listener};
 use crate::config::{BrokerConfig, UncleanRecovery};
 use crate::meta::{Adopted, Meta, Views};
-use crate::raft::{self, PeerListError, PeerOptions, RaftOptions, SelfId, SelfIdError, Timers};
+use crate::raft::{
+    self, PeerListError, PeerOptions, RaftOptions, RetentionRules, SelfId, SelfIdError, Timers,
+};
 use crate::remoting::{Client, Limits, serve};
 use crate::shutdown::{Shutdown, Trigger};
 
@@ -106,6 +109,7 @@ pub async fn run(
         },
         quarantine: config.unclean_recovery == UncleanRecovery::Manual,
         runtime: None,
+        retention: retention_rules(&config),
         on_fatal: Box::new(move |reason| drop(fatal.send(reason.to_owned()))),
     };
     let group = raft::start(options, store, &store_config, disk, meta.clone()).await?;
@@ -252,6 +256,27 @@ fn peer_options(
             async move { forwarded(broker?, client, raw).await }.boxed()
         }),
     })
+}
+
+fn retention_rules(config: &BrokerConfig) -> RetentionRules {
+    RetentionRules {
+        delete_when: config.delete_when.0.clone(),
+        reserved_hours: config.file_reserved_time,
+        max_used: config.disk_max_used_space_ratio,
+        forcibly: config
+            .clean_file_forcibly_enable
+            .then_some(config.disk_space_clean_forcibly_ratio),
+        interval: config.clean_resource_interval,
+        batch: config.delete_file_batch_max as usize,
+        pause: config.delete_commit_log_files_interval,
+        hour: local_hour,
+    }
+}
+
+/// The hour of the day by the machine's time zone, as `deleteWhen` counts it.
+fn local_hour(ms: i64) -> u8 {
+    let time = Local.timestamp_millis_opt(ms).single();
+    time.map_or(0, |time| u8::try_from(time.hour()).unwrap_or(0))
 }
 
 /// The group's name: that of the broker outside a group.

@@ -2,6 +2,7 @@
 //! at once or does what a test tells it to, and a broker over both.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -40,6 +41,8 @@ pub(super) struct FakeReplica {
     pub(super) leader: Mutex<Option<Leader>>,
     applied: Mutex<Vec<Change>>,
     store: Mutex<Store>,
+    /// How often it was asked to remove old segments.
+    pub(super) removals: AtomicU32,
     pub(super) reader: LogReader,
     pub(super) queues: Arc<Queues>,
     _dir: TempDir,
@@ -81,6 +84,7 @@ impl FakeReplica {
                 log,
                 next: LogIndex(0),
             }),
+            removals: AtomicU32::new(0),
             reader,
             queues,
             _dir: dir,
@@ -205,6 +209,10 @@ impl Replica for FakeReplica {
             None => Err(ForwardError::NoLeader),
         };
         async move { answer }.boxed()
+    }
+
+    fn remove_old_segments(&self) {
+        self.removals.fetch_add(1, Ordering::Relaxed);
     }
 
     fn transfer_leader(&self) -> BoxFuture<'_, Result<(), String>> {

@@ -8,7 +8,7 @@ use rmq_store::{FlushMode, StoreConfig};
 
 use super::host;
 use super::schema::config_struct;
-use super::value::{BrokerRole, FlushDiskType, Peer, UncleanRecovery};
+use super::value::{BrokerRole, FlushDiskType, Hours, Peer, UncleanRecovery};
 
 const KIB: u32 = 1024;
 const MIB: u32 = 1024 * KIB;
@@ -124,6 +124,29 @@ config_struct! {
         /// Milliseconds between writes of the readable view of the consumer offsets.
         "flushConsumerOffsetInterval" => flush_consumer_offset_interval: Duration
             = Duration::from_secs(5), in 100..=600_000;
+
+        /// Hours of the day, 00 to 23 by the machine's time zone and with semicolons between them, at
+        /// which files of the commit log that are too old are removed.
+        "deleteWhen" => delete_when: Hours = Hours(vec![4]);
+        /// Hours after which a file of the commit log is too old, by the store time of its messages.
+        "fileReservedTime" => file_reserved_time: u32 = 72, in 0..=2_147_483_647;
+        /// Percent of the disk; where more is used, files that are too old are removed at any hour.
+        "diskMaxUsedSpaceRatio" => disk_max_used_space_ratio: u8 = 75;
+        /// Percent of the disk; where more is used, files are removed whatever their age, unless
+        /// `cleanFileForciblyEnable` is false.
+        "diskSpaceCleanForciblyRatio" => disk_space_clean_forcibly_ratio: u8 = 85;
+        /// Percent of the disk; where more is used, sends are refused.
+        "diskSpaceWarningLevelRatio" => disk_space_warning_level_ratio: u8 = 90;
+        /// Whether a disk that is nearly full takes files before they are too old.
+        "cleanFileForciblyEnable" => clean_file_forcibly_enable: bool = true;
+        /// Milliseconds between two looks at the disk and at the age of the files.
+        "cleanResourceInterval" => clean_resource_interval: Duration = Duration::from_secs(10),
+            in 10..=3_600_000;
+        /// Commit log files that are removed after one look at most.
+        "deleteFileBatchMax" => delete_file_batch_max: u32 = 10, in 1..=10_000;
+        /// Milliseconds between the removals of two commit log files.
+        "deleteCommitLogFilesInterval" => delete_commit_log_files_interval: Duration
+            = Duration::from_millis(100), in 0..=60_000;
 
         /// The part that the broker plays outside a group.
         "brokerRole" => broker_role: BrokerRole = BrokerRole::AsyncMaster;

@@ -21,6 +21,7 @@ pub(super) fn check(config: &mut BrokerConfig, settings: &mut Settings) {
     }
     check_ports(config, settings);
     check_timers(config, settings);
+    check_disk_ratios(config, settings);
     store_check::check_file_sizes(config, settings);
     store_check::check_paths(config, settings);
 }
@@ -67,6 +68,36 @@ fn check_names(config: &mut BrokerConfig, settings: &mut Settings) {
                 kept.as_millis()
             ),
         );
+    }
+}
+
+/// RocketMQ keeps these within bounds too, without a word.
+fn check_disk_ratios(config: &mut BrokerConfig, settings: &mut Settings) {
+    for (key, ratio, (low, high)) in [
+        (
+            "diskMaxUsedSpaceRatio",
+            &mut config.disk_max_used_space_ratio,
+            (10, 95),
+        ),
+        (
+            "diskSpaceCleanForciblyRatio",
+            &mut config.disk_space_clean_forcibly_ratio,
+            (30, 99),
+        ),
+        (
+            "diskSpaceWarningLevelRatio",
+            &mut config.disk_space_warning_level_ratio,
+            (35, 99),
+        ),
+    ] {
+        let kept = (*ratio).clamp(low, high);
+        if kept != *ratio {
+            *ratio = kept;
+            settings.warn(
+                key,
+                format!("{key} is kept from {low} to {high}; {kept} is taken"),
+            );
+        }
     }
 }
 

@@ -106,6 +106,26 @@ impl Value for Duration {
     }
 }
 
+/// Hours of a day, from 0 to 23.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hours(pub Vec<u8>);
+
+impl Value for Hours {
+    fn parse(text: &str) -> Result<Self, BadValue> {
+        let hour = |text: &str| text.trim().parse().ok().filter(|hour| *hour < 24);
+        text.split(';')
+            .map(hour)
+            .collect::<Option<_>>()
+            .map(Self)
+            .ok_or_else(|| BadValue::want("hours from 00 to 23 with semicolons between them", text))
+    }
+
+    fn show(&self) -> String {
+        let hours: Vec<String> = self.0.iter().map(|hour| format!("{hour:02}")).collect();
+        hours.join(";")
+    }
+}
+
 impl Value for PathBuf {
     fn parse(text: &str) -> Result<Self, BadValue> {
         if text.is_empty() {

@@ -15,6 +15,7 @@ use super::batcher::{self, Batcher, HOLD, Outcome, RETRY};
 use super::leadership::Leadership;
 use super::node::{Node, RaftRuntime};
 use super::peer::{self, Network, Peers};
+use super::retention::Retaining;
 use super::types::{NodeId, Proposal, Responder};
 use crate::meta::Reply;
 
@@ -184,6 +185,8 @@ struct Inner {
     network: Option<Network>,
     /// Taken away to be shut down.
     peers: Mutex<Option<Peers>>,
+    /// Taken away to be stopped.
+    retaining: Mutex<Option<Retaining>>,
     /// Dropped last: everything above runs on it.
     _runtime: Option<RaftRuntime>,
 }
@@ -194,6 +197,7 @@ impl Group {
         batcher: Batcher,
         network: Network,
         peers: Option<Peers>,
+        retaining: Retaining,
         runtime: RaftRuntime,
     ) -> Self {
         Self(Arc::new(Inner {
@@ -201,6 +205,7 @@ impl Group {
             batcher,
             network: Some(network),
             peers: Mutex::new(peers),
+            retaining: Mutex::new(Some(retaining)),
             _runtime: Some(runtime),
         }))
     }
@@ -213,6 +218,7 @@ impl Group {
             batcher,
             network: None,
             peers: Mutex::default(),
+            retaining: Mutex::default(),
             _runtime: None,
         }))
     }
@@ -368,9 +374,30 @@ impl Group {
         }
     }
 
+    /// Removes the segments that are too old in the next rounds, whatever the hour.
+    pub fn remove_old_segments(&self) {
+        let retaining = self
+            .0
+            .retaining
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(retaining) = &*retaining {
+            retaining.ask();
+        }
+    }
+
     /// Hangs up on the peers, stops Raft, and closes queues and log: what was applied is saved,
     /// everything appended is durable, and a Java broker can open the store.
     pub async fn shutdown(&self) {
+        let retaining = self
+            .0
+            .retaining
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(retaining) = retaining {
+            retaining.stop().await;
+        }
         let peers = self
             .0
             .peers

@@ -5,6 +5,7 @@
 //!   and end of a node.
 //! - `leadership`: who leads, leases, transfer. `gate`: when a node that has started may vote.
 //!   `watchdog`: what a leader does when its disk stalls.
+//! - `retention`: what leaves the log, and when.
 //! - `batcher`: many sends in one entry.
 //! - `peer`: everything between the nodes of a group.
 //! - `log_store`, `state_machine`, `checkpoint`: openraft's storage. The bytes are `rmq_store`'s
@@ -19,6 +20,7 @@ mod leadership;
 mod log_store;
 mod node;
 mod peer;
+mod retention;
 mod start;
 mod state_machine;
 mod types;
@@ -34,6 +36,7 @@ pub use peer::{
     Bound, Duplex, ForwardHandler, IdentityError, Listener, Net, PeerList, PeerListError, SelfId,
     SelfIdError, Tcp,
 };
+pub use retention::RetentionRules;
 pub use start::{PeerOptions, RaftOptions, start};
 pub use types::NodeId;
 

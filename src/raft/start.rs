@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use openraft::ChangeMembers;
-use rmq_store::{Disk, Store, StoreConfig};
+use rmq_store::{Disk, Retention, Store, StoreConfig};
 use tokio::runtime::Handle;
 
 use super::batcher::Batcher;
@@ -16,6 +16,7 @@ use super::peer::{
     Bound, ForwardHandler, Identity, Local, Net, Network, Options, PeerList, Peers, SelfId, Tcp,
     form_alone,
 };
+use super::retention::{Retaining, RetentionRules};
 use super::types::BrokerNode;
 use crate::meta::Meta;
 
@@ -39,6 +40,8 @@ pub struct RaftOptions {
     /// Where Raft runs. `None` gives it threads of its own, so that no load from clients delays a
     /// heartbeat.
     pub runtime: Option<Handle>,
+    /// What leaves the log, and when.
+    pub retention: RetentionRules,
     /// Called once, on a thread of Raft, when Raft has failed for good. The process should end:
     /// nothing of this group works here any more, and its state on disk is sound.
     pub on_fatal: OnFatal,
@@ -79,6 +82,7 @@ pub async fn start(
         timers,
         quarantine,
         runtime,
+        retention: rules,
         on_fatal,
     } = options;
     let config = node::config(&group, timers, store_config.flush)?;
@@ -114,6 +118,12 @@ pub async fn start(
         addrs.clone(),
         identity,
     ));
+    let retention = Retention::new(
+        reader.clone(),
+        Arc::clone(&queues),
+        Arc::clone(&disk),
+        store_config,
+    );
     let parts = Parts {
         id,
         config,
@@ -131,7 +141,11 @@ pub async fn start(
     let (node, network, peers) = started.ok_or(StartError::Panicked)??;
     let max = reader.max_extent_bytes();
     let batcher = Batcher::start(node.raft.clone(), node.leadership.clone(), max);
-    Ok(Group::new(node, batcher, network, peers, runtime))
+    let (raft, leadership) = (node.raft.clone(), node.leadership.clone());
+    let retaining = Retaining::start(raft, leadership, retention, rules);
+    Ok(Group::new(
+        node, batcher, network, peers, retaining, runtime,
+    ))
 }
 
 /// The part of the start that belongs on Raft's own runtime.

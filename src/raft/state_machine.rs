@@ -43,7 +43,7 @@ pub(super) struct StateMachine {
 
 impl StateMachine {
     /// Restores the checkpoint under `root`. One that is damaged or ahead of the log (whose tail a
-    /// power failure took) is not used: the whole log is applied instead.
+    /// power failure took) is not used: the whole log is applied instead, if it is all there.
     pub(super) fn open(
         root: &Path,
         disk: Arc<dyn Disk>,
@@ -70,6 +70,19 @@ impl StateMachine {
                 membership = checkpoint.membership;
             }
         }
+        if applied.is_none()
+            && let Some(purged) = log.purged_id()
+        {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!(
+                    "{} is missing or unusable, and the entries up to {purged}, from which it could be \
+                     made again, are deleted: move {} away, and the node is taken in again by its group",
+                    file.path.display(),
+                    root.display()
+                ),
+            ));
+        }
         let since = (0, Instant::now());
         Ok(Self {
             meta,
@@ -80,6 +93,15 @@ impl StateMachine {
             file,
             since,
         })
+    }
+
+    /// Something to write the checkpoint with, on whatever thread, that covers all that was applied so
+    /// far; `None` if that is nothing.
+    pub(super) fn saving(&mut self) -> Option<Saving> {
+        let checkpoint = self.checkpoint()?;
+        self.since = (0, Instant::now());
+        let file = Arc::clone(&self.file);
+        Some(Saving { checkpoint, file })
     }
 
     /// Writes the checkpoint now, unless nothing was applied since the last one.
@@ -107,17 +129,10 @@ impl StateMachine {
         if entries < CHECKPOINT_ENTRIES || at.elapsed() < CHECKPOINT_INTERVAL {
             return;
         }
-        let Some(checkpoint) = self.checkpoint() else {
-            return;
-        };
-        self.since = (0, Instant::now());
-        let file = self.file.clone();
-        tokio::spawn(blocking(move || {
-            // The log is the truth: without this checkpoint the next start only takes longer.
-            if let Err(error) = file.write(&checkpoint) {
-                tracing::warn!(%error, path = %file.path.display(), "cannot save applied state");
-            }
-        }));
+        if let Some(saving) = self.saving() {
+            // Without this checkpoint the next start only takes longer.
+            tokio::spawn(blocking(move || saving.save().ok()));
+        }
     }
 
     fn apply_entry(&mut self, entry: LogEntry) -> io::Result<Option<Reply>> {
@@ -245,13 +260,33 @@ impl RaftSnapshotBuilder<TypeConfig> for Built {
     }
 }
 
+/// A checkpoint on its way to the disk.
+pub(super) struct Saving {
+    checkpoint: Checkpoint,
+    file: Arc<CheckpointFile>,
+}
+
+impl Saving {
+    /// Makes it durable, unless a later one is; the entry up to which it reaches. A failure is logged.
+    pub(super) fn save(&self) -> io::Result<LogId> {
+        let Self { checkpoint, file } = self;
+        match file.write(checkpoint) {
+            Ok(()) => Ok(checkpoint.applied),
+            Err(error) => {
+                tracing::warn!(%error, path = %file.path.display(), "cannot save applied state");
+                Err(error)
+            }
+        }
+    }
+}
+
 /// The checkpoint's place on disk.
 struct CheckpointFile {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
     path: PathBuf,
-    /// Held while it is written.
-    writing: Mutex<()>,
+    /// Held while it is written; the entry up to which it reaches.
+    written: Mutex<Option<LogId>>,
 }
 
 impl CheckpointFile {
@@ -261,7 +296,7 @@ impl CheckpointFile {
             path: dir.join(checkpoint::FILE_NAME),
             dir,
             disk,
-            writing: Mutex::default(),
+            written: Mutex::default(),
         }
     }
 
@@ -285,16 +320,22 @@ impl CheckpointFile {
         }
     }
 
-    /// Replaces the checkpoint; after a crash there is the old one or the new one.
+    /// Replaces the checkpoint, unless there is a later one, which entries that are gone by now may
+    /// have led to; after a crash there is the old one or the new one.
     fn write(&self, checkpoint: &Checkpoint) -> io::Result<()> {
         let bytes = checkpoint.encode();
-        let _one = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        if *written > Some(checkpoint.applied) {
+            return Ok(());
+        }
         let new = self.path.with_extension("applied.new");
         let file = self.disk.open(&new, OpenMode::Create)?;
         file.set_len(bytes.len() as u64)?;
         file.write_at(0, &[IoSlice::new(&bytes)])?;
         file.sync()?;
         self.disk.rename(&new, &self.path)?;
-        self.disk.sync_dir(&self.dir)
+        self.disk.sync_dir(&self.dir)?;
+        *written = Some(checkpoint.applied);
+        Ok(())
     }
 }

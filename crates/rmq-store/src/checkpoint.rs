@@ -50,7 +50,7 @@ pub(crate) fn decode_vote(mut content: &[u8]) -> Option<Option<Vote>> {
 pub(crate) struct Checkpoint {
     pub(crate) generation: i32,
     pub(crate) segment_bytes: u64,
-    /// Where the first extent starts; what is before it is history.
+    /// Where the first extent starts that is not purged; what is before it are records only.
     pub(crate) base: PhyOffset,
     /// A committed entry whose extent, and all before it, is durable; and its end.
     pub(crate) committed: Option<EntryId>,

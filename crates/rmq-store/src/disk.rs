@@ -31,6 +31,31 @@ pub enum OpenMode {
     Create,
 }
 
+/// What a file system has used and has left for its ordinary users, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    pub used: u64,
+    pub available: u64,
+}
+
+impl Space {
+    /// Percent that are used, rounded up (`UtilAll.getDiskPartitionSpaceUsedPercent`, 4.9.7); 0 for a
+    /// file system without blocks of its own.
+    #[must_use]
+    pub fn used_percent(self) -> u8 {
+        let (used, all) = (
+            u128::from(self.used),
+            u128::from(self.used) + u128::from(self.available),
+        );
+        let percent = if all == 0 {
+            0
+        } else {
+            (used * 100).div_ceil(all)
+        };
+        u8::try_from(percent).expect("a part is at most all")
+    }
+}
+
 /// Files, their order on stable storage, what identifies this run of the machine, and its threads.
 ///
 /// A change of a directory (create, rename, unlink) is durable after `sync_dir` of it, a change of
@@ -53,6 +78,8 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// Locks a file, created if absent, against every other opener on this machine, the Java
     /// broker included, until the guard is dropped. `WouldBlock` if somebody else holds it.
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Any + Send + Sync>>;
+    /// Space of the file system that `dir` is on.
+    fn space(&self, dir: &Path) -> io::Result<Space>;
     /// Changes whenever the machine may have lost what was not synced.
     fn boot_id(&self) -> io::Result<String>;
     /// Milliseconds since the epoch.
@@ -160,6 +187,15 @@ impl Disk for RealDisk {
             Err(Errno::ACCESS | Errno::AGAIN) => Err(io::ErrorKind::WouldBlock.into()),
             Err(e) => Err(e.into()),
         }
+    }
+
+    fn space(&self, dir: &Path) -> io::Result<Space> {
+        let blocks = rustix::fs::statvfs(dir)?;
+        let bytes = |count: u64| count.saturating_mul(blocks.f_frsize);
+        Ok(Space {
+            used: bytes(blocks.f_blocks.saturating_sub(blocks.f_bfree)),
+            available: bytes(blocks.f_bavail),
+        })
     }
 
     fn boot_id(&self) -> io::Result<String> {
@@ -288,6 +324,17 @@ mod tests {
         assert!(file.view(8000, 193).is_err());
         let mut buf = [9; 8];
         assert_eq!(file.read_at(8190, &mut buf).unwrap(), 2);
+    }
+
+    #[test]
+    fn the_used_share_of_a_disk_is_rounded_up() {
+        let percent = |used, available| Space { used, available }.used_percent();
+        assert_eq!([percent(0, 0), percent(0, 9), percent(9, 0)], [0, 0, 100]);
+        assert_eq!([percent(1, 1000), percent(90, 10)], [1, 90]);
+        assert_eq!([percent(9001, 999), percent(u64::MAX, 1)], [91, 100]);
+        let root = RealDisk.space(Path::new("/")).unwrap();
+        assert!(root.used > 0 && root.used_percent() <= 100, "{root:?}");
+        assert!(RealDisk.space(Path::new("/no/such/place")).is_err());
     }
 
     #[test]

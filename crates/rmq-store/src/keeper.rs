@@ -234,6 +234,8 @@ impl Inner {
             Some(confirm) => checkpoint.confirm = confirm,
             None => (checkpoint.committed, checkpoint.confirm) = (file.committed, file.confirm),
         }
+        // What was purged was committed.
+        checkpoint.confirm = checkpoint.confirm.max(checkpoint.base);
         if self.flush.synced() < checkpoint.confirm {
             self.flush.sync_now()?;
         }

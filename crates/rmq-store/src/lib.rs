@@ -6,7 +6,8 @@
 //! `seal` makes its bytes, `raft_index` finds it, `queue_offsets` gives out queue offsets, `flush`
 //! makes bytes durable, `slots` and `checkpoint` hold the vote and what recovery starts from,
 //! `keeper` works ahead in the background. `recovery` opens a log, `log` is its single writer,
-//! `reader` serves everybody else. `genesis` is what a store has taken over from another broker.
+//! `reader` serves everybody else, `retention` lets go of its oldest part. `genesis` is what a store has
+//! taken over from another broker.
 //! Behind it: `queues` is what consumers see, made by `dispatch` from committed records and kept in
 //! `consume_queue` and `index_file`; `delay` is a table that these files depend on. `store` opens
 //! both. `frozen` is the mark of a frozen group; `inspect` tells what a store holds without opening
@@ -37,6 +38,7 @@ mod queues;
 mod raft_index;
 mod reader;
 mod recovery;
+mod retention;
 mod seal;
 mod segment;
 #[cfg(any(test, feature = "sim"))]
@@ -51,7 +53,7 @@ mod worker;
 pub use config::{ConfigError, ENTRY_OVERHEAD_BYTES, FlushMode, StoreConfig};
 pub use consume_queue::{Slot, UNIT_BYTES, Unit};
 pub use delay::{DelayLevelError, DelayLevels};
-pub use disk::{Disk, DiskFile, OpenMode, RealDisk};
+pub use disk::{Disk, DiskFile, OpenMode, RealDisk, Space};
 pub use dispatch::{Arrival, DispatchError};
 pub use extent::{ExtentError, RAFT_LOG_TOPIC};
 pub use flush::FlushCallback;
@@ -68,6 +70,7 @@ pub use log::{Appended, Log, Recovered};
 pub use queues::{ArrivalListener, Boundary, GetResult, GetStatus, OpenQueuesError, Queues};
 pub use reader::{LogReader, ReadError};
 pub use recovery::OpenError;
+pub use retention::{Cut, Retention, RetentionLimits};
 pub use seal::AppendError;
 pub use store::{OpenStoreError, Store, open};
 pub use types::{

@@ -350,8 +350,9 @@ impl Log {
         Ok(())
     }
 
-    /// Notes that the entries up to `id` may go; they are not readable any more. `id` may be beyond
-    /// the last entry: the log goes on after it then. Durable on return.
+    /// Notes that the entries up to `id` may go; they are not readable any more, though their records
+    /// are until their segments are removed. `id` may be beyond the last entry: the log goes on after
+    /// it then. Durable on return.
     pub fn purge(&mut self, id: EntryId) -> io::Result<()> {
         self.shared.check_poison()?;
         if self
@@ -361,9 +362,19 @@ impl Log {
         {
             return Ok(());
         }
+        let base = match self.shared.header(id.index).map_err(io::Error::other)? {
+            Some((header, _)) => header.end(),
+            None if self.tail.last_id().is_none_or(|last| last.index < id.index) => self.tail.end,
+            // In a gap that an earlier purge has left.
+            None => self.shared.base(),
+        };
         self.tail.purged = Some(id);
         self.shared.publish(&self.tail);
-        self.keeper.note(|checkpoint| checkpoint.purged = Some(id));
+        self.shared.set_base(base);
+        self.keeper.note(|checkpoint| {
+            checkpoint.purged = Some(id);
+            checkpoint.base = base;
+        });
         self.poisoning("write the checkpoint", |log| log.keeper.write_checkpoint())
     }
 

@@ -194,6 +194,26 @@ impl RaftIndex {
         Ok(())
     }
 
+    /// Removes the files that have only cells of entries before `first`.
+    pub(crate) fn drop_before(&self, first: LogIndex) -> io::Result<()> {
+        let byte = first.0 * CELL_LEN;
+        let keep = byte - byte % FILE_LEN;
+        let mut dropped = false;
+        for name in self.disk.list(&self.dir)? {
+            if let Some(base) = parse_name(&name).filter(|base| *base < keep) {
+                let mut files = self.files();
+                files.open.retain(|(open, _)| *open != base);
+                files.dirty.remove(&base);
+                self.disk.unlink(&self.dir.join(&name))?;
+                dropped = true;
+            }
+        }
+        if dropped {
+            self.disk.sync_dir(&self.dir)?;
+        }
+        Ok(())
+    }
+
     /// Makes all cells durable that were written before the call.
     pub(crate) fn sync(&self) -> io::Result<()> {
         let dirty = std::mem::take(&mut self.files().dirty);

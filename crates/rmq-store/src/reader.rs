@@ -36,7 +36,7 @@ pub(crate) struct Shared {
     pub(crate) index: RaftIndex,
     pub(crate) generation: i32,
     pub(crate) max_extent_bytes: u64,
-    pub(crate) base: PhyOffset,
+    base: AtomicU64,
     tail: RwLock<Tail>,
     end: AtomicU64,
     confirm: AtomicU64,
@@ -58,13 +58,22 @@ impl Shared {
             index,
             generation,
             max_extent_bytes,
-            base,
+            base: AtomicU64::new(base.0),
             tail: RwLock::default(),
             end: AtomicU64::new(base.0),
             confirm: AtomicU64::new(base.0),
             synced: AtomicU64::new(base.0),
             poison: OnceLock::new(),
         }
+    }
+
+    /// Where the first entry that is not purged starts.
+    pub(crate) fn base(&self) -> PhyOffset {
+        PhyOffset(self.base.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn set_base(&self, base: PhyOffset) {
+        self.base.store(base.0, Ordering::Release);
     }
 
     pub(crate) fn tail(&self) -> Tail {
@@ -164,13 +173,17 @@ impl LogReader {
     /// Start of the first segment, history included.
     #[must_use]
     pub fn min_offset(&self) -> PhyOffset {
-        self.shared.segments.first().unwrap_or(self.shared.base)
+        self.shared
+            .segments
+            .first()
+            .unwrap_or_else(|| self.shared.base())
     }
 
-    /// Where the Raft log begins; what is before it is history.
+    /// Where the Raft log begins. What is before it is history, or of entries that were purged: records
+    /// that are still there for their readers.
     #[must_use]
     pub fn base_offset(&self) -> PhyOffset {
-        self.shared.base
+        self.shared.base()
     }
 
     /// End of the last extent as appended, be it committed or not.

@@ -193,6 +193,21 @@ impl Segments {
         Ok(!dropped.is_empty())
     }
 
+    /// Removes the first segment: its file, then the segment. Whoever has it in use keeps it; what was
+    /// read before stays readable.
+    pub(crate) fn drop_first(&self) -> io::Result<()> {
+        let Some(base) = self.first() else {
+            return Ok(());
+        };
+        // One by one, so that what a crash leaves is without gaps.
+        self.unlink(base)?;
+        let mut list = self.list_mut();
+        if list.first().is_some_and(|segment| segment.base == base) {
+            list.remove(0);
+        }
+        Ok(())
+    }
+
     /// Makes the file of a segment, all zero, durable in itself and in its directory.
     ///
     /// With `written`, its zeros are written out, so that a later sync of new content needs no
@@ -219,7 +234,7 @@ impl Segments {
         Ok(Segment { base, file })
     }
 
-    /// Removes the file of a segment that is not in the list.
+    /// Removes the file of a segment; durable on return.
     pub(crate) fn unlink(&self, base: PhyOffset) -> io::Result<()> {
         self.disk.unlink(&self.path(base))?;
         self.disk.sync_dir(&self.dir)

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
 
-use crate::disk::{Disk, DiskFile, OpenMode};
+use crate::disk::{Disk, DiskFile, OpenMode, Space};
 use crate::worker::{self, Work, Worker};
 
 const PAGE: usize = 4096;
@@ -151,6 +151,8 @@ struct Inner {
     now_ms: i64,
     /// Without one it counts the time in calls and has threads.
     machine: Option<Arc<dyn Machine>>,
+    /// What every directory's file system is said to have; plenty by default.
+    space: Option<Space>,
     /// The fault, part of the path it strikes, and how many chances it lets pass.
     fault: Option<(Fault, String, usize)>,
 }
@@ -238,6 +240,11 @@ impl SimDisk {
             data: vec![byte[0] ^ 0x10],
         });
         inner.apply(Op::Sync { file });
+    }
+
+    /// Says how full the disk is.
+    pub fn set_space(&self, space: Space) {
+        self.inner().space = Some(space);
     }
 
     /// The disk after a process was killed when this much was done. What was not synced then is
@@ -462,6 +469,13 @@ impl Disk for SimDisk {
         Ok(Box::new(Lock {
             disk: self.clone(),
             path: path.to_owned(),
+        }))
+    }
+
+    fn space(&self, _: &Path) -> io::Result<Space> {
+        Ok(self.inner().space.unwrap_or(Space {
+            used: 0,
+            available: u64::MAX,
         }))
     }
 

@@ -1,4 +1,4 @@
-//! `CLEAN_EXPIRED_CONSUMEQUEUE`, `CLEAN_UNUSED_TOPIC`, `DELETE_EXPIRED_COMMITLOG`.
+//! `DELETE_EXPIRED_COMMITLOG`; `CLEAN_EXPIRED_CONSUMEQUEUE`, `CLEAN_UNUSED_TOPIC`.
 
 use std::sync::Arc;
 
@@ -7,6 +7,13 @@ use rmq_wire::code::response;
 use crate::broker::Broker;
 use crate::broker::refusal::{Handled, Refusal};
 use crate::remoting::Request;
+
+/// Has the segments removed that are older than `fileReservedTime`, whatever the hour, on this node.
+pub(in crate::broker) async fn delete_expired(broker: &Arc<Broker>, request: &Request) -> Handled {
+    tracing::info!(client = %request.peer, "a tool has asked for the removal of old segments");
+    broker.replica.remove_old_segments();
+    Ok(request.command.reply(response::SUCCESS).into())
+}
 
 /// Refuses, for success would tell an operator who fights for disk space that some was freed.
 pub(in crate::broker) async fn clean(_: &Arc<Broker>, request: &Request) -> Handled {

@@ -14,9 +14,8 @@ use crate::broker::refusal::{Handled, Refusal};
 use crate::remoting::Request;
 
 /// Keys without effect here that `mqadmin exportConfigs` of 4.9 cannot do without, as they are:
-/// what they switch on is off, and nothing leaves the log because of its age.
-const FIXED: [(&str, &str); 4] = [
-    ("fileReservedTime", "2147483647"),
+/// what they switch on is off.
+const FIXED: [(&str, &str); 3] = [
     ("filterServerNums", "0"),
     ("slaveReadEnable", "false"),
     ("useTLS", "false"),

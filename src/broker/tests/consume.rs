@@ -80,6 +80,22 @@ async fn a_consumer_outside_its_queue_is_told_where_to_go() {
             "from {offset}"
         );
     }
+    let told = PullMessage {
+        topic: "OFFSET_MOVED_EVENT".to_owned(),
+        sys_flag: pull(0).sys_flag | pull_sys_flag::SUSPEND,
+        suspend_timeout_millis: 30_000,
+        ..pull(0)
+    };
+    let event = String::from_utf8(bodies(&node.pulled(&told).await)[0].clone()).unwrap();
+    for part in [
+        r#""consumerGroup":"g""#,
+        r#""topic":"T""#,
+        r#""queueId":0"#,
+        r#""offsetRequest":9"#,
+        r#""offsetNew":1"#,
+    ] {
+        assert!(event.contains(part), "{part} in {event}");
+    }
     let empty = |offset| PullMessage {
         queue_id: 1,
         ..pull(offset)

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
+use std::sync::atomic::Ordering;
 
 use flate2::read::GzDecoder;
 use rmq_wire::body::{
@@ -528,12 +529,16 @@ async fn nothing_is_said_to_be_cleaned_that_was_not() {
     for code in [
         request::CLEAN_EXPIRED_CONSUMEQUEUE,
         request::CLEAN_UNUSED_TOPIC,
-        request::DELETE_EXPIRED_COMMITLOG,
     ] {
         let answer = node.told(Command::request(code)).await;
         assert_eq!(answer.code, response::REQUEST_CODE_NOT_SUPPORTED);
         assert!(answer.remark.unwrap().contains("nothing was removed"));
     }
+    let removals = || node.replica.removals.load(Ordering::Relaxed);
+    assert_eq!(removals(), 0);
+    let command = Command::request(request::DELETE_EXPIRED_COMMITLOG);
+    assert_eq!(node.told(command).await.code, response::SUCCESS);
+    assert_eq!(removals(), 1);
 }
 
 #[test]

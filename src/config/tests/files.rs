@@ -53,11 +53,8 @@ fn the_masters_of_a_published_deployment_load() {
         assert_eq!(config.mapped_file_size_consume_queue, 6_000_000);
         assert_eq!(config.namesrv_addr.len(), 2);
         let keys = [
-            "deleteWhen",
-            "fileReservedTime",
             "mapedFileSizeCommitLog",
             "mapedFileSizeConsumeQueue",
-            "diskMaxUsedSpaceRatio",
             "storePathConsumeQueue",
             "storePathIndex",
             "storeCheckpoint",

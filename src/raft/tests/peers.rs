@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::Arc;
 
-use rmq_store::{Disk, DiskFile, FlushMode, OpenMode, RealDisk};
+use rmq_store::{Disk, DiskFile, FlushMode, OpenMode, RealDisk, Space};
 use tempfile::TempDir;
 
 use super::{
@@ -15,7 +15,7 @@ use super::{
 };
 use crate::meta::Meta;
 use crate::raft::node::Timers;
-use crate::raft::{PeerOptions, RaftOptions, SelfId, Tcp};
+use crate::raft::{PeerOptions, RaftOptions, RetentionRules, SelfId, Tcp};
 
 /// What a node runs on.
 #[derive(Clone, Copy)]
@@ -53,6 +53,9 @@ impl Disk for Booted {
     }
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Any + Send + Sync>> {
         RealDisk.lock(path)
+    }
+    fn space(&self, dir: &Path) -> io::Result<Space> {
+        RealDisk.space(dir)
     }
     fn boot_id(&self) -> io::Result<String> {
         Ok(self.0.to_owned())
@@ -141,6 +144,7 @@ async fn start_peer(
         timers: Timers::default(),
         quarantine: true,
         runtime: None,
+        retention: RetentionRules::default(),
         on_fatal: Box::new(|reason| panic!("raft failed: {reason}")),
     };
     let group = crate::raft::start(options, store, &config, disk, meta.clone()).await;

@@ -300,6 +300,16 @@ impl QueueFiles {
         Ok(unit == [0; UNIT_BYTES] && last.is_none_or(|last| last < end.0 * UNIT))
     }
 
+    /// Removes the file that begins with this unit.
+    pub(crate) fn remove_file(
+        &self,
+        topic: &Arc<str>,
+        queue_id: i32,
+        first: QueueOffset,
+    ) -> io::Result<()> {
+        self.remove(topic, queue_id, first.0 * UNIT)
+    }
+
     fn remove(&self, topic: &Arc<str>, queue_id: i32, start: u64) -> io::Result<()> {
         let dir = self.dir(topic, queue_id);
         let key = FileKey {

@@ -132,6 +132,22 @@ impl Index {
         ))
     }
 
+    /// Removes the full files that know of nothing at `min` or beyond, oldest first.
+    pub(crate) fn expire(&mut self, min: PhyOffset) -> io::Result<usize> {
+        let gone = self
+            .full
+            .iter()
+            .take_while(|file| file.header.end_phy < min)
+            .count();
+        for _ in 0..gone {
+            let name = self.full[0].name;
+            self.disk.unlink(&self.dir.join(name_of(name)))?;
+            self.dir_unsynced = true;
+            self.full.remove(0);
+        }
+        Ok(gone)
+    }
+
     /// The newest file's state, without writing anything.
     pub(crate) fn snapshot(&self, topic: &str, key: &str) -> Snapshot {
         let hash = key_hash(topic, key);

@@ -3,12 +3,13 @@
 //! [`Queues`] owns the derived files. `open` brings them to a known state and up to the confirm
 //! offset, `run` has the two workers that keep them there (dispatch; sync and `repair`), `read` has all
 //! the questions. Their formats are in [`crate::consume_queue`] and [`crate::index_file`], what goes
-//! into them is decided in [`crate::dispatch`].
+//! into them is decided in [`crate::dispatch`]; `expire` removes what points to nothing any more.
 //!
 //! Two numbers end a queue: `next` is behind the units that are in its files, `committed` behind the
 //! messages that are committed, which the dispatcher catches up with in well under a millisecond. A
 //! reader is told of the second and waits for the first.
 
+mod expire;
 mod open;
 mod read;
 mod repair;
@@ -20,6 +21,7 @@ use std::time::Duration;
 use repair::Hole;
 
 pub use open::OpenQueuesError;
+pub(crate) use read::store_time;
 pub use read::{Boundary, GetResult, GetStatus};
 
 use crate::consume_queue::{QueueFiles, Table};
@@ -87,6 +89,18 @@ impl Queues {
     /// Everything below is in consume queues and index.
     pub fn dispatched(&self) -> PhyOffset {
         self.shared().dispatched
+    }
+
+    /// Up to where the files are known to be durable: after a power cut they are built from there on.
+    pub fn durable(&self) -> PhyOffset {
+        let checkpoint = self
+            .checkpoint
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        checkpoint
+            .file
+            .last()
+            .map_or(PhyOffset(0), |last| last.dispatched)
     }
 
     /// Why nothing more is dispatched, if so. It is tried again where that can help.

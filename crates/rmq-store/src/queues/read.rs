@@ -215,7 +215,13 @@ impl Queues {
         };
         let committed = unit.end() <= self.log.confirm_offset();
         let Some(bytes) = self.log.slice(unit.phy, size).filter(|_| committed) else {
-            return Lookup::Wrong;
+            // It may have gone since the look above.
+            let min = self.log.min_offset();
+            return if unit.phy < min {
+                Lookup::Gone { until: min }
+            } else {
+                Lookup::Wrong
+            };
         };
         // Neither the topic nor the body is touched, but no other message has all of this.
         let says = |at: usize, value: &[u8]| bytes[at..].starts_with(value);
@@ -403,7 +409,7 @@ impl Queues {
 }
 
 /// Store timestamp (milliseconds) of the committed record at a position.
-pub(super) fn store_time(log: &dyn CommittedLog, phy: PhyOffset) -> Option<i64> {
+pub(crate) fn store_time(log: &dyn CommittedLog, phy: PhyOffset) -> Option<i64> {
     let head = head(log, phy)?;
     let flags = i32::from_be_bytes(*head[record::SYS_FLAG_AT..].first_chunk()?);
     let v6 = flags & sys_flag::BORN_HOST_V6 != 0;

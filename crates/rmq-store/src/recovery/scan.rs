@@ -26,11 +26,15 @@ impl Opening<'_> {
             base,
             confirm,
             committed: Some(committed),
+            purged,
             ..
         } = self.notes.checkpoint
         else {
             return Ok(());
         };
+        if purged.is_some_and(|purged| committed.index <= purged.index) {
+            return Ok(());
+        }
         let index_dir = self.config.raft_index_dir();
         let index = &self.shared.index;
         let damage = |stop: Stop| match stop {

@@ -7,4 +7,5 @@ mod faults;
 mod inspection;
 mod model;
 mod open;
+mod retention;
 mod support;

@@ -35,6 +35,17 @@ pub struct DelayOffsetSerializeWrapper {
     pub offset_table: BTreeMap<i32, i64>,
 }
 
+/// Body of a message in [`OFFSET_MOVED_EVENT`](crate::name::OFFSET_MOVED_EVENT): a consumer asked for an
+/// offset that its queue does not have, and was told another one.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct OffsetMovedEvent {
+    pub consumer_group: String,
+    pub message_queue: MessageQueue,
+    pub offset_new: i64,
+    pub offset_request: i64,
+}
+
 /// Answer to [`INVOKE_BROKER_TO_RESET_OFFSET`](crate::code::request::INVOKE_BROKER_TO_RESET_OFFSET), and body
 /// of [`RESET_CONSUMER_CLIENT_OFFSET`](crate::code::request::RESET_CONSUMER_CLIENT_OFFSET).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
