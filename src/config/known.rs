@@ -188,7 +188,7 @@ mod tests {
             ("tls.server.mode", "permissive", Verdict::Agrees),
             ("readOnlyCommitLogStorePaths", "", Verdict::Agrees),
             ("readOnlyCommitLogStorePaths", "/old", Verdict::Refuse),
-            ("deleteWhen", "04", Verdict::Warn),
+            ("diskFallRecorded", "true", Verdict::Warn),
         ] {
             assert_eq!(INERT[key].judge(value), want, "{key}={value}");
         }

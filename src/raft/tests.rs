@@ -2,6 +2,7 @@
 //! a network that the test can cut; `peers` has those over TCP.
 
 mod peers;
+mod retention;
 mod wires;
 
 use std::collections::{BTreeMap, HashSet};
@@ -39,6 +40,7 @@ fn store_config(root: &Path, flush: FlushMode) -> StoreConfig {
     config.consume_queue_file_bytes = 20 * 1000;
     config.index_slots = 100;
     config.index_entries = 1000;
+    config.consume_queue_flush_interval_ms = 10;
     config.flush = flush;
     config
 }
@@ -173,7 +175,7 @@ fn record(queue_id: i32, body: &str) -> PendingRecord {
     }
 }
 
-type Sent = (i32, String, Result<Vec<Position>, ProposeError>);
+pub(super) type Sent = (i32, String, Result<Vec<Position>, ProposeError>);
 
 /// Sends `count` messages at once, to four queues.
 async fn send_all(group: &Group, name: &str, count: usize) -> Vec<Sent> {

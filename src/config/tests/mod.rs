@@ -160,12 +160,13 @@ broker.conf:1: warning: unknown key `brokerIp1`
 
 #[test]
 fn keys_without_effect_say_why_and_dangerous_ones_are_refused() {
-    let (_, warnings) = loaded("deleteWhen=04\naclEnable=false\nsendMessageThreadPoolNums=16\n");
+    let (_, warnings) =
+        loaded("diskFallRecorded=true\naclEnable=false\nsendMessageThreadPoolNums=16\n");
     assert_eq!(
         warnings,
         "\
-broker.conf:1: warning: deleteWhen has no effect here: deleting old files is not built yet, so \
-everything is kept
+broker.conf:1: warning: diskFallRecorded has no effect here: the disk counts as full by \
+diskSpaceWarningLevelRatio alone
 broker.conf:3: warning: sendMessageThreadPoolNums has no effect here: requests are served by shared \
 worker threads, without a pool and a queue for each kind
 "
@@ -191,6 +192,21 @@ fn write_segment(dir: &Path, bytes: u64) {
     fs::create_dir_all(dir).unwrap();
     let file = fs::File::create(dir.join("00000000000000000000")).unwrap();
     file.set_len(bytes).unwrap();
+}
+
+#[test]
+fn hours_and_shares_of_the_disk_are_what_they_can_be() {
+    let (config, warnings) = loaded("deleteWhen=4;16\ndiskMaxUsedSpaceRatio=99\n");
+    assert_eq!(config.delete_when, Hours(vec![4, 16]));
+    assert_eq!(config.disk_max_used_space_ratio, 95);
+    assert_eq!(
+        warnings,
+        "broker.conf:2: warning: diskMaxUsedSpaceRatio is kept from 10 to 95; 95 is taken\n"
+    );
+    for bad in ["24", "4,16", "", "-1", "4;"] {
+        let text = refused(&format!("deleteWhen={bad}\n"));
+        assert!(text.contains("hours from 00 to 23"), "{bad}: {text}");
+    }
 }
 
 #[test]

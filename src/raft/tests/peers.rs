@@ -19,10 +19,12 @@ use crate::raft::{PeerOptions, RaftOptions, RetentionRules, SelfId, Tcp};
 
 /// What a node runs on.
 #[derive(Clone, Copy)]
-struct Machine {
-    flush: FlushMode,
+pub(super) struct Machine {
+    pub(super) flush: FlushMode,
     /// Names the run of the machine since its power was switched on.
-    boot: &'static str,
+    pub(super) boot: &'static str,
+    /// How quickly a test's log lets go of what is old; `None` for never.
+    pub(super) retention: Option<fn() -> RetentionRules>,
 }
 
 /// The files of this machine in another run of it.
@@ -66,13 +68,13 @@ impl Disk for Booted {
 }
 
 /// Three places for nodes.
-struct Site {
-    dirs: Vec<TempDir>,
+pub(super) struct Site {
+    pub(super) dirs: Vec<TempDir>,
     addrs: Vec<SocketAddr>,
 }
 
 impl Site {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         // The ports are free again by the time that the nodes bind them.
         let listeners: Vec<_> = (0..3)
             .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
@@ -83,7 +85,7 @@ impl Site {
         }
     }
 
-    async fn start(&self, place: usize, machine: Machine) -> Running {
+    pub(super) async fn start(&self, place: usize, machine: Machine) -> Running {
         let root = self.dirs[place].path();
         let number = u16::try_from(place).unwrap();
         let listener = bind(self.addrs[place]).await;
@@ -94,7 +96,7 @@ impl Site {
         start_peer(root, number, &list, listener, machine).await
     }
 
-    async fn start_all(&self, machine: Machine) -> Vec<Running> {
+    pub(super) async fn start_all(&self, machine: Machine) -> Vec<Running> {
         let mut nodes = Vec::new();
         for place in 0..3 {
             nodes.push(self.start(place, machine).await);
@@ -125,6 +127,10 @@ async fn start_peer(
     let disk = Arc::new(Booted(machine.boot));
     let store = open_store(&config, disk.clone()).await;
     let reader = store.log.reader();
+    if machine.retention.is_some() {
+        // Nothing goes that is not in the consume queues.
+        store.queues.start(Arc::new(|_| {})).unwrap();
+    }
     let meta = Meta::new();
     let options = RaftOptions {
         group: "broker-a".to_owned(),
@@ -144,7 +150,9 @@ async fn start_peer(
         timers: Timers::default(),
         quarantine: true,
         runtime: None,
-        retention: RetentionRules::default(),
+        retention: machine
+            .retention
+            .map_or_else(RetentionRules::default, |rules| rules()),
         on_fatal: Box::new(|reason| panic!("raft failed: {reason}")),
     };
     let group = crate::raft::start(options, store, &config, disk, meta.clone()).await;
@@ -160,6 +168,7 @@ async fn three_nodes_find_each_other_and_outlive_their_leader() {
     let machine = Machine {
         flush: FlushMode::Sync,
         boot: "boot",
+        retention: None,
     };
     let site = Site::new();
     let mut nodes = site.start_all(machine).await;
@@ -207,6 +216,7 @@ async fn a_node_that_lost_power_votes_again_once_it_has_what_its_leader_has() {
     let machine = Machine {
         flush,
         boot: "first boot",
+        retention: None,
     };
     let site = Site::new();
     let mut nodes = site.start_all(machine).await;
@@ -222,6 +232,7 @@ async fn a_node_that_lost_power_votes_again_once_it_has_what_its_leader_has() {
     let lost_power = Machine {
         flush,
         boot: "second boot",
+        retention: None,
     };
     let alone = site.start(0, lost_power).await;
     tokio::time::sleep(2 * Timers::default().election_max).await;

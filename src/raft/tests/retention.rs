@@ -1,0 +1,164 @@
+//! Old segments leave the nodes of a running group.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rmq_store::{Disk, FlushMode, LogIndex, RealDisk};
+use tempfile::TempDir;
+
+use super::peers::{Machine, Site};
+use super::{
+    PATIENCE, Running, Sent, acknowledged, assert_in_place, leader_of, open_store, send_surely,
+    store_config, until, until_level,
+};
+use crate::meta::Meta;
+use crate::raft::state_machine::StateMachine;
+use crate::raft::{RaftOptions, RetentionRules, Timers, start};
+
+/// Everything is old at once.
+fn eager() -> RetentionRules {
+    RetentionRules {
+        delete_when: (0..24).collect(),
+        reserved_hours: 0,
+        // The disk of the test's machine has no say.
+        max_used: 100,
+        forcibly: None,
+        interval: Duration::from_millis(10),
+        pause: Duration::ZERO,
+        ..RetentionRules::default()
+    }
+}
+
+fn is_cut(node: &Running) -> bool {
+    let first = node.reader.first_index();
+    node.reader.min_offset().0 > 0 && first > Some(LogIndex(0))
+}
+
+/// Stops a node; then it has all messages that were acknowledged, but for the beginning.
+async fn stopped_with_its_share(node: &Running, sent: &[Sent]) {
+    node.group.shutdown().await;
+    let min = node.reader.min_offset();
+    let is_there = |sent: &&Sent| {
+        let positions = sent.2.as_ref().ok();
+        positions.is_some_and(|positions| positions[0].phy >= min)
+    };
+    let left: Vec<Sent> = sent.iter().filter(is_there).cloned().collect();
+    assert!(!left.is_empty() && left.len() < acknowledged(sent));
+    assert_in_place(&node.reader, &left);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_node_of_a_group_lets_go_of_what_is_old_and_starts_again_without_it() {
+    let machine = Machine {
+        flush: FlushMode::Sync,
+        boot: "boot",
+        retention: Some(eager),
+    };
+    let site = Site::new();
+    let mut nodes = site.start_all(machine).await;
+    let mut sent = Vec::new();
+    // Sends go on until each has let go of something.
+    for round in 0.. {
+        assert!(round < 1000, "nothing is removed");
+        let all: Vec<&Running> = nodes.iter().collect();
+        sent.extend(send_surely(&all, &format!("old-{round}"), 100).await);
+        if nodes.iter().all(is_cut) {
+            break;
+        }
+    }
+    // One that was away for a while finds what it needs with the others.
+    stopped_with_its_share(&nodes.pop().unwrap(), &sent).await;
+    let all: Vec<&Running> = nodes.iter().collect();
+    sent.extend(send_surely(&all, "new", 20).await);
+    let back = site.start(2, machine).await;
+    assert!(is_cut(&back));
+    leader_of(&[&nodes[0], &nodes[1], &back]).await;
+    until_level(&[&nodes[0], &nodes[1], &back]).await;
+    assert_eq!(back.meta.snapshot(), nodes[0].meta.snapshot());
+    for node in nodes.iter().chain([&back]) {
+        stopped_with_its_share(node, &sent).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_applied_state_that_nothing_can_make_again_is_not_done_without() {
+    let dir = TempDir::new().unwrap();
+    let config = store_config(dir.path(), FlushMode::Sync);
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+    let store = open_store(&config, disk.clone()).await;
+    let reader = store.log.reader();
+    store.queues.start(Arc::new(|_| {})).unwrap();
+    let meta = Meta::new();
+    let options = RaftOptions {
+        group: "broker-a".to_owned(),
+        broker_addr: "127.0.0.1:10911".to_owned(),
+        peers: None,
+        timers: Timers::default(),
+        quarantine: true,
+        runtime: None,
+        retention: eager(),
+        on_fatal: Box::new(|reason| panic!("raft failed: {reason}")),
+    };
+    let group = start(options, store, &config, disk.clone(), meta.clone()).await;
+    let node = Running {
+        group: group.unwrap(),
+        reader,
+        meta,
+    };
+    let mut sent = Vec::new();
+    for round in 0.. {
+        assert!(round < 1000, "nothing is removed");
+        sent.extend(send_surely(&[&node], &format!("old-{round}"), 100).await);
+        if is_cut(&node) {
+            break;
+        }
+    }
+    stopped_with_its_share(&node, &sent).await;
+    drop(node);
+
+    let applied = dir.path().join("raft.applied");
+    let mut bytes = std::fs::read(&applied).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&applied, bytes).unwrap();
+    let store = tokio::time::timeout(PATIENCE, open_store(&config, disk.clone())).await;
+    let store = store.unwrap();
+    let reader = store.log.reader();
+    let opened = StateMachine::open(dir.path(), disk, &reader, store.queues, Meta::new());
+    let error = opened.err().expect("it has no applied state").to_string();
+    for part in [&*applied.display().to_string(), "are deleted", "move "] {
+        assert!(error.contains(part), "{part} in {error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tool_has_old_segments_removed_at_once() {
+    fn asked() -> RetentionRules {
+        RetentionRules {
+            delete_when: Vec::new(),
+            ..eager()
+        }
+    }
+    let machine = Machine {
+        flush: FlushMode::Sync,
+        boot: "boot",
+        retention: Some(asked),
+    };
+    let site = Site::new();
+    let nodes = site.start_all(machine).await;
+    let all: Vec<&Running> = nodes.iter().collect();
+    while all[0].reader.confirm_offset().0 < 4 * all[0].reader.segment_bytes() {
+        send_surely(&all, "old", 100).await;
+    }
+    until_level(&all).await;
+    assert!(!nodes.iter().any(is_cut));
+    // One round may come before the queues are durable, so it is asked until it is done.
+    until("the segments are gone", || {
+        nodes[1].group.remove_old_segments();
+        is_cut(&nodes[1])
+    })
+    .await;
+    assert!(!is_cut(&nodes[0]) && !is_cut(&nodes[2]), "each for itself");
+    for node in nodes {
+        node.group.shutdown().await;
+    }
+}
