@@ -12,7 +12,8 @@ use super::{
     Broker, admin, forward, group, heartbeat, lock, offset, pull, query, queue, send, send_back,
     topic,
 };
-use crate::remoting::{Conn, Reply, Request, Service};
+use crate::raft::NotLeader;
+use crate::remoting::{Conn, Health, Reply, Request, Service};
 
 /// Who answers a request, and what must hold when it is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,15 +113,33 @@ fn unsupported(code: i32) -> Refusal {
 
 impl Service for Broker {
     async fn call(self: Arc<Self>, request: Request) -> Option<Reply> {
-        let handled = match request.command.code {
-            // Pulls wait, here or at the leader, and must not hold up the end of a connection.
-            request::PULL_MESSAGE | request::LITE_PULL_MESSAGE => tokio::select! {
-                handled = handle(&self, &request) => handled,
-                () = self.closing() => forward::no_leader(&request),
-            },
-            _ => handle(&self, &request).await,
+        let handled = match answer(&self, &request).await {
+            Err(Refusal::NotLeader) => forward::no_leader(&request),
+            handled => handled,
         };
         reply(&request.command, handled)
+    }
+
+    fn health(&self, path: &str) -> Option<Health> {
+        let role = self.replica.role().borrow().clone();
+        let serves = self.is_serving() && !self.is_draining();
+        let ok = match path {
+            "/leader" => serves,
+            "/follower" => !serves && !self.is_draining() && role.leader.is_some(),
+            _ => return None,
+        };
+        let leader = match serves {
+            true => Some(self.config.broker_addr()),
+            false => role.leader,
+        };
+        let body = serde_json::json!({
+            "group": self.config.broker_name,
+            "serving": serves,
+            "term": role.term,
+            "leader": leader,
+        });
+        let body = body.to_string();
+        Some(Health { ok, body })
     }
 
     fn closed(&self, conn: &Arc<Conn>) {
@@ -128,19 +147,22 @@ impl Service for Broker {
     }
 }
 
-/// Answers a request that another node forwarded here, because this one seemed to lead. `None`
+/// Answers a request that another node forwarded here, because this one seemed to lead. `Ok(None)`
 /// says nothing to the client.
+///
+/// # Errors
+/// When this node did nothing, because it does not lead.
 pub(super) async fn forwarded(
     broker: Arc<Broker>,
     client: SocketAddr,
     raw: Bytes,
-) -> Option<Bytes> {
+) -> Result<Option<Bytes>, NotLeader> {
     let command = match Command::decode(raw.clone()) {
         Ok(command) => command,
         Err(error) => {
             // The node that forwarded it has decoded it before.
             tracing::warn!(%client, %error, "a forwarded frame is unreadable");
-            return None;
+            return Ok(None);
         }
     };
     let request = Request {
@@ -149,20 +171,41 @@ pub(super) async fn forwarded(
         conn: None,
         peer: client,
     };
-    let reply = broker.call(request).await?;
-    Some(frame(reply))
+    match answer(&broker, &request).await {
+        Err(Refusal::NotLeader) => Err(NotLeader),
+        handled => Ok(reply(&request.command, handled).map(frame)),
+    }
+}
+
+async fn answer(broker: &Arc<Broker>, request: &Request) -> Handled {
+    match request.command.code {
+        // Pulls wait, here or at the leader, and must not hold up the end of a connection.
+        request::PULL_MESSAGE | request::LITE_PULL_MESSAGE => tokio::select! {
+            handled = handle(broker, request) => handled,
+            () = broker.closing() => forward::no_leader(request),
+        },
+        _ => handle(broker, request).await,
+    }
 }
 
 async fn handle(broker: &Arc<Broker>, request: &Request) -> Handled {
     match kind(request.command.code) {
         None => Err(unsupported(request.command.code)),
         Some(Kind::Local) => execute(broker, request).await,
-        Some(Kind::Read | Kind::Write) if broker.is_serving() => as_leader(broker, request).await,
-        Some(Kind::Read | Kind::Write) => forward::to_leader(broker, request).await,
+        Some(Kind::Read | Kind::Write) => {
+            if broker.is_serving() {
+                match as_leader(broker, request).await {
+                    // It leads no more, and has done nothing.
+                    Err(Refusal::NotLeader) => {}
+                    handled => return handled,
+                }
+            }
+            forward::to_leader(broker, request).await
+        }
     }
 }
 
-/// Answers on the leader.
+/// Answers on the leader; [`Refusal::NotLeader`] if it turns out to lead no more.
 pub(super) async fn as_leader(broker: &Arc<Broker>, request: &Request) -> Handled {
     let code = request.command.code;
     let term = broker.replica.serving();
@@ -170,7 +213,7 @@ pub(super) async fn as_leader(broker: &Arc<Broker>, request: &Request) -> Handle
     // A process that was stopped for seconds while it read, and now goes on, must not tell of an
     // end that others have moved.
     if kind(code) == Some(Kind::Read) && (term.is_none() || broker.replica.serving() != term) {
-        return forward::no_leader(request);
+        return Err(Refusal::NotLeader);
     }
     handled
 }
@@ -179,6 +222,10 @@ fn reply(request: &Command, handled: Handled) -> Option<Reply> {
     match handled {
         Ok(reply) => Some(reply),
         Err(Refusal::Code(code, remark)) => Some(request.reply_error(code, remark).into()),
+        Err(Refusal::NotLeader) => {
+            let code = response::SERVICE_NOT_AVAILABLE;
+            Some(request.reply_error(code, forward::NO_LEADER).into())
+        }
         Err(Refusal::Silence) => None,
     }
 }

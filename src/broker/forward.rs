@@ -1,66 +1,160 @@
 //! Requests that only a leader may answer, met by a node that does not lead.
 //!
-//! It waits a moment for a leader and has that one answer. Without one it gives the answer that
-//! makes stock clients try again; it never guesses. A request is sent on once: whoever gets it from
-//! another node and does not lead either gives it to nobody else.
+//! It has the leader answer. While there is none it holds the request for a moment, within bounds;
+//! after that it gives the answer that makes stock clients try again; it never guesses. A request is
+//! sent on once: when it may have arrived, it is not sent again, whatever became of it. Whoever gets
+//! it from another node and does not lead either gives it to nobody else.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rmq_wire::code::{request, response};
 use rmq_wire::header::{Header, PullMessage, PullMessageResponse};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::dispatch::as_leader;
 use super::refusal::{Handled, Refusal};
 use super::{Broker, ForwardError, Role};
 use crate::remoting::{Reply, Request};
 
-/// How long a request waits for a leader. An election takes about 0.6 s, a client's patience is 3 s.
-const LEADER_WAIT: Duration = Duration::from_secs(1);
 /// How long the leader has for its answer. Clients that wait give up after 3 to 5 s.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// Pause after a leader could not be reached, before its successor may be known.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
+/// Requests that are held at a time.
+const HELD_MAX: usize = 10_000;
+/// Bytes of their frames.
+const HELD_BYTES_MAX: usize = 64 << 20;
+/// The remark of [`no_leader`].
+pub(super) const NO_LEADER: &str = "the broker group has no leader at the moment";
 
-/// Gets the leader's answer, or the one that stands for none.
-pub(super) async fn to_leader(broker: &std::sync::Arc<Broker>, request: &Request) -> Handled {
-    let code = request.command.code;
-    let begun = Instant::now();
-    let deadline = begun + LEADER_WAIT;
+/// The requests that are held, and what became of all others.
+#[derive(Default)]
+pub(super) struct Forwarding {
+    held: AtomicUsize,
+    held_bytes: AtomicUsize,
+    /// Requests that had to wait for a leader.
+    pub(super) waited: AtomicU64,
+    /// Requests that a leader answered.
+    pub(super) answered: AtomicU64,
+    /// Requests that may or may not have been done.
+    pub(super) unknown: AtomicU64,
+}
+
+/// A place among the held requests, until it is dropped.
+pub(super) struct Place<'a> {
+    of: &'a Forwarding,
+    bytes: usize,
+}
+
+impl Forwarding {
+    /// Requests that are held now.
+    #[cfg(test)]
+    pub(super) fn held(&self) -> usize {
+        self.held.load(Ordering::Relaxed)
+    }
+
+    /// `None` when there is no room.
+    pub(super) fn hold(&self, bytes: usize) -> Option<Place<'_>> {
+        let held = self.held.fetch_add(1, Ordering::Relaxed);
+        let held_bytes = self.held_bytes.fetch_add(bytes, Ordering::Relaxed);
+        // Dropped, and so taken back, if there is none.
+        let place = Place { of: self, bytes };
+        let fits = held < HELD_MAX && held_bytes + bytes <= HELD_BYTES_MAX;
+        if fits {
+            count(&self.waited);
+        }
+        fits.then_some(place)
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.of.held.fetch_sub(1, Ordering::Relaxed);
+        self.of.held_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Gets the leader's answer, or the one that stands for none. To another node that forwarded the
+/// request it says [`Refusal::NotLeader`], for that one may yet find the leader.
+pub(super) async fn to_leader(broker: &Arc<Broker>, request: &Request) -> Handled {
+    let is_forwarded = request.conn.is_none();
+    let known = |role: &Role| role.serving || (!is_forwarded && role.leader.is_some());
+    let given_up = || match is_forwarded {
+        true => Err(Refusal::NotLeader),
+        false => no_leader(request),
+    };
     let mut roles = broker.replica.role();
-    let mut waited = false;
+    let deadline = Instant::now() + broker.config.group_hold_millis;
+    let mut place = None;
     loop {
-        let may_forward = request.conn.is_some();
-        let known = |role: &Role| role.serving || (may_forward && role.leader.is_some());
-        waited |= !known(&roles.borrow());
-        match timeout_at(deadline, roles.wait_for(known)).await {
-            Ok(Ok(_)) => {}
-            // Too late, or the group is gone.
-            Ok(Err(_)) | Err(_) => return no_leader(request),
-        }
-        if waited && is_stale(request) {
-            return no_leader(request);
-        }
-        if broker.is_serving() {
-            return as_leader(broker, request).await;
-        }
-        if may_forward {
-            let limit = ANSWER_LIMIT + suspension(request);
-            match broker
-                .replica
-                .forward(request.raw.clone(), request.peer, limit)
-                .await
-            {
-                Ok(Some(frame)) => return Ok(Reply::Frame(frame)),
-                Ok(None) => return Err(Refusal::Silence),
-                Err(ForwardError::NoLeader) => waited = true,
-                Err(ForwardError::Unknown(error)) => return unknown(request, code, &error),
+        let mut pause = Duration::ZERO;
+        if known(&roles.borrow()) {
+            if let Some(handled) = attempt(broker, request).await {
+                return handled;
             }
+            pause = RETRY_PAUSE;
         }
-        if Instant::now() >= deadline {
-            return no_leader(request);
+        if place.is_none() {
+            place = broker.forwarding.hold(request.raw.len());
         }
-        tokio::time::sleep(RETRY_PAUSE).await;
+        if place.is_none() {
+            return given_up();
+        }
+        let leader = async {
+            sleep(pause).await;
+            roles.wait_for(known).await.is_ok()
+        };
+        tokio::select! {
+            found = timeout_at(deadline, leader) => if found != Ok(true) {
+                return given_up();
+            },
+            // Nobody waits any longer.
+            () = closed(request) => return Err(Refusal::Silence),
+        }
+        if is_stale(request) {
+            return given_up();
+        }
+    }
+}
+
+/// The answer of this node or of the leader that it knows; `None` when nothing was done.
+async fn attempt(broker: &Arc<Broker>, request: &Request) -> Option<Handled> {
+    if broker.is_serving() {
+        return match as_leader(broker, request).await {
+            Err(Refusal::NotLeader) => None,
+            handled => Some(handled),
+        };
+    }
+    // What another node forwarded goes no further.
+    request.conn.as_ref()?;
+    let limit = ANSWER_LIMIT + suspension(request);
+    let answer = broker
+        .replica
+        .forward(request.raw.clone(), request.peer, limit)
+        .await;
+    let counter = match &answer {
+        Err(ForwardError::NoLeader) => return None,
+        Err(ForwardError::Unknown(_)) => &broker.forwarding.unknown,
+        Ok(_) => &broker.forwarding.answered,
+    };
+    count(counter);
+    Some(match answer {
+        Ok(Some(frame)) => Ok(Reply::Frame(frame)),
+        Ok(None) => Err(Refusal::Silence),
+        Err(error) => unknown(request, &error),
+    })
+}
+
+async fn closed(request: &Request) {
+    match &request.conn {
+        Some(conn) => conn.closed().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -71,15 +165,12 @@ pub(super) fn no_leader(request: &Request) -> Handled {
         // the end or the beginning of the queue.
         request::QUERY_CONSUMER_OFFSET => Err(Refusal::Silence),
         request::PULL_MESSAGE | request::LITE_PULL_MESSAGE => pull_again(request),
-        _ => Err(Refusal::new(
-            response::SERVICE_NOT_AVAILABLE,
-            "the broker group has no leader at the moment",
-        )),
+        _ => Err(Refusal::new(response::SERVICE_NOT_AVAILABLE, NO_LEADER)),
     }
 }
 
-fn unknown(request: &Request, code: i32, error: &str) -> Handled {
-    match code {
+fn unknown(request: &Request, error: &ForwardError) -> Handled {
+    match request.command.code {
         request::QUERY_CONSUMER_OFFSET | request::PULL_MESSAGE | request::LITE_PULL_MESSAGE => {
             no_leader(request)
         }

@@ -17,11 +17,13 @@
 //! - `registrar`: name servers are kept informed
 //! - `run`: all of this assembled into a process; `member`: a node of a Raft group as [`Replica`]
 //! - `clients`: who is connected; `heartbeat`: how it becomes known
+//! - `alias`: what is asked by the further names of a group
 //! - `admin`: what tools ask; `stats`: the numbers that they are told
 //!
 //! How a group agrees is [`crate::raft`]'s; frames and connections are [`crate::remoting`]'s.
 
 mod admin;
+mod alias;
 mod clients;
 mod dispatch;
 mod filter;

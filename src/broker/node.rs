@@ -9,6 +9,7 @@ use rmq_wire::code::response;
 use tokio::sync::watch;
 
 use super::clients::Clients;
+use super::forward::Forwarding;
 use super::hold::Holds;
 use super::message::Bounds;
 use super::offset_buffer::OffsetBuffer;
@@ -30,6 +31,7 @@ pub struct Broker {
     pub(super) clients: Clients,
     pub(super) offsets: Arc<OffsetBuffer>,
     pub(super) holds: Holds,
+    pub(super) forwarding: Forwarding,
     pub(super) stats: Stats,
     /// The address that stands in records and message ids.
     pub(super) store_host: SocketAddr,
@@ -63,6 +65,7 @@ impl Broker {
             replica,
             clients: Clients::default(),
             holds: Holds::default(),
+            forwarding: Forwarding::default(),
             stats: Stats::new(clock()),
             store_host,
             recent_bytes: recent_bytes(),
@@ -92,19 +95,19 @@ impl Broker {
         }
     }
 
-    /// Prepares the stop of this node: refuses sends from now on, with a code that has clients try
-    /// elsewhere, has the offset commits it took replicated, and hands over leadership.
+    /// Prepares the stop of this node: has the offset commits it took replicated and hands over
+    /// leadership. What comes from then on the successor answers; where there is none, sends are
+    /// refused with a code that has clients try elsewhere.
     pub async fn drain(&self) {
+        if self.is_serving() {
+            self.offsets.all_settled().await;
+            match self.replica.transfer_leader().await {
+                Ok(()) => tracing::info!("leadership is handed over"),
+                // Without a successor the group elects one, or has nobody else.
+                Err(error) => tracing::info!(error, "leadership is not handed over"),
+            }
+        }
         self.draining.store(true, Ordering::Release);
-        if !self.is_serving() {
-            return;
-        }
-        self.offsets.all_settled().await;
-        match self.replica.transfer_leader().await {
-            Ok(()) => tracing::info!("leadership is handed over"),
-            // Without a successor the group elects one, or has nobody else.
-            Err(error) => tracing::info!(error, "leadership is not handed over"),
-        }
     }
 
     /// Answers the requests that wait for messages, because connections are about to be closed.

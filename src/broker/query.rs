@@ -18,6 +18,9 @@ use crate::remoting::{Reply, Request};
 /// Bytes of messages in one answer, well below what fits a frame.
 const ANSWER_BYTES: usize = 8 * 1024 * 1024;
 
+/// The remark of an answer without messages.
+pub(super) const NOT_FOUND: &str = "can not find message, maybe time range not correct";
+
 /// `QUERY_MESSAGE`.
 pub(super) async fn by_key(broker: &Arc<Broker>, request: &Request) -> Handled {
     let header: QueryMessage = request.command.header()?;
@@ -58,10 +61,9 @@ pub(super) async fn by_key(broker: &Arc<Broker>, request: &Request) -> Handled {
         index_last_update_phyoffset: broker.log.confirm_offset().as_i64(),
     };
     if records.is_empty() {
-        let remark = "can not find message, maybe time range not correct";
         let mut reply = request
             .command
-            .reply_error(response::QUERY_NOT_FOUND, remark);
+            .reply_error(response::QUERY_NOT_FOUND, NOT_FOUND);
         reply = reply.with_header(&header);
         return Ok(reply.into());
     }

@@ -18,6 +18,8 @@ pub(super) type Handled = Result<Reply, Refusal>;
 pub(super) enum Refusal {
     /// A response code and the remark that explains it.
     Code(i32, String),
+    /// Nothing was done, for this node does not lead: whoever leads may do it.
+    NotLeader,
     /// No answer at all. Some clients take any error for a fact (a consumer starts over when its
     /// offset cannot be read), and silence is the only thing that makes them ask again.
     Silence,
@@ -37,8 +39,9 @@ impl Refusal {
 impl From<ProposeError> for Refusal {
     fn from(error: ProposeError) -> Self {
         let code = match error {
+            ProposeError::NotLeader => return Self::NotLeader,
             // Clients retry both; 1 does not promise that nothing was stored.
-            ProposeError::NotLeader | ProposeError::Failed(_) => response::SERVICE_NOT_AVAILABLE,
+            ProposeError::Failed(_) => response::SERVICE_NOT_AVAILABLE,
             ProposeError::Unknown => response::SYSTEM_ERROR,
             ProposeError::TooLarge { .. } => response::MESSAGE_ILLEGAL,
         };

@@ -44,12 +44,23 @@ pub(super) struct Options {
     pub addr: String,
     /// `host:port` of the HA service, which name servers only pass on.
     pub ha_addr: String,
+    /// The further names that this node wants for its group.
+    pub alias: Option<Alias>,
     /// The id while another node leads.
     pub follower_id: i64,
     /// `registerNameServerPeriod`; less than 10 s and more than 60 s are not taken.
     pub period: Duration,
     /// `registerBrokerTimeoutMills`.
     pub limit: Duration,
+}
+
+/// Further names for a group, see `namesrv`.
+#[derive(Debug, Clone)]
+pub(super) struct Alias {
+    /// `host:port` of this node's alias port.
+    pub addr: String,
+    pub names: i32,
+    pub queues: i32,
 }
 
 /// Reads the topics to register, with their counter and timestamp as version.
@@ -228,6 +239,9 @@ impl Registration {
             broker_id: id,
             body_crc32: i32::try_from(body_crc(&body)).expect("31 bits"),
             raft_term: Some(term),
+            group_alias_addr: options.alias.as_ref().map(|alias| alias.addr.clone()),
+            group_alias_names: options.alias.as_ref().map(|alias| alias.names),
+            group_alias_queues: options.alias.as_ref().map(|alias| alias.queues),
             ..RegisterBroker::default()
         };
         Command::request(request::REGISTER_BROKER)

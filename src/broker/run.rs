@@ -12,8 +12,10 @@ use rmq_store::{Disk, Genesis, OpenStoreError, RealDisk};
 use rmq_wire::body::TopicConfigSerializeWrapper;
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use super::alias::AliasPort;
 use super::dispatch::forwarded;
 use super::member::Member;
 use super::registrar;
@@ -22,7 +24,8 @@ use super::{Broker, arrival_listener};
 use crate::config::{BrokerConfig, UncleanRecovery};
 use crate::meta::{Adopted, Meta, Views};
 use crate::raft::{
-    self, PeerListError, PeerOptions, RaftOptions, RetentionRules, SelfId, SelfIdError, Timers,
+    self, NotLeader, PeerListError, PeerOptions, RaftOptions, RetentionRules, SelfId, SelfIdError,
+    Timers,
 };
 use crate::remoting::{Client, Limits, serve};
 use crate::shutdown::{Shutdown, Trigger};
@@ -33,6 +36,8 @@ pub struct Listeners {
     pub clients: TcpListener,
     /// The VIP channel, two below.
     pub vip: TcpListener,
+    /// For requests by the further names of the group, if it has any.
+    pub alias: Option<TcpListener>,
     /// The port of this node's `dLegerPeers` entry; none outside a group.
     pub raft: Option<TcpListener>,
 }
@@ -139,15 +144,15 @@ pub async fn run(
         drain: config.drain_timeout_millis,
         ..Limits::default()
     };
-    let servers = [
-        tokio::spawn(serve(
-            listeners.clients,
-            Arc::clone(&broker),
-            limits.clone(),
-            serving.clone(),
-        )),
-        tokio::spawn(serve(listeners.vip, Arc::clone(&broker), limits, serving)),
-    ];
+    let mut servers = JoinSet::new();
+    for listener in [listeners.clients, listeners.vip] {
+        let service = Arc::clone(&broker);
+        servers.spawn(serve(listener, service, limits.clone(), serving.clone()));
+    }
+    if let Some(listener) = listeners.alias {
+        let service = AliasPort::new(Arc::clone(&broker));
+        servers.spawn(serve(listener, service, limits, serving));
+    }
     let (registrar, stop_registering) = register(&broker);
     tracing::info!(address = %config.broker_addr(), group = %group_name(&config), "the broker is up");
 
@@ -168,9 +173,7 @@ pub async fn run(
     registrar.await.ok();
     stop_serving.stop();
     broker.release_waiting();
-    for server in servers {
-        server.await.ok();
-    }
+    while servers.join_next().await.is_some() {}
     for task in background {
         task.abort();
     }
@@ -189,6 +192,7 @@ fn register(broker: &Arc<Broker>) -> (tokio::task::JoinHandle<()>, Trigger) {
         name: broker_name(config),
         addr: config.broker_addr(),
         ha_addr: format!("{}:{}", config.broker_ip2, config.listen_port + 1),
+        alias: alias(config),
         follower_id: follower_id(config),
         period: config.register_name_server_period,
         limit: config.register_broker_timeout_mills,
@@ -234,6 +238,17 @@ fn permitted(
     topics
 }
 
+fn alias(config: &BrokerConfig) -> Option<registrar::Alias> {
+    let port = config.alias_port()?;
+    // As many as followers, so that each can stand behind one.
+    let names = config.dleger_peers.len().saturating_sub(1);
+    Some(registrar::Alias {
+        addr: format!("{}:{port}", config.broker_ip1),
+        names: i32::try_from(names).unwrap_or(i32::MAX),
+        queues: config.group_alias_queues.into(),
+    })
+}
+
 fn peer_options(
     config: &BrokerConfig,
     listener: TcpListener,
@@ -253,7 +268,13 @@ fn peer_options(
         auto_rejoin: config.auto_rejoin,
         forward: Arc::new(move |client, raw| {
             let broker = late.get().and_then(Weak::upgrade);
-            async move { forwarded(broker?, client, raw).await }.boxed()
+            async move {
+                match broker {
+                    Some(broker) => forwarded(broker, client, raw).await,
+                    None => Err(NotLeader),
+                }
+            }
+            .boxed()
         }),
     })
 }

@@ -30,7 +30,7 @@ pub(super) async fn handle(broker: &Arc<Broker>, request: &Request) -> Handled {
     let mut reply = match send(broker, request).await {
         Ok(sent) => request.command.reply(response::SUCCESS).with_header(&sent),
         Err(Refusal::Code(code, remark)) => request.command.reply_error(code, remark),
-        Err(Refusal::Silence) => return Err(Refusal::Silence),
+        Err(unanswered) => return Err(unanswered),
     };
     // Clients read both from every answer to a send.
     reply

@@ -107,6 +107,10 @@ pub(super) fn broker(options: &Options) -> anyhow::Result<ExitCode> {
         let listeners = broker::Listeners {
             clients: bind("clients", config.bind_address, config.listen_port).await?,
             vip: bind("VIP channel", config.bind_address, config.listen_port - 2).await?,
+            alias: match config.alias_port() {
+                Some(port) => Some(bind("group aliases", config.bind_address, port).await?),
+                None => None,
+            },
             raft: match config.raft_bind() {
                 Some(address) => Some(bind("Raft", address.ip(), address.port()).await?),
                 None => None,

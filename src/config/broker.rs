@@ -180,6 +180,19 @@ config_struct! {
         /// Most milliseconds of that wait, and how long a leader's lease lasts without contact.
         "raftElectionTimeoutMaxMillis" => raft_election_timeout_max_millis: Duration
             = Duration::from_millis(300), in 30..=120_000;
+        /// Whether name servers of rmq show the group under further broker names, which producers can
+        /// write to and whose addresses are living followers: a stock client whose send to the leader
+        /// fails tries another name at once. Alike on all nodes, and changed while no order of
+        /// messages hangs on it.
+        "groupAliasRoutes" => group_alias_routes: bool = false;
+        /// Write queues of each topic under each of these names: the topic's first ones, at most all.
+        /// What is sent by them takes the way over a follower.
+        "groupAliasQueues" => group_alias_queues: u16 = 1, in 1..=32_767;
+        /// Port for what is sent by these names; 0 for the one two above `listenPort`.
+        "groupAliasPort" => group_alias_port: u16 = 0;
+        /// Milliseconds that a node holds a request that only a leader may answer while there is
+        /// none. An election takes about 600 ms; stock clients wait 3 s for an answer.
+        "groupHoldMillis" => group_hold_millis: Duration = Duration::from_secs(1), in 0..=60_000;
         /// Milliseconds that a stop may take before unanswered requests are given up.
         "drainTimeoutMillis" => drain_timeout_millis: Duration = Duration::from_secs(10),
             in 0..=600_000;
@@ -235,6 +248,17 @@ impl BrokerConfig {
     /// The address that clients are told, `brokerIP1:listenPort`.
     pub fn broker_addr(&self) -> String {
         format!("{}:{}", self.broker_ip1, self.listen_port)
+    }
+
+    /// The port for requests by the further names of the group; `None` without any.
+    pub fn alias_port(&self) -> Option<u16> {
+        if !self.group_alias_routes || !self.enable_dleger_commit_log {
+            return None;
+        }
+        match self.group_alias_port {
+            0 => Some(self.listen_port.saturating_add(2)),
+            port => Some(port),
+        }
     }
 
     /// Where the Raft listener is opened: `raftBindAddress`, else `bindAddress`, at the port of this

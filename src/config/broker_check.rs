@@ -233,6 +233,8 @@ fn check_ports(config: &BrokerConfig, settings: &mut Settings) {
             format!("listenPort {listen}")
         } else if peer.port == listen - 2 {
             format!("listenPort-2 = {}, which clients use too,", listen - 2)
+        } else if Some(peer.port) == config.alias_port() {
+            format!("groupAliasPort {}", peer.port)
         } else {
             continue;
         };

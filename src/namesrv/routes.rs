@@ -8,10 +8,16 @@
 //!   another one stands in for it (and is not listed under its own id as well) until a node
 //!   registers as id 0. A stand-in forwards, so clients need not wait for their next look here.
 //!
+//! A group that asks for it has further names for producers (`alias`).
+//!
 //! Everything about a name, its term and its topics too, is forgotten with its last address.
+
+mod alias;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
+
+pub(super) use alias::Alias;
 
 use rmq_wire::body::{
     BrokerData, ClusterInfo, DataVersion, QueueData, TopicConfig, TopicRouteData, perm,
@@ -39,6 +45,8 @@ pub(super) struct Registration {
     pub(super) term: Option<i64>,
     pub(super) version: DataVersion,
     pub(super) topics: Vec<TopicConfig>,
+    /// What the broker wants of further names for its group.
+    pub(super) alias: Option<Alias>,
     /// `None` leaves those of an earlier registration.
     pub(super) filter_servers: Option<Vec<String>>,
     /// The connection whose end is the end of this broker.
@@ -87,6 +95,8 @@ struct Name {
     /// The highest term of a registration of id 0, 0 while only others with a term have
     /// registered; none for classic brokers.
     term: Option<i64>,
+    /// What the leader wants of further names.
+    aliases: Option<alias::Aliases>,
     /// Whose topics, and which version of them, the topic table has.
     topics_of: Option<(String, DataVersion)>,
     /// By address, so that no address ever has two ids.
@@ -98,6 +108,7 @@ struct Member {
     /// None once another address has taken its id.
     id: Option<i64>,
     ha_addr: String,
+    alias_addr: Option<String>,
     version: DataVersion,
     filter_servers: Vec<String>,
     conn: u64,
@@ -186,6 +197,7 @@ impl Routes {
             .or_insert_with(|| Name {
                 cluster: registration.cluster.clone(),
                 term: None,
+                aliases: None,
                 topics_of: None,
                 members: BTreeMap::new(),
             });
@@ -215,6 +227,7 @@ impl Routes {
         let member = Member {
             id: Some(id),
             ha_addr: registration.ha_addr,
+            alias_addr: registration.alias.as_ref().map(|alias| alias.addr.clone()),
             version,
             filter_servers: filter_servers.unwrap_or_default(),
             conn: registration.conn,
@@ -223,6 +236,7 @@ impl Routes {
         name.members.insert(addr.clone(), member);
         if id == MASTER {
             name.cluster = cluster;
+            name.aliases = registration.alias.as_ref().map(Into::into);
             if !name.has_topics(&addr, &version) {
                 name.topics_of = Some((addr, version));
                 update_topics(&mut self.topics, &broker, &registration.topics);
@@ -303,12 +317,13 @@ impl Routes {
     /// `None` when no broker that has the topic is known.
     pub(super) fn route(&self, topic: &str) -> Option<TopicRouteData> {
         let queues = self.topics.get(topic)?;
-        let groups = queues
+        let groups: Vec<_> = queues
             .keys()
-            .filter_map(|name| Some((name, self.names.get(name)?)));
+            .filter_map(|name| Some((name, self.names.get(name)?)))
+            .collect();
         let mut filter_servers = BTreeMap::new();
         let mut brokers = Vec::new();
-        for (name, group) in groups {
+        for (name, group) in &groups {
             brokers.push(group.broker_data(name));
             for (addr, member) in group
                 .members
@@ -318,9 +333,11 @@ impl Routes {
                 filter_servers.insert(addr.clone(), member.filter_servers.clone());
             }
         }
-        (!brokers.is_empty()).then(|| TopicRouteData {
+        let mut queues = queues.values().cloned().collect();
+        alias::add(&groups, &self.names, &mut brokers, &mut queues);
+        (!brokers.is_empty()).then_some(TopicRouteData {
             broker_datas: brokers,
-            queue_datas: queues.values().cloned().collect(),
+            queue_datas: queues,
             filter_server_table: filter_servers,
             ..TopicRouteData::default()
         })

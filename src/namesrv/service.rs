@@ -21,7 +21,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use super::kv::{Kv, KvError};
-use super::routes::{Registration, Routes};
+use super::routes::{Alias, Registration, Routes};
 use crate::remoting::{Conn, LogLimit, Reply, Request, Service};
 
 /// The namespace of the queue order of ordered topics (`NamesrvUtil`).
@@ -244,6 +244,7 @@ impl NameServer {
         let topics = body.topic_config_serialize_wrapper;
         let registration = Registration {
             topics: legal_topics(&header, topics.topic_config_table.into_values()),
+            alias: alias(&header),
             cluster: header.cluster_name,
             name: header.broker_name,
             addr: header.broker_addr,
@@ -405,6 +406,17 @@ fn topic_list(command: &Command, topic_list: BTreeSet<String>) -> Command {
     )
 }
 
+/// What a node of a group wants of further names.
+fn alias(header: &RegisterBroker) -> Option<Alias> {
+    // A classic broker has nobody who could take its place.
+    header.raft_term?;
+    Some(Alias {
+        addr: header.group_alias_addr.clone()?,
+        names: header.group_alias_names?.try_into().ok()?,
+        queues: header.group_alias_queues?,
+    })
+}
+
 /// What every client would stumble over.
 fn check_identity(header: &RegisterBroker) -> Result<(), Refusal> {
     for name in [
@@ -418,14 +430,23 @@ fn check_identity(header: &RegisterBroker) -> Result<(), Refusal> {
             ));
         }
     }
-    let port = header
-        .broker_addr
-        .rsplit_once(':')
-        .and_then(|(_, port)| port.parse::<u16>().ok());
-    if port.is_none_or(|port| port == 0) || header.broker_id < 0 {
+    let has_port = |addr: &str| {
+        let port = addr
+            .rsplit_once(':')
+            .and_then(|(_, port)| port.parse().ok());
+        port.is_some_and(|port: u16| port != 0) && addr.len() <= NAME_LEN_MAX
+    };
+    if !has_port(&header.broker_addr) || header.broker_id < 0 {
         let (addr, id) = (&header.broker_addr, header.broker_id);
         return Err(Refusal::error(format!(
             "a broker cannot be id {id} at {addr:?}"
+        )));
+    }
+    if let Some(addr) = &header.group_alias_addr
+        && !has_port(addr)
+    {
+        return Err(Refusal::error(format!(
+            "{addr:?} is no address for further names of a group"
         )));
     }
     Ok(())

@@ -33,8 +33,8 @@ pub use group::{
 pub use leadership::OnFatal;
 pub use node::{StartError, Timers};
 pub use peer::{
-    Bound, Duplex, ForwardHandler, IdentityError, Listener, Net, PeerList, PeerListError, SelfId,
-    SelfIdError, Tcp,
+    Bound, Duplex, ForwardHandler, IdentityError, Listener, Net, NotLeader, PeerList,
+    PeerListError, SelfId, SelfIdError, Tcp,
 };
 pub use retention::RetentionRules;
 pub use start::{PeerOptions, RaftOptions, start};

@@ -6,10 +6,12 @@
 //! - `server`: accepts and drains; `client`: one kept connection per address
 //! - `conn`: one connection, the same from both ends; `reader` is its half that starts handlers,
 //!   `outbox` the bounded queue before its writing half
+//! - `http`: the questions of load balancers on the same port
 //! - `service`: what a server implements; `limits`: the bounds
 
 mod client;
 mod conn;
+mod http;
 mod limits;
 mod net;
 mod outbox;
@@ -27,4 +29,4 @@ pub use conn::{CallError, Conn};
 pub use limits::{Limits, LogLimit};
 pub use net::{Dialer, Dialing, Listener, Stream, Tcp};
 pub use server::serve;
-pub use service::{Reply, Request, Service};
+pub use service::{Health, Reply, Request, Service};

@@ -103,6 +103,16 @@ impl Outbox {
         Ok(true)
     }
 
+    /// Queues bytes that are no frame, whether there is room or not.
+    pub(super) fn push_text(&self, text: Bytes) {
+        let mut queue = self.lock();
+        queue.unsent += text.len();
+        queue.seal_tail();
+        queue.chunks.push_back(text);
+        drop(queue);
+        self.filled.notify_one();
+    }
+
     /// Returns when there is room for a frame, or never will be.
     pub(super) async fn has_room(&self) {
         while !self.is_room_or_end() {

@@ -13,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep_until};
 
+use super::http::{self, Head};
 use super::limits::{Bounds, Large};
 use super::outbox::PushError;
 use super::{Conn, Limits, LogLimit, Reply, Request, Service};
@@ -40,7 +41,7 @@ static PANICS: LogLimit = LogLimit::new();
 pub(super) enum Ended {
     /// The connection is of no more use.
     Over,
-    /// The server stops; requests in flight may finish.
+    /// Nothing more is read; requests in flight may finish.
     Drain,
 }
 
@@ -102,28 +103,39 @@ impl<'a, S: Service> Reader<'a, S> {
             biased;
             () = conn.closed() => Ended::Over,
             () = shutdown.asked() => Ended::Drain,
-            reason = self.read() => {
-                if let Some(reason) = reason && let Some(more) = BAD_FRAMES.pass() {
+            ended = self.read() => ended.unwrap_or_else(|reason| {
+                if let Some(more) = BAD_FRAMES.pass() {
                     tracing::warn!(peer = %conn.peer(), more, "connection closed: {reason}");
                 }
                 Ended::Over
-            }
+            }),
         };
         ended
     }
 
-    /// Reads until the end of the input (`None`) or a broken rule.
-    async fn read(&mut self) -> Option<Broken> {
+    /// Reads until the end of the input or a broken rule.
+    async fn read(&mut self) -> Result<Ended, Broken> {
         let mut alarm = pin!(sleep_until(self.deadline()));
         loop {
             self.make_room();
             tokio::select! {
                 biased;
                 read = self.input.read_buf(&mut self.buffer) => match read {
-                    Ok(0) | Err(_) => return None,
+                    Ok(0) | Err(_) => return Ok(Ended::Over),
                     Ok(count) => {
-                        if let Err(broken) = self.has_read(count).await {
-                            return Some(broken);
+                        let head = match self.had_frame {
+                            true => Head::No,
+                            false => http::head(&self.buffer),
+                        };
+                        match head {
+                            Head::No => self.has_read(count).await?,
+                            Head::Partial => self.conn.has_read(),
+                            Head::Bad => return Err(Broken::Http),
+                            Head::Path(path) => {
+                                let health = self.service.health(path);
+                                self.conn.outbox.push_text(http::answer(health));
+                                return Ok(Ended::Drain);
+                            }
                         }
                         // The alarm may be set for the end of an idle time, long after that of
                         // a partial frame; moving it only then keeps it cheap.
@@ -154,12 +166,12 @@ impl<'a, S: Service> Reader<'a, S> {
         }
     }
 
-    fn overdue(&self) -> Option<Broken> {
+    fn overdue(&self) -> Result<Ended, Broken> {
         match self.partial_since {
-            Some(_) => Some(Broken::Partial(self.buffer.len())),
-            None if !self.had_frame => Some(Broken::Silent),
+            Some(_) => Err(Broken::Partial(self.buffer.len())),
+            None if !self.had_frame => Err(Broken::Silent),
             // An idle connection has done nothing wrong.
-            None => None,
+            None => Ok(Ended::Over),
         }
     }
 
@@ -263,6 +275,8 @@ enum Broken {
     Partial(usize),
     #[error("no frame at all in time")]
     Silent,
+    #[error("no HTTP question either")]
+    Http,
     #[error("large requests of all connections exceed {0} bytes")]
     Crowd(usize),
 }

@@ -32,6 +32,15 @@ pub enum Reply {
     Frame(Bytes),
 }
 
+/// The answer to a load balancer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Health {
+    /// Whether requests shall be sent here.
+    pub ok: bool,
+    /// JSON for people who look.
+    pub body: String,
+}
+
 impl Reply {
     pub(super) fn body_len(&self) -> usize {
         match self {
@@ -60,6 +69,12 @@ pub trait Service: Send + Sync + 'static {
     /// The future is never cancelled, not even by the end of the connection. One that waits long
     /// must therefore also wait for [`Conn::closed`].
     fn call(self: Arc<Self>, request: Request) -> impl Future<Output = Option<Reply>> + Send;
+
+    /// What a load balancer is told that asks for `path` by HTTP; `None` for an unknown one.
+    fn health(&self, path: &str) -> Option<Health> {
+        let _ = path;
+        None
+    }
 
     /// A connection was opened. Runs before its first request.
     fn opened(&self, conn: &Arc<Conn>) {

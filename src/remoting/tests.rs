@@ -227,6 +227,30 @@ async fn answers_over_tcp_in_the_form_of_the_request() {
 }
 
 #[tokio::test]
+async fn a_tcp_connection_ends_with_all_answers_and_then_a_reset() {
+    let listener = Tcp::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let (trigger, shutdown) = Shutdown::new();
+    let probe = Arc::new(Probe::default());
+    let server = tokio::spawn(serve(
+        listener,
+        Arc::clone(&probe),
+        Limits::default(),
+        shutdown,
+    ));
+    let mut socket = tokio::net::TcpStream::connect(addr).await.unwrap();
+    // More than the kernel's buffers hold, so that the end comes while some of it is on its way.
+    let big = 10 << 20;
+    send(&mut socket, &request(BYTES, 1, big.to_string())).await;
+    until(|| probe.answered_bytes.load(Ordering::SeqCst) == big).await;
+    trigger.stop();
+    assert_eq!(receive(&mut socket).await.body.len(), big);
+    let end = socket.read(&mut [0; 16]).await.unwrap_err();
+    assert_eq!(end.kind(), std::io::ErrorKind::ConnectionReset);
+    server.await.unwrap();
+}
+
+#[tokio::test]
 async fn a_suspended_request_does_not_delay_later_ones() {
     let server = start(Limits::default());
     let mut io = server.port.connect(1 << 16).await.unwrap();

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use rmq_wire::body::KvTable;
 use rmq_wire::frame;
@@ -36,6 +37,7 @@ pub(in crate::broker) async fn runtime_info(broker: &Arc<Broker>, request: &Requ
         of_log(broker, &mut table);
         of_disk(broker, &mut table);
         of_delays(broker, &mut table);
+        of_forwards(broker, &mut table);
         absent(&mut table);
         Ok(table)
     })
@@ -197,6 +199,18 @@ fn of_delays(broker: &Broker, table: &mut Table) {
             format!("scheduleMessageOffset_{level}"),
             format!("{offset},{end}"),
         );
+    }
+}
+
+/// What became of requests that only a leader may answer and that reached this node otherwise.
+fn of_forwards(broker: &Broker, table: &mut Table) {
+    let forwarding = &broker.forwarding;
+    for (key, counter) in [
+        ("forwardAnsweredTotal", &forwarding.answered),
+        ("forwardHeldTotal", &forwarding.waited),
+        ("forwardOutcomeUnknownTotal", &forwarding.unknown),
+    ] {
+        put(table, key, counter.load(Ordering::Relaxed));
     }
 }
 

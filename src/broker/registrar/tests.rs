@@ -107,6 +107,7 @@ fn start(switchboard: &Switchboard, name_servers: usize, first: Role) -> Fixture
         name: "b".into(),
         addr: ADDR.into(),
         ha_addr: "127.0.0.1:10912".into(),
+        alias: None,
         follower_id: 1,
         period: Duration::from_secs(30),
         limit: Duration::from_secs(6),

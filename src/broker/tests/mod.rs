@@ -19,7 +19,7 @@ use rmq_wire::record::Record;
 use super::testing::Node;
 
 /// A send by the short header, to topic `T` with two queues at most.
-fn send(properties: &str, body: &'static [u8]) -> Command {
+pub(super) fn send(properties: &str, body: &'static [u8]) -> Command {
     send_to("T", properties, body)
 }
 

@@ -194,11 +194,9 @@ async fn an_unknown_outcome_is_no_success_and_no_refusal() {
     node.sent(send("", b"")).await;
     *node.replica.failure.lock().unwrap() = Some(crate::broker::ProposeError::Unknown);
     assert_eq!(node.told(send("", b"")).await.code, response::SYSTEM_ERROR);
+    // Nothing was appended, so the next leader may do it, in this case the same node.
     *node.replica.failure.lock().unwrap() = Some(crate::broker::ProposeError::NotLeader);
-    assert_eq!(
-        node.told(send("", b"")).await.code,
-        response::SERVICE_NOT_AVAILABLE
-    );
+    assert_eq!(node.told(send("", b"")).await.code, response::SUCCESS);
 }
 
 #[tokio::test]

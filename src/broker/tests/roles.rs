@@ -3,9 +3,13 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use rmq_wire::header::{PullMessageResponse, QueryConsumerOffset};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 
 use super::*;
 use crate::broker::ForwardError;
+use crate::config::BrokerConfig;
 use crate::remoting::Client;
 
 const LIMIT: Duration = Duration::from_secs(5);
@@ -145,6 +149,7 @@ async fn a_forwarded_frame_is_answered_as_a_frame() {
     let broker = Arc::clone(&node.broker);
     let frame = crate::broker::dispatch::forwarded(broker, client, raw)
         .await
+        .unwrap()
         .unwrap();
     let answer = Command::decode(frame).unwrap();
     assert_eq!(answer.code, response::SUCCESS);
@@ -155,6 +160,7 @@ async fn a_forwarded_frame_is_answered_as_a_frame() {
     node.pulled(&pull(0)).await;
     let frame = crate::broker::dispatch::forwarded(Arc::clone(&node.broker), client, raw)
         .await
+        .unwrap()
         .unwrap();
     assert_eq!(bodies(&Command::decode(frame).unwrap()), [b"1"]);
 }
@@ -173,4 +179,111 @@ async fn a_new_leader_has_what_every_broker_has() {
     }
     assert_eq!(state.topics["SCHEDULE_TOPIC_XXXX"].write_queues, 18);
     assert!(state.groups.contains_key("CID_ONSAPI_OWNER"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_forwards_is_told_that_nothing_was_done() {
+    let node = Node::start().await;
+    node.replica.follow(Some("leader:1"));
+    let mut out = BytesMut::new();
+    send("", b"1").encode(&mut out);
+    let raw = out.split_off(4).freeze();
+    let client = "10.0.0.7:1".parse().unwrap();
+    let answer = crate::broker::dispatch::forwarded(Arc::clone(&node.broker), client, raw).await;
+    assert_eq!(answer, Err(crate::raft::NotLeader));
+}
+
+#[tokio::test]
+async fn what_a_leader_could_not_begin_its_successor_does() {
+    let node = Node::start().await;
+    let client = Client::default();
+    *node.replica.leader.lock().unwrap() = Some(leader(77));
+    let sending = {
+        let (client, addr) = (client.clone(), node.addr.clone());
+        // Leadership goes while the proposal is on its way.
+        *node.replica.failure.lock().unwrap() = Some(crate::broker::ProposeError::NotLeader);
+        node.replica.gate.forget_permits(Semaphore::MAX_PERMITS);
+        tokio::spawn(async move { client.call(&addr, send("", b"1"), LIMIT).await.unwrap() })
+    };
+    tokio::task::yield_now().await;
+    node.replica.follow(Some("leader:2"));
+    node.replica.gate.add_permits(Semaphore::MAX_PERMITS);
+    assert_eq!(sending.await.unwrap().code, 77);
+}
+
+#[tokio::test]
+async fn a_held_request_goes_with_its_connection() {
+    let node = Node::start().await;
+    node.replica.follow(None);
+    let client = Client::default();
+    let held = || node.broker.forwarding.held();
+    let sending = {
+        let (client, addr) = (client.clone(), node.addr.clone());
+        tokio::spawn(async move { client.call(&addr, send("", b"1"), LIMIT).await })
+    };
+    while held() == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    client.disconnect(&node.addr).await;
+    assert!(sending.await.unwrap().is_err());
+    while held() > 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    node.replica.become_leader(2);
+    assert_eq!(node.replica.queues.max_offset("T", 0).as_i64(), 0);
+}
+
+#[tokio::test]
+async fn no_more_is_held_than_there_is_room_for() {
+    let node = Node::with(BrokerConfig {
+        group_hold_millis: Duration::from_secs(600),
+        ..BrokerConfig::default()
+    })
+    .await;
+    node.replica.follow(None);
+    let places: Vec<_> = (0..10_000)
+        .map(|_| node.broker.forwarding.hold(1).unwrap())
+        .collect();
+    let client = Client::default();
+    let refused = client.call(&node.addr, send("", b"1"), LIMIT).await;
+    assert_eq!(refused.unwrap().code, response::SERVICE_NOT_AVAILABLE);
+    drop(places);
+    assert!(node.broker.forwarding.hold(65 << 20).is_none());
+    assert_eq!(node.broker.forwarding.held(), 0);
+}
+
+#[tokio::test]
+async fn a_load_balancer_is_told_the_role() {
+    let node = Node::start().await;
+    for (leads, path, expected) in [
+        (true, "/leader", "200"),
+        (true, "/follower", "503"),
+        (false, "/leader", "503"),
+        (false, "/follower", "200"),
+        (false, "/else", "404"),
+    ] {
+        match leads {
+            true => node.replica.become_leader(2),
+            false => node.replica.follow(Some("leader:1")),
+        }
+        let mut socket = TcpStream::connect(&node.addr).await.unwrap();
+        // As it may arrive.
+        for part in ["GE", "T ", path, " HTTP/1.1\r\nHost: x\r", "\n\r\n"] {
+            socket.write_all(part.as_bytes()).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        let mut answer = Vec::new();
+        // It ends as all connections do, behind the answer.
+        socket.read_to_end(&mut answer).await.unwrap_err();
+        let answer = String::from_utf8(answer).unwrap();
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {expected} ")),
+            "{path}: {answer}"
+        );
+        assert_eq!(
+            answer.contains("\"serving\":true"),
+            leads && expected != "404",
+            "{answer}"
+        );
+    }
 }

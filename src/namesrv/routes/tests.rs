@@ -21,7 +21,7 @@ fn set<const N: usize>(names: [&str; N]) -> BTreeSet<String> {
 }
 
 /// A registration of `addr` by its last character: connection 1 for `n1` and so on.
-fn registration(addr: &str, id: i64, term: impl Into<Option<i64>>) -> Registration {
+pub(super) fn registration(addr: &str, id: i64, term: impl Into<Option<i64>>) -> Registration {
     Registration {
         cluster: "C".into(),
         name: "b".into(),
@@ -35,6 +35,7 @@ fn registration(addr: &str, id: i64, term: impl Into<Option<i64>>) -> Registrati
         } else {
             vec![]
         },
+        alias: None,
         filter_servers: None,
         conn: addr[1..].parse().unwrap(),
     }

@@ -34,7 +34,7 @@ pub(in crate::raft) use formation::form_alone;
 pub(in crate::raft) use identity::{GroupId, Identity};
 pub use identity::{IdentityError, PeerList, PeerListError, SelfId, SelfIdError};
 pub(in crate::raft) use network::{ForwardError, Network};
-pub use server::ForwardHandler;
+pub use server::{ForwardHandler, NotLeader};
 pub use transport::{Bound, Duplex, Listener, Net, Tcp};
 
 use crate::raft::Raft;

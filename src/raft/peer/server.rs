@@ -42,10 +42,15 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Frames written in one go.
 const MAX_BURST: usize = 64;
 
+/// This node does not lead, and has done nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NotLeader;
+
 /// Answers a client's frame that another node forwarded: the client's address, the frame without
 /// its length field; the answer likewise, or `None` for none.
-pub type ForwardHandler =
-    Arc<dyn Fn(SocketAddr, Bytes) -> BoxFuture<'static, Option<Bytes>> + Send + Sync>;
+pub type ForwardHandler = Arc<
+    dyn Fn(SocketAddr, Bytes) -> BoxFuture<'static, Result<Option<Bytes>, NotLeader>> + Send + Sync,
+>;
 
 /// Serves whoever dials, until it is dropped.
 pub(super) async fn accept(listener: Box<dyn Listener>, shared: Arc<Shared>) {
@@ -323,13 +328,14 @@ impl Connection {
                 answer.to_head()
             }
             Request::Forward(Forward { client }) => {
+                let not_leader = |NotLeader| Refusal {
+                    kind: RefusalKind::NotLeader,
+                    reason: format!("{} does not lead", shared.local.self_id),
+                };
                 if !shared.leads() {
-                    return Err(Refusal {
-                        kind: RefusalKind::NotLeader,
-                        reason: format!("{} does not lead", shared.local.self_id),
-                    });
+                    return Err(not_leader(NotLeader));
                 }
-                let raw = (shared.forward)(client, raw).await;
+                let raw = (shared.forward)(client, raw).await.map_err(not_leader)?;
                 let raw = raw.filter(|raw| {
                     let fits = raw.len() <= MAX_RAW;
                     if !fits {

@@ -177,7 +177,7 @@ async fn start(dir: &Path, id: u16, peers: PeerList, addr: String, differs: Diff
     node.raft.run();
     let forward = differs
         .forward
-        .unwrap_or_else(|| Arc::new(|_, frame| Box::pin(async move { Some(frame) })));
+        .unwrap_or_else(|| Arc::new(|_, frame| Box::pin(async move { Ok(Some(frame)) })));
     let peers = Peers::start(Options {
         net,
         listener: Box::new(TcpListener::bind(addr).await.unwrap()),

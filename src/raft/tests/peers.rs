@@ -144,7 +144,7 @@ async fn start_peer(
             auto_rejoin: true,
             forward: Arc::new(move |client, frame| {
                 let answer = format!("{client} asked n{number} for {frame:?}");
-                Box::pin(async move { Some(answer.into()) })
+                Box::pin(async move { Ok(Some(answer.into())) })
             }),
         }),
         timers: Timers::default(),

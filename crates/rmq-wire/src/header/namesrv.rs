@@ -25,6 +25,13 @@ headers! {
         zone_name: Option<String> = "zoneName",
         /// Ours: the Raft term in which the broker has its role. Java ignores it.
         raft_term: Option<i64> = "raftTerm",
+        /// Ours, and the next two: where this node of a group takes requests that came by one of
+        /// the further names of the group, `host:port`. Java ignores them.
+        group_alias_addr: Option<String> = "groupAliasAddr",
+        /// How many further names the group wants.
+        group_alias_names: Option<i32> = "groupAliasNames",
+        /// How many queues of each topic they show.
+        group_alias_queues: Option<i32> = "groupAliasQueues",
     }
 
     /// Answer to [`REGISTER_BROKER`](crate::code::request::REGISTER_BROKER).

@@ -14,6 +14,7 @@ use tokio::sync::Notify;
 
 use crate::raft::peer::caller::{CallError, Target, connect};
 use crate::raft::peer::messages::{Hello, Message, Purpose, VoteRequest};
+use crate::raft::peer::server::NotLeader;
 use crate::raft::peer::wire::{Kind, OutFrame, Role};
 use crate::raft::types::Vote;
 
@@ -166,7 +167,10 @@ async fn requests_are_forwarded_to_the_leader_and_to_nobody_else() {
             // Later requests are answered first.
             let left = 200u64.saturating_sub(client.port().into());
             tokio::time::sleep(Duration::from_millis(left / 4)).await;
-            (client.port() % 5 != 0).then(|| Bytes::from([&frame[..], b"!"].concat()))
+            if client.port() == 7 {
+                return Err(NotLeader);
+            }
+            Ok((client.port() % 5 != 0).then(|| Bytes::from([&frame[..], b"!"].concat())))
         })
     });
     let mut nodes = Vec::new();
@@ -194,6 +198,13 @@ async fn requests_are_forwarded_to_the_leader_and_to_nobody_else() {
         }
     });
     for (port, answer) in join_all(calls).await.into_iter().enumerate() {
+        if port == 7 {
+            assert!(
+                matches!(answer, Err(ForwardError::NotDone(_))),
+                "{answer:?}"
+            );
+            continue;
+        }
         let expected = (port % 5 != 0).then(|| Bytes::from(format!("request {port}!")));
         assert_eq!(answer.unwrap(), expected);
     }

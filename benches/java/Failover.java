@@ -1,0 +1,267 @@
+// An ordinary application on the unmodified Java client while somebody breaks the cluster under it, and what
+// it saw: sends that failed, the longest silence of its producers and consumers, messages lost, repeated or
+// out of order. Compiles unchanged against 4.9 and 5.x.
+//
+//   Failover <name server> <topic> <ordered topic> <sends a second> [poll=<ms between looks for routes>]
+//
+// 8 threads send at the rate in all, by the default settings; 2 more send 64 ordered keys by a selector, 200 a
+// second, and try a key again after 100 ms until it is accepted, as an application that keeps order has to.
+// On standard input: "mark" = a fault follows (answered "marked"), "report" = one JSON line of what was seen
+// since the mark, "stop" = no more sends, wait for the consumers, one JSON line of what was lost or repeated.
+
+import java.io.*;
+import java.nio.charset.StandardCharsets;
+import java.util.*;
+import java.util.concurrent.*;
+import java.util.concurrent.atomic.*;
+import java.util.concurrent.locks.LockSupport;
+import org.apache.rocketmq.client.consumer.DefaultMQPushConsumer;
+import org.apache.rocketmq.client.consumer.listener.*;
+import org.apache.rocketmq.client.producer.*;
+import org.apache.rocketmq.common.consumer.ConsumeFromWhere;
+import org.apache.rocketmq.common.message.*;
+
+public final class Failover {
+    static final int THREADS = 8, KEYS = 64, ORDERED_THREADS = 2, ORDERED_RATE = 200;
+    static final Map<String, String> options = new HashMap<>();
+    static volatile boolean stopping;
+
+    /** One send, in nanoseconds. */
+    static final class Send {
+        final long begun = System.nanoTime();
+        volatile long ended;
+        volatile String error;
+    }
+
+    /** What happened since the mark; a new one with each mark. */
+    static final class Window {
+        final long from = System.nanoTime();
+        final Queue<Send> sends = new ConcurrentLinkedQueue<>();
+        final Queue<Long> acks = new ConcurrentLinkedQueue<>(), arrivals = new ConcurrentLinkedQueue<>();
+        final Map<String, Queue<Long>> byQueue = new ConcurrentHashMap<>();
+        final long[] keyWait = new long[KEYS];
+        final AtomicInteger keyRetries = new AtomicInteger();
+    }
+
+    static volatile Window window = new Window();
+    static final Set<Send> flying = ConcurrentHashMap.newKeySet();
+    static final Set<String> acked = ConcurrentHashMap.newKeySet();
+    static final Set<String> failed = ConcurrentHashMap.newKeySet();
+    static final Map<String, Set<String>> places = new ConcurrentHashMap<>();
+    static final AtomicInteger redelivered = new AtomicInteger(), storedTwice = new AtomicInteger(), disorder = new AtomicInteger();
+    static final int[] newest = new int[KEYS];
+
+    public static void main(String[] a) throws Exception {
+        for (String o : Arrays.copyOfRange(a, 4, a.length)) options.put(o.split("=")[0], o.split("=")[1]);
+        int rate = Integer.parseInt(a[3]);
+        String run = Long.toString(System.currentTimeMillis(), 36);
+        DefaultMQProducer p = producer(a[0], "plain" + run), o = producer(a[0], "ordered" + run);
+        Arrays.fill(newest, -1);
+        consumer(a[0], a[1], "cp" + run, run, false);
+        consumer(a[0], a[2], "co" + run, run, true);
+        List<Thread> threads = new ArrayList<>();
+        for (int t = 0; t < THREADS; t++) threads.add(new Thread(plain(p, a[1], run, t, rate)));
+        for (int t = 0; t < ORDERED_THREADS; t++) threads.add(new Thread(ordered(o, a[2], run, t)));
+        for (Thread t : threads) t.start();
+        System.out.println("{\"started\":1}");
+        BufferedReader in = new BufferedReader(new InputStreamReader(System.in));
+        Set<Send> atMark = new HashSet<>();
+        for (String line; (line = in.readLine()) != null; ) {
+            if (line.equals("mark")) {
+                window = new Window();
+                atMark = new HashSet<>(flying);
+                System.out.println("{\"marked\":1}");
+            } else if (line.equals("report")) {
+                report(window, atMark);
+            } else if (line.equals("stop")) {
+                stopping = true;
+                for (Thread t : threads) t.join();
+                end();
+                break;
+            }
+            System.out.flush();
+        }
+        System.exit(0);
+    }
+
+    static DefaultMQProducer producer(String ns, String group) throws Exception {
+        DefaultMQProducer p = new DefaultMQProducer(group);
+        p.setNamesrvAddr(ns);
+        p.setInstanceName(group);
+        if (options.containsKey("poll")) p.setPollNameServerInterval(Integer.parseInt(options.get("poll")));
+        p.start();
+        return p;
+    }
+
+    static void consumer(String ns, String topic, String group, String run, boolean orderly) throws Exception {
+        DefaultMQPushConsumer c = new DefaultMQPushConsumer(group);
+        c.setNamesrvAddr(ns);
+        c.setInstanceName(group);
+        if (options.containsKey("poll")) c.setPollNameServerInterval(Integer.parseInt(options.get("poll")));
+        c.setConsumeFromWhere(ConsumeFromWhere.CONSUME_FROM_FIRST_OFFSET);
+        c.subscribe(topic, "*");
+        if (orderly)
+            c.registerMessageListener((MessageListenerOrderly) (list, x) -> {
+                for (MessageExt m : list) if (see(m, run)) inOrder(m);
+                return ConsumeOrderlyStatus.SUCCESS;
+            });
+        else
+            c.registerMessageListener((MessageListenerConcurrently) (list, x) -> {
+                for (MessageExt m : list) see(m, run);
+                return ConsumeConcurrentlyStatus.CONSUME_SUCCESS;
+            });
+        c.start();
+    }
+
+    /** Whether the message is of this run and was not seen before. */
+    static boolean see(MessageExt m, String run) {
+        String text = new String(m.getBody(), StandardCharsets.UTF_8);
+        if (!text.startsWith(run + ":")) return false;
+        Window w = window;
+        long now = System.nanoTime();
+        if (text.charAt(run.length() + 1) == 'p') {
+            w.arrivals.add(now);
+            w.byQueue.computeIfAbsent(m.getTopic() + m.getQueueId(), q -> new ConcurrentLinkedQueue<>()).add(now);
+        }
+        Set<String> at = places.computeIfAbsent(text, t -> ConcurrentHashMap.newKeySet());
+        boolean first = at.isEmpty(), newPlace = at.add(m.getQueueId() + "/" + m.getQueueOffset());
+        if (!newPlace) redelivered.incrementAndGet();
+        else if (!first) storedTwice.incrementAndGet();
+        return first;
+    }
+
+    static void inOrder(MessageExt m) {
+        String[] f = new String(m.getBody(), StandardCharsets.UTF_8).split(":");
+        int key = Integer.parseInt(f[2]), number = Integer.parseInt(f[3]);
+        synchronized (newest) {
+            if (number < newest[key]) disorder.incrementAndGet();
+            newest[key] = Math.max(newest[key], number);
+        }
+    }
+
+    static Runnable plain(DefaultMQProducer p, String topic, String run, int thread, int rate) {
+        return () -> {
+            long period = THREADS * 1_000_000_000L / rate, due = System.nanoTime() + thread * period / THREADS;
+            for (int n = 0; !stopping; n++, due = Math.max(due + period, System.nanoTime() - period)) {
+                for (long left; (left = due - System.nanoTime()) > 0; ) LockSupport.parkNanos(left);
+                send(p, new Message(topic, bytes(run + ":p:" + thread + ":" + n)), null, null);
+            }
+        };
+    }
+
+    static Runnable ordered(DefaultMQProducer p, String topic, String run, int thread) {
+        return () -> {
+            int mine = KEYS / ORDERED_THREADS;
+            int[] next = new int[mine];
+            long[] begun = new long[mine], again = new long[mine];
+            long period = ORDERED_THREADS * 1_000_000_000L / ORDERED_RATE, due = System.nanoTime();
+            for (int turn = 0; !stopping; turn++, due = Math.max(due + period, System.nanoTime() - period)) {
+                for (long left; (left = due - System.nanoTime()) > 0; ) LockSupport.parkNanos(left);
+                int k = turn % mine, key = thread * mine + k;
+                long now = System.nanoTime();
+                if (now < again[k]) continue;
+                if (begun[k] == 0) begun[k] = now;
+                Window w = window;
+                if (send(p, new Message(topic, bytes(run + ":o:" + key + ":" + next[k])), w, key)) {
+                    long from = Math.max(begun[k], w.from);
+                    synchronized (w) { w.keyWait[key] = Math.max(w.keyWait[key], System.nanoTime() - from); }
+                    next[k]++;
+                    begun[k] = 0;
+                } else {
+                    w.keyRetries.incrementAndGet();
+                    again[k] = System.nanoTime() + 100_000_000L;
+                }
+            }
+        };
+    }
+
+    /** Plain sends (no key) are reported one by one. */
+    static boolean send(DefaultMQProducer p, Message m, Window w, Integer key) {
+        String text = new String(m.getBody(), StandardCharsets.UTF_8);
+        Send s = new Send();
+        if (key == null) flying.add(s);
+        boolean ok = false;
+        try {
+            SendResult r = key == null ? p.send(m) : p.send(m, (queues, msg, arg) -> queues.get((Integer) arg % queues.size()), key);
+            ok = r.getSendStatus() == SendStatus.SEND_OK;
+            if (!ok) s.error = r.getSendStatus().toString();
+        } catch (Exception e) {
+            s.error = e.getClass().getSimpleName() + ": " + e.getMessage();
+        }
+        s.ended = System.nanoTime();
+        (ok ? acked : failed).add(text);
+        if (key == null) {
+            Window now = window;
+            if (ok) now.acks.add(s.ended);
+            if (s.begun >= now.from) now.sends.add(s);
+            flying.remove(s);
+        }
+        return ok;
+    }
+
+    static byte[] bytes(String s) { return s.getBytes(StandardCharsets.UTF_8); }
+
+    static double ms(long ns) { return ns / 1e6; }
+
+    /** The longest silence from the mark to now. */
+    static double gap(long from, Collection<Long> times) {
+        long[] sorted = times.stream().mapToLong(t -> t).sorted().toArray();
+        long last = from, longest = 0;
+        for (long t : sorted) { longest = Math.max(longest, t - last); last = Math.max(last, t); }
+        return ms(Math.max(longest, System.nanoTime() - last));
+    }
+
+    static void report(Window w, Set<Send> atMark) {
+        long now = System.nanoTime();
+        int bad = 0, badFlying = 0;
+        long slowestFlying = 0, slowest = 0;
+        Map<String, Integer> errors = new TreeMap<>();
+        for (Send s : w.sends) {
+            slowest = Math.max(slowest, s.ended - s.begun);
+            if (s.error != null) { bad++; errors.merge(brief(s.error), 1, Integer::sum); }
+        }
+        for (Send s : atMark) {
+            slowestFlying = Math.max(slowestFlying, (s.ended == 0 ? now : s.ended) - w.from);
+            if (s.error != null || s.ended == 0) { badFlying++; errors.merge("in flight: " + brief(s.error), 1, Integer::sum); }
+        }
+        double queueGap = 0;
+        for (Queue<Long> q : w.byQueue.values()) queueGap = Math.max(queueGap, gap(w.from, q));
+        int waiting = 0;
+        long longest = 0;
+        synchronized (w) { for (long t : w.keyWait) { if (t > 1_500_000_000L) waiting++; longest = Math.max(longest, t); } }
+        System.out.println(String.format(Locale.ROOT,
+            "{\"seconds\":%.1f,\"sends\":%d,\"failed\":%d,\"in_flight\":%d,\"in_flight_failed\":%d,\"in_flight_ms\":%.0f,\"slowest_ms\":%.0f,"
+            + "\"send_gap_ms\":%.0f,\"consume_gap_ms\":%.0f,\"queue_gap_ms\":%.0f,\"keys_waiting\":%d,\"key_wait_ms\":%.0f,\"key_retries\":%d,\"errors\":%s}",
+            ms(now - w.from) / 1000, w.sends.size(), bad, atMark.size(), badFlying, ms(slowestFlying), ms(slowest), gap(w.from, w.acks),
+            gap(w.from, w.arrivals), queueGap, waiting, ms(longest), w.keyRetries.get(), json(errors)));
+    }
+
+    static String brief(String error) {
+        if (error == null) return "unanswered";
+        String s = error.replaceAll("\\d+\\.\\d+\\.\\d+\\.\\d+:\\d+", "ADDR").replaceAll("\\d{2,} ?ms|cost \\[\\d+\\]ms", "T").replaceAll("[\\r\\n\"\\\\].*", "");
+        return s.length() > 90 ? s.substring(0, 90) : s;
+    }
+
+    static String json(Map<String, Integer> m) {
+        StringJoiner j = new StringJoiner(",", "{", "}");
+        m.forEach((k, v) -> j.add("\"" + k + "\":" + v));
+        return j.toString();
+    }
+
+    /** What was acknowledged must arrive; it may take a consumer half a minute and more to find its queue again. */
+    static void end() throws Exception {
+        long quiet = System.currentTimeMillis();
+        long before = -1;
+        long lost;
+        do {
+            Thread.sleep(200);
+            lost = acked.stream().filter(t -> !places.containsKey(t)).count();
+            if (places.size() != before) { before = places.size(); quiet = System.currentTimeMillis(); }
+        } while (lost > 0 && System.currentTimeMillis() - quiet < 60_000);
+        Thread.sleep(1000);
+        long yet = failed.stream().filter(t -> !acked.contains(t) && places.containsKey(t)).count();
+        System.out.println(String.format(Locale.ROOT, "{\"acknowledged\":%d,\"lost\":%d,\"stored_twice\":%d,\"redelivered\":%d,\"out_of_order\":%d,\"failed_yet_stored\":%d}",
+            acked.size(), lost, storedTwice.get(), redelivered.get(), disorder.get(), yet));
+        System.out.flush();
+    }
+}

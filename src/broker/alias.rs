@@ -1,0 +1,160 @@
+//! The port behind the further names of a group, see `namesrv::routes::alias`: what is sent to one of
+//! these names arrives here, at a node that most likely does not lead, and is answered as anywhere.
+//!
+//! Tools add up what all broker names of a route say of a topic or a group. The group has said it under
+//! its own name, so here there is nothing more to add.
+
+use std::sync::Arc;
+
+use rmq_wire::body::{
+    ConsumeStats, HeartbeatData, QueryConsumeTimeSpanBody, ResetOffsetBody, TopicStatsTable,
+};
+use rmq_wire::code::{request, response};
+use rmq_wire::frame::Command;
+use rmq_wire::json::JsonError;
+use serde::Serialize;
+
+use super::Broker;
+use crate::remoting::{Conn, Health, Reply, Request, Service};
+
+/// Answers what is asked by a further name.
+pub(super) struct AliasPort(Arc<Broker>);
+
+impl AliasPort {
+    pub(super) fn new(broker: Arc<Broker>) -> Arc<Self> {
+        Arc::new(Self(broker))
+    }
+}
+
+impl Service for AliasPort {
+    async fn call(self: Arc<Self>, mut request: Request) -> Option<Reply> {
+        if let Some(answer) = nothing_more(&request.command) {
+            return Some(answer.into());
+        }
+        if request.command.code == request::HEART_BEAT {
+            request.command = match producers_only(request.command.clone()) {
+                Ok(command) => command,
+                Err(error) => {
+                    let code = response::SYSTEM_ERROR;
+                    return Some(request.command.reply_error(code, error.to_string()).into());
+                }
+            };
+        }
+        Arc::clone(&self.0).call(request).await
+    }
+
+    fn health(&self, path: &str) -> Option<Health> {
+        self.0.health(path)
+    }
+
+    fn closed(&self, conn: &Arc<Conn>) {
+        self.0.closed(conn);
+    }
+}
+
+/// The answer to what would be counted twice.
+fn nothing_more(command: &Command) -> Option<Command> {
+    fn empty(command: &Command, body: &impl Serialize) -> Command {
+        command.reply(response::SUCCESS).with_json(body)
+    }
+    Some(match command.code {
+        request::GET_TOPIC_STATS_INFO => empty(command, &TopicStatsTable::default()),
+        request::GET_CONSUME_STATS => empty(command, &ConsumeStats::default()),
+        request::QUERY_CONSUME_TIME_SPAN => empty(command, &QueryConsumeTimeSpanBody::default()),
+        request::INVOKE_BROKER_TO_RESET_OFFSET => empty(command, &ResetOffsetBody::default()),
+        request::QUERY_MESSAGE => {
+            command.reply_error(response::QUERY_NOT_FOUND, super::query::NOT_FOUND)
+        }
+        request::VIEW_BROKER_STATS_DATA => {
+            let remark = "statistics are told under the group's own name";
+            command.reply_error(response::SYSTEM_ERROR, remark)
+        }
+        _ => return None,
+    })
+}
+
+/// A heartbeat without consumers: they send theirs to every address of the group's own name too, and
+/// are not to be counted twice. Of producers a node is only told here, until it leads.
+fn producers_only(command: Command) -> Result<Command, JsonError> {
+    let mut data: HeartbeatData = command.json()?;
+    data.consumer_data_set.clear();
+    Ok(command.with_json(&data))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use rmq_wire::body::{ConsumerData, ProducerData};
+    use rmq_wire::header::SendMessageResponse;
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::broker::testing::Node;
+    use crate::broker::tests::send;
+    use crate::remoting::{Client, Limits, serve};
+    use crate::shutdown::{Shutdown, Trigger};
+
+    const LIMIT: Duration = Duration::from_secs(5);
+
+    async fn port(node: &Node) -> (String, Trigger) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap().to_string();
+        let (trigger, shutdown) = Shutdown::new();
+        let service = AliasPort::new(Arc::clone(&node.broker));
+        tokio::spawn(serve(listener, service, Limits::default(), shutdown));
+        (addr, trigger)
+    }
+
+    #[tokio::test]
+    async fn a_send_is_stored_and_statistics_are_not_told_twice() {
+        let node = Node::start().await;
+        let (addr, _trigger) = port(&node).await;
+        let client = Client::default();
+        let ask = |command| client.call(&addr, command, LIMIT);
+        let sent = ask(send("KEYS\u{1}k", b"1")).await.unwrap();
+        let sent: SendMessageResponse = sent.header().unwrap();
+        assert_eq!((sent.queue_id, sent.queue_offset), (0, 0));
+        for (code, expected) in [
+            (request::GET_TOPIC_STATS_INFO, response::SUCCESS),
+            (request::GET_CONSUME_STATS, response::SUCCESS),
+            (request::QUERY_CONSUME_TIME_SPAN, response::SUCCESS),
+            (request::INVOKE_BROKER_TO_RESET_OFFSET, response::SUCCESS),
+            (request::QUERY_MESSAGE, response::QUERY_NOT_FOUND),
+            (request::VIEW_BROKER_STATS_DATA, response::SYSTEM_ERROR),
+        ] {
+            let mut command = Command::request(code);
+            for (key, value) in [("topic", "T"), ("consumerGroup", "g"), ("group", "g")] {
+                command.ext.insert(key, value);
+            }
+            let answer = ask(command).await.unwrap();
+            assert_eq!(answer.code, expected, "{code}");
+            if let Ok(stats) = answer.json::<TopicStatsTable>() {
+                assert!(stats.offset_table.is_empty());
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn producers_are_known_by_it_and_consumers_are_not() {
+        let node = Node::start().await;
+        let (addr, _trigger) = port(&node).await;
+        let client = Client::default();
+        let heartbeat = Command::request(request::HEART_BEAT).with_json(&HeartbeatData {
+            client_id: "c".to_owned(),
+            producer_data_set: vec![ProducerData {
+                group_name: "p".to_owned(),
+            }],
+            consumer_data_set: vec![ConsumerData {
+                group_name: "g".to_owned(),
+                ..ConsumerData::default()
+            }],
+            ..HeartbeatData::default()
+        });
+        let answer = client.call(&addr, heartbeat, LIMIT).await.unwrap();
+        assert_eq!(answer.code, response::SUCCESS);
+        let clients = node.broker.clients.read();
+        assert!(clients.producers.contains_key("p"));
+        assert!(clients.consumers.is_empty());
+    }
+}

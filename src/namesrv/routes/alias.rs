@@ -1,0 +1,268 @@
+//! More names for a group, under which producers find its living nodes.
+//!
+//! A stock client knows one address for a broker name, and looks for another one every 30 s. But when
+//! a send fails it tries another broker name at once. So a group that asks for it is shown under
+//! further names, `NAME@1`, `NAME@2`, …, one less than it has nodes. The names never come or go while
+//! a node lives, so that a hash over the queues of a topic stays what it is; only their addresses
+//! move, to living nodes, and to the leader's only when there is no other. They can be written to and
+//! not read from, and have the first few queues of each topic: the same queues as under the group's
+//! own name, by the same numbers. What stands behind an address is the node's alias port, which has
+//! the leader answer.
+//!
+//! Tools that walk a cluster do not see the names, those that walk a topic's route do; the port tells
+//! them that there is nothing to count twice.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use rmq_wire::body::{BrokerData, QueueData, perm};
+
+use super::{MASTER, Name};
+
+/// More names than any group has nodes.
+const NAMES_MAX: u32 = 100;
+
+/// What a node registers for the further names of its group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::namesrv) struct Alias {
+    /// `host:port` where it takes requests that came by such a name.
+    pub(in crate::namesrv) addr: String,
+    /// How many there are.
+    pub(in crate::namesrv) names: u32,
+    /// The number of queues of each topic that each shows.
+    pub(in crate::namesrv) queues: i32,
+}
+
+/// The further names that a leader last asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Aliases {
+    names: u32,
+    queues: i32,
+}
+
+impl From<&Alias> for Aliases {
+    fn from(alias: &Alias) -> Self {
+        Self {
+            names: alias.names.min(NAMES_MAX),
+            queues: alias.queues.max(0),
+        }
+    }
+}
+
+impl Name {
+    /// The further names of the group `name`, with the address of each.
+    pub(super) fn alias_data(&self, name: &str) -> Vec<BrokerData> {
+        let Some(aliases) = self.aliases else {
+            return Vec::new();
+        };
+        let leader = self.addrs().remove(&MASTER);
+        let mut living: Vec<_> = self
+            .members
+            .iter()
+            .filter_map(|(addr, member)| Some((addr, member.id, member.alias_addr.as_ref()?)))
+            .collect();
+        // By id, so that each name keeps its node while nobody comes or goes.
+        living.sort_by_key(|(addr, id, _)| (Some(*addr) == leader.as_ref(), *id));
+        let others = living
+            .iter()
+            .filter(|(addr, ..)| Some(*addr) != leader.as_ref())
+            .count();
+        living.truncate(others.max(1));
+        let addrs = living.iter().map(|(_, _, alias)| (*alias).clone()).cycle();
+        (1..=aliases.names)
+            .zip(addrs)
+            .map(|(number, addr)| BrokerData {
+                cluster: self.cluster.clone(),
+                broker_name: alias_name(name, number),
+                broker_addrs: BTreeMap::from([(MASTER, addr)]),
+                ..BrokerData::default()
+            })
+            .collect()
+    }
+
+    /// What each further name shows of a topic, of which the group's own name shows `queue`.
+    pub(super) fn alias_queues(&self, queue: &QueueData) -> Option<QueueData> {
+        let write_queue_nums = self.aliases?.queues.min(queue.write_queue_nums);
+        // A topic that is the model for others has no messages of its own.
+        let is_plain = queue.perm & (perm::WRITE | perm::INHERIT) == perm::WRITE;
+        (is_plain && write_queue_nums > 0).then(|| QueueData {
+            perm: perm::WRITE,
+            read_queue_nums: 0,
+            write_queue_nums,
+            ..queue.clone()
+        })
+    }
+}
+
+/// Adds the further names of the groups that have a topic to its route. A broker that is really
+/// called so goes first.
+pub(super) fn add(
+    groups: &[(&String, &Name)],
+    taken: &BTreeMap<String, Name>,
+    brokers: &mut Vec<BrokerData>,
+    queues: &mut Vec<QueueData>,
+) {
+    let mut seen = BTreeSet::new();
+    for (name, group) in groups {
+        let Some(shown) = queues
+            .iter()
+            .find(|queue| queue.broker_name == **name)
+            .and_then(|queue| group.alias_queues(queue))
+        else {
+            continue;
+        };
+        for data in group.alias_data(name) {
+            if taken.contains_key(&data.broker_name) || !seen.insert(data.broker_name.clone()) {
+                continue;
+            }
+            queues.push(QueueData {
+                broker_name: data.broker_name.clone(),
+                ..shown.clone()
+            });
+            brokers.push(data);
+        }
+    }
+}
+
+fn alias_name(name: &str, number: u32) -> String {
+    format!("{name}@{number}")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use tokio::time::Instant;
+
+    use super::super::tests::registration;
+    use super::super::{Registration, Routes};
+    use super::*;
+
+    struct Group {
+        routes: Routes,
+        now: Instant,
+    }
+
+    fn alias(addr: &str) -> Alias {
+        Alias {
+            addr: format!("{addr}-alias"),
+            names: 2,
+            queues: 1,
+        }
+    }
+
+    impl Group {
+        fn new() -> Self {
+            let mut group = Self {
+                routes: Routes::default(),
+                now: Instant::now(),
+            };
+            group.register("a1", 0, 1);
+            group.register("a2", 2, 1);
+            group.register("a3", 3, 1);
+            group
+        }
+
+        fn register(&mut self, addr: &str, id: i64, term: i64) {
+            let registration = Registration {
+                alias: Some(alias(addr)),
+                ..registration(addr, id, term)
+            };
+            self.routes.register(registration, self.now).unwrap();
+        }
+
+        fn die(&mut self, addr: &str) {
+            self.routes.connection_closed(addr[1..].parse().unwrap());
+        }
+
+        /// name=address of all names that can be written to, in the order of stock clients.
+        fn shown(&self) -> Vec<String> {
+            let route = self.routes.route("T").unwrap();
+            let addrs: BTreeMap<_, _> = route
+                .broker_datas
+                .iter()
+                .map(|data| {
+                    (
+                        data.broker_name.as_str(),
+                        data.broker_addrs[&MASTER].as_str(),
+                    )
+                })
+                .collect();
+            let mut queues = route.queue_datas.clone();
+            queues.sort_by(|a, b| a.broker_name.cmp(&b.broker_name));
+            queues
+                .iter()
+                .map(|queue| {
+                    format!(
+                        "{}={}",
+                        queue.broker_name,
+                        addrs[queue.broker_name.as_str()]
+                    )
+                })
+                .collect()
+        }
+    }
+
+    #[test]
+    fn a_group_of_three_has_two_more_names_at_nodes_that_live() {
+        let mut group = Group::new();
+        assert_eq!(group.shown(), ["b=a1", "b@1=a2-alias", "b@2=a3-alias"]);
+        let route = group.routes.route("T").unwrap();
+        let queue = &route.queue_datas[1];
+        assert_eq!(
+            (queue.perm, queue.read_queue_nums, queue.write_queue_nums),
+            (2, 0, 1)
+        );
+
+        // A stand-in has the group's name while there is no leader.
+        group.die("a1");
+        assert_eq!(group.shown(), ["b=a2", "b@1=a3-alias", "b@2=a3-alias"]);
+        group.register("a3", 0, 2);
+        assert_eq!(group.shown(), ["b=a3", "b@1=a2-alias", "b@2=a2-alias"]);
+        group.register("a1", 1, 2);
+        assert_eq!(group.shown(), ["b=a3", "b@1=a1-alias", "b@2=a2-alias"]);
+
+        // The leader's own address is better than none.
+        group.die("a1");
+        group.die("a2");
+        assert_eq!(group.shown(), ["b=a3", "b@1=a3-alias", "b@2=a3-alias"]);
+        group.die("a3");
+        assert_eq!(group.routes.route("T"), None);
+    }
+
+    #[test]
+    fn who_walks_the_cluster_sees_the_group_once() {
+        let group = Group::new();
+        let info = group.routes.cluster_info();
+        assert_eq!(info.broker_addr_table.len(), 1);
+        assert_eq!(info.cluster_addr_table["C"].len(), 1);
+    }
+
+    #[test]
+    fn what_cannot_be_written_to_has_no_further_names() {
+        let mut group = Group::new();
+        group.routes.set_write_perm("b", false);
+        assert_eq!(group.shown(), ["b=a1"]);
+        group.routes.set_write_perm("b", true);
+        assert_eq!(group.shown().len(), 3);
+    }
+
+    #[test]
+    fn a_leader_that_does_not_ask_for_them_ends_them() {
+        let mut group = Group::new();
+        let now = group.now;
+        let registration = registration("a1", 0, 2);
+        group.routes.register(registration, now).unwrap();
+        assert_eq!(group.shown(), ["b=a1"]);
+    }
+
+    #[test]
+    fn a_broker_of_such_a_name_keeps_it() {
+        let mut group = Group::new();
+        let taken = Registration {
+            name: "b@1".into(),
+            ..registration("a7", 0, None)
+        };
+        group.routes.register(taken, group.now).unwrap();
+        assert_eq!(group.shown(), ["b=a1", "b@1=a7", "b@2=a3-alias"]);
+    }
+}
