@@ -129,13 +129,25 @@ fn registered_filter(
         .subscriptions
         .get(&pull.topic)
         .ok_or_else(|| missing("the consumer's subscription not exist"))?;
-    if subscription.data.sub_version < pull.sub_version {
+    let is_old = subscription.data.sub_version < pull.sub_version;
+    if is_old && pull.sys_flag & pull_sys_flag::CLASS_FILTER != 0 {
         let remark = "the consumer's subscription not latest";
         return Err(Refusal::new(response::SUBSCRIPTION_NOT_LATEST, remark));
     }
-    let kind = subscription.data.expression_type.as_deref();
+    let kind = if is_old {
+        &pull.expression_type
+    } else {
+        &subscription.data.expression_type
+    };
+    let kind = kind.as_deref();
     if !filter::is_tag_type(kind) {
         return Err(heartbeat::unfilterable(kind));
+    }
+    if is_old {
+        // Java refuses until the next heartbeat, which may be 30 s away: clients of 5.x count their
+        // version up with every rebalance, and skip the heartbeat if another one is on its way. What
+        // they want by tag they pick out themselves, here as where two tags share a hash.
+        return Ok(Arc::new(TagFilter::All));
     }
     Ok(Arc::clone(&subscription.filter))
 }

@@ -151,15 +151,48 @@ async fn a_registered_consumer_pulls_without_saying_what_it_wants() {
         bodies(&client.call(pull_request(&registered)).await),
         [b"1"]
     );
-    let newer = PullMessage {
-        sub_version: 2,
-        ..registered.clone()
-    };
-    let answer = client.call(pull_request(&newer)).await;
-    assert_eq!(answer.code, response::SUBSCRIPTION_NOT_LATEST);
     client.call(heartbeat("one", &["U"])).await;
     let answer = client.call(pull_request(&registered)).await;
     assert_eq!(answer.code, response::SUBSCRIPTION_NOT_EXIST);
+}
+
+/// It gets what its new subscription may name besides what the old one names, and picks itself.
+#[tokio::test]
+async fn a_consumer_that_is_ahead_of_its_heartbeat_is_not_kept_waiting() {
+    let node = Node::start().await;
+    for tag in ["A", "B"] {
+        node.sent(send(&format!("TAGS\x01{tag}"), tag.as_bytes()))
+            .await;
+    }
+    let mut client = Client::connect(&node).await;
+    let mut data: HeartbeatData = heartbeat("one", &["T"]).json().unwrap();
+    data.consumer_data_set[0].subscription_data_set[0].sub_string = "A".to_owned();
+    client
+        .call(Command::request(request::HEART_BEAT).with_json(&data))
+        .await;
+    let at = |sub_version| PullMessage {
+        sys_flag: 0,
+        sub_version,
+        expression_type: Some("TAG".to_owned()),
+        ..pull(0)
+    };
+    let found = client.call(pull_request(&at(1))).await;
+    assert_eq!(bodies(&found), [b"A"]);
+    let found = client.call(pull_request(&at(2))).await;
+    assert_eq!(bodies(&found), [b"A", b"B"]);
+
+    let unfiltered = PullMessage {
+        sys_flag: pull_sys_flag::CLASS_FILTER,
+        ..at(2)
+    };
+    let answer = client.call(pull_request(&unfiltered)).await;
+    assert_eq!(answer.code, response::SUBSCRIPTION_NOT_LATEST);
+    let by_sql = PullMessage {
+        expression_type: Some("SQL92".to_owned()),
+        ..at(2)
+    };
+    let answer = client.call(pull_request(&by_sql)).await;
+    assert_eq!(answer.code, response::SYSTEM_ERROR);
 }
 
 #[tokio::test]
