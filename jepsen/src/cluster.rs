@@ -47,6 +47,8 @@ impl Default for Options {
 /// A running cluster. Dropping it ends the processes that it started, and no others.
 pub struct Cluster {
     rmq: PathBuf,
+    dir: PathBuf,
+    options: Options,
     own_namesrv: Option<Child>,
     /// The name server that the nodes register with.
     pub namesrv: SocketAddr,
@@ -59,8 +61,12 @@ pub struct Node {
     pub address: SocketAddr,
     /// Its `storePathRootDir`.
     pub store: PathBuf,
+    /// Its entry of `dLegerPeers`.
+    peer: String,
     conf: PathBuf,
     child: Option<Child>,
+    /// It is no part of the group any more.
+    retired: bool,
 }
 
 impl Cluster {
@@ -81,57 +87,101 @@ impl Cluster {
                 SocketAddr::from(([127, 0, 0, 1], ports[0]))
             }
         };
-        // Three ports a node: its VIP channel two below the clients' port, and Raft between them.
-        let raft = |node: usize| ports[1 + node] + 1;
-        let clients = |node: usize| ports[1 + node] + 2;
-        let peers: Vec<String> = (0..options.nodes)
-            .map(|n| format!("n{n}-127.0.0.1:{}", raft(n)))
+        let nodes: Vec<Node> = (0..options.nodes)
+            .map(|n| Node::new(dir, n, ports[1 + n]))
             .collect();
-        let flush = if options.sync_flush {
-            "SYNC_FLUSH"
-        } else {
-            "ASYNC_FLUSH"
-        };
-        let mut nodes = Vec::new();
-        for n in 0..options.nodes {
-            let (conf, store) = (dir.join(format!("n{n}.conf")), dir.join(format!("n{n}")));
-            let mut text = format!(
-                "brokerClusterName=jepsen\nbrokerName=jepsen\nbrokerIP1=127.0.0.1\n\
-                 bindAddress=127.0.0.1\nnamesrvAddr={namesrv}\nlistenPort={}\n\
-                 storePathRootDir={}\nflushDiskType={flush}\n\
-                 mappedFileSizeCommitLog={SEGMENT}\nmaxMessageSize=1048576\n\
-                 mappedFileSizeConsumeQueue=60000\nmaxHashSlotNum=50000\nmaxIndexNum=200000\n{}",
-                clients(n),
-                store.display(),
-                options.more,
-            );
-            if options.nodes > 1 {
-                text += &format!(
-                    "\nenableDLegerCommitLog=true\ndLegerGroup=jepsen\ndLegerPeers={}\n\
-                     dLegerSelfId=n{n}\n",
-                    peers.join(";"),
-                );
-            }
-            fs::write(&conf, text)?;
-            let address = SocketAddr::from(([127, 0, 0, 1], clients(n)));
-            nodes.push(Node {
-                address,
-                store,
-                conf,
-                child: None,
-            });
-        }
         let mut cluster = Self {
             rmq: rmq.into(),
+            dir: dir.into(),
+            options: options.clone(),
             own_namesrv,
             namesrv,
             nodes,
         };
         for n in 0..options.nodes {
+            cluster.configure(n, false)?;
             cluster.start_node(n)?;
         }
         cluster.wait_for_leader(Duration::from_secs(60))?;
         Ok(cluster)
+    }
+
+    /// Writes a node's properties file. `joins` says that it asks to join the group of the others.
+    fn configure(&self, node: usize, joins: bool) -> anyhow::Result<()> {
+        let options = &self.options;
+        let flush = if options.sync_flush {
+            "SYNC_FLUSH"
+        } else {
+            "ASYNC_FLUSH"
+        };
+        let n = &self.nodes[node];
+        let mut text = format!(
+            "brokerClusterName=jepsen\nbrokerName=jepsen\nbrokerIP1=127.0.0.1\n\
+             bindAddress=127.0.0.1\nnamesrvAddr={}\nlistenPort={}\n\
+             storePathRootDir={}\nflushDiskType={flush}\n\
+             mappedFileSizeCommitLog={SEGMENT}\nmaxMessageSize=1048576\n\
+             mappedFileSizeConsumeQueue=60000\nmaxHashSlotNum=50000\nmaxIndexNum=200000\n{}",
+            self.namesrv,
+            n.address.port(),
+            n.store.display(),
+            options.more,
+        );
+        if options.nodes > 1 {
+            let members = self.nodes.iter().filter(|n| !n.retired);
+            let peers: Vec<&str> = members.map(|n| n.peer.as_str()).collect();
+            text += &format!(
+                "\nenableDLegerCommitLog=true\ndLegerGroup=jepsen\ndLegerPeers={}\n\
+                 dLegerSelfId=n{node}\nraftJoin={joins}\n",
+                peers.join(";"),
+            );
+        }
+        Ok(fs::write(&n.conf, text)?)
+    }
+
+    /// Starts one more node, which asks to join the group, and has the operator's commands add it and
+    /// give it a vote.
+    pub fn grow(&mut self) -> anyhow::Result<usize> {
+        let node = self.nodes.len();
+        self.nodes
+            .push(Node::new(&self.dir, node, free_runs(1)?[0]));
+        self.configure(node, true)?;
+        self.start_node(node)?;
+        let id = format!("n{node}");
+        for command in ["raftAddNode", "raftPromote"] {
+            self.admin(&[command, "--node", &id, "--wait", "60"])?;
+            // Each may be repeated.
+            self.admin(&[command, "--node", &id])?;
+        }
+        Ok(node)
+    }
+
+    /// Takes a node out of the group by the operator's command, and ends its process if it runs.
+    pub fn shrink(&mut self, node: usize) -> anyhow::Result<()> {
+        let id = format!("n{node}");
+        for _ in 0..2 {
+            self.admin(&["raftRemoveNode", "--node", &id, "--wait", "60"])?;
+        }
+        self.nodes[node].retired = true;
+        if self.nodes[node].child.is_some() {
+            self.kill(node)?;
+        }
+        Ok(())
+    }
+
+    /// What `mqadmin` prints; its failure is an error.
+    pub fn admin(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let output = Process::new(&self.rmq)
+            .arg("admin")
+            .args(arguments)
+            .args(["-n", &self.namesrv.to_string()])
+            .output()?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        ensure!(
+            output.status.success(),
+            "{arguments:?}: {text}{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(text)
     }
 
     /// Starts a node that is not running.
@@ -188,9 +238,15 @@ impl Cluster {
         self.nodes[node].child.as_ref().map(Child::id)
     }
 
-    /// All nodes, running or not.
+    /// All nodes that there ever were, running or not.
     pub fn nodes(&self) -> &[Node] {
         &self.nodes
+    }
+
+    /// The nodes that were not taken out of the group.
+    pub fn members(&self) -> Vec<usize> {
+        let nodes = self.nodes.iter().enumerate();
+        nodes.filter(|(_, n)| !n.retired).map(|(i, _)| i).collect()
     }
 
     /// Client addresses of all nodes.
@@ -255,6 +311,7 @@ impl Cluster {
             let ends: Vec<io::Result<u64>> = self
                 .nodes
                 .iter()
+                .filter(|n| !n.retired)
                 .map(|n| committed_end(n.address))
                 .collect();
             if let Ok(list) = ends
@@ -277,7 +334,8 @@ impl Cluster {
             let name = format!("{base:020}");
             let length = usize::try_from(SEGMENT.min(end - base))?;
             let mut first: Option<Vec<u8>> = None;
-            for (n, node) in self.nodes.iter().enumerate() {
+            for n in self.members() {
+                let node = &self.nodes[n];
                 let path = node.store.join("commitlog").join(&name);
                 let mut bytes = fs::read(&path).with_context(|| path.display().to_string())?;
                 ensure!(
@@ -292,13 +350,29 @@ impl Cluster {
                     Some(f) => {
                         let at = f.iter().zip(&bytes).position(|(a, b)| a != b).unwrap_or(0);
                         let at = base + at as u64;
-                        return Ok(Some(format!("node 0 and node {n} differ at byte {at}")));
+                        return Ok(Some(format!(
+                            "node {n} differs from those before at byte {at}"
+                        )));
                     }
                 }
             }
             base += SEGMENT;
         }
         Ok(None)
+    }
+}
+
+impl Node {
+    /// Three ports from `first` on: the VIP channel, Raft, and clients.
+    fn new(dir: &Path, node: usize, first: u16) -> Self {
+        Self {
+            address: SocketAddr::from(([127, 0, 0, 1], first + 2)),
+            store: dir.join(format!("n{node}")),
+            peer: format!("n{node}-127.0.0.1:{}", first + 1),
+            conf: dir.join(format!("n{node}.conf")),
+            child: None,
+            retired: false,
+        }
     }
 }
 

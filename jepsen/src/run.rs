@@ -53,6 +53,10 @@ pub enum Nemesis {
     /// Twice as many busy processes as the machine has cores, for half a minute. No node fails, so the
     /// leader should stay.
     Saturate,
+    /// Two nodes are added, then two others are taken out, the leader among them.
+    Members,
+    /// kill -9 of a follower, which never comes back: it is taken out and another node added.
+    Replace,
 }
 
 /// What to run.
@@ -95,7 +99,7 @@ pub struct Gap {
 struct Shared {
     start: Instant,
     stop: AtomicBool,
-    nodes: Vec<SocketAddr>,
+    nodes: Mutex<Vec<SocketAddr>>,
     history: Mutex<History>,
 }
 
@@ -113,6 +117,16 @@ impl Shared {
         self.history.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Where the `n`th node listens, counting round and round.
+    fn node(&self, n: usize) -> SocketAddr {
+        let nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+        nodes[n % nodes.len()]
+    }
+
+    fn set_nodes(&self, nodes: Vec<SocketAddr>) {
+        *self.nodes.lock().unwrap_or_else(PoisonError::into_inner) = nodes;
+    }
+
     fn stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
     }
@@ -128,7 +142,7 @@ pub fn run(rmq: &Path, dir: &Path, plan: &Plan) -> anyhow::Result<Report> {
     let shared = Arc::new(Shared {
         start: Instant::now(),
         stop: AtomicBool::new(false),
-        nodes: cluster.addresses(),
+        nodes: Mutex::new(cluster.addresses()),
         history: Mutex::default(),
     });
     let term = cluster.term()?;
@@ -218,14 +232,13 @@ fn strike_all(
                 from,
                 first_ack: None,
             });
-            let nodes = cluster.nodes().len();
             let probe = || probe(shared, from, &format!("{PROBE}:{nemesis:?}:{round}"));
             let (probe_ms, producers_ms);
             match nemesis {
                 Nemesis::KillLeader | Nemesis::KillFollower => {
                     let victim = match nemesis {
                         Nemesis::KillLeader => leader,
-                        _ => (leader + rng.random_range(1..nodes)) % nodes,
+                        _ => other_than(cluster, leader, rng),
                     };
                     cluster.kill(victim)?;
                     probe_ms = probe()?;
@@ -241,10 +254,10 @@ fn strike_all(
                     producers_ms = wait_for_acks(shared, from)?;
                 }
                 Nemesis::KillAll => {
-                    for node in 0..nodes {
+                    for node in cluster.members() {
                         cluster.kill(node)?;
                     }
-                    for node in 0..nodes {
+                    for node in cluster.members() {
                         cluster.start_node(node)?;
                     }
                     probe_ms = probe()?;
@@ -256,6 +269,28 @@ fn strike_all(
                     thread::sleep(SATURATION.saturating_sub(shared.since(from)));
                     drop(busy);
                     producers_ms = wait_for_acks(shared, from)?;
+                }
+                Nemesis::Members => {
+                    probe_ms = probe()?;
+                    for _ in 0..2 {
+                        cluster.grow()?;
+                    }
+                    shared.set_nodes(member_addresses(cluster));
+                    wait_for_acks(shared, shared.now())?;
+                    cluster.shrink(other_than(cluster, leader, rng))?;
+                    cluster.shrink(cluster.wait_for_leader(LIVENESS)?)?;
+                    shared.set_nodes(member_addresses(cluster));
+                    producers_ms = wait_for_acks(shared, shared.now())?;
+                }
+                Nemesis::Replace => {
+                    let dead = other_than(cluster, leader, rng);
+                    cluster.kill(dead)?;
+                    probe_ms = probe()?;
+                    wait_for_acks(shared, from)?;
+                    cluster.shrink(dead)?;
+                    cluster.grow()?;
+                    shared.set_nodes(member_addresses(cluster));
+                    producers_ms = wait_for_acks(shared, shared.now())?;
                 }
             }
             gaps.push(Gap {
@@ -271,6 +306,18 @@ fn strike_all(
     }
     wait_for_acks(shared, shared.now())?;
     Ok(gaps)
+}
+
+/// Some member that is not `node`.
+fn other_than(cluster: &Cluster, node: usize, rng: &mut StdRng) -> usize {
+    let mut others = cluster.members();
+    others.retain(|other| *other != node);
+    others[rng.random_range(0..others.len())]
+}
+
+fn member_addresses(cluster: &Cluster) -> Vec<SocketAddr> {
+    let addresses = cluster.addresses();
+    cluster.members().iter().map(|n| addresses[*n]).collect()
 }
 
 /// When the first send of a producer that was invoked after `from` was acknowledged.
@@ -304,7 +351,8 @@ fn wait_for_acks(shared: &Shared, from: u64) -> anyhow::Result<u64> {
 /// that was. What it sends is part of the history.
 fn probe(shared: &Shared, from: u64, name: &str) -> anyhow::Result<u64> {
     const QUEUE: u32 = 0;
-    for (seq, &address) in (0u32..).zip(shared.nodes.iter().cycle()) {
+    for (seq, node) in (0u32..).zip(0usize..) {
+        let address = shared.node(node);
         let waited = shared.since(from);
         anyhow::ensure!(waited < LIVENESS, "no node answered for {LIVENESS:?}");
         let patience = if waited < PROBE_HURRY {
@@ -345,7 +393,7 @@ fn produce(shared: &Shared, producer: u32) {
             return;
         }
         let body = format!("{producer}:{seq}");
-        let address = shared.nodes[node % shared.nodes.len()];
+        let address = shared.node(node);
         let client = match connection.take() {
             Some(c) => c,
             None => match Client::connect(address, PATIENCE) {
@@ -382,7 +430,7 @@ fn produce(shared: &Shared, producer: u32) {
 fn commit(shared: &Shared) {
     let (mut node, mut offset) = (0, 0);
     while !shared.stopped() {
-        let address = shared.nodes[node % shared.nodes.len()];
+        let address = shared.node(node);
         let Ok(mut client) = Client::connect(address, PATIENCE) else {
             node += 1;
             thread::sleep(Duration::from_millis(5));

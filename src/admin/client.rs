@@ -1,7 +1,7 @@
 //! Questions to a name server and the brokers that it knows.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use rmq_wire::body::ClusterInfo;
@@ -16,6 +16,8 @@ use crate::remoting::{CallError, Client};
 
 /// One question's patience.
 const LIMIT: Duration = Duration::from_secs(5);
+/// Between two attempts of [`Admin::steer`].
+const STEER_PAUSE: Duration = Duration::from_millis(300);
 /// The topic of [`Admin::echo`].
 const ECHO_TOPIC: &str = "SELF_CHECK";
 /// Its producer and consumer group.
@@ -144,6 +146,67 @@ impl Admin {
             addr: address.into(),
             what: "a node's status",
         })
+    }
+
+    /// Has the leader of a group do what an operator wants (`code`, about the self id `node`), through
+    /// whichever node answers, and gives its words. Goes on asking for `patience` where the answer is
+    /// that it may be done later.
+    ///
+    /// # Errors
+    /// The last answer, or why there was none; see [`AskError`].
+    pub async fn steer(
+        &self,
+        broker_name: &str,
+        code: i32,
+        node: Option<&str>,
+        patience: Duration,
+    ) -> Result<String, AskError> {
+        let begun = Instant::now();
+        loop {
+            let error = match self.steer_once(broker_name, code, node).await {
+                Ok(text) => return Ok(text),
+                Err(error) => error,
+            };
+            let later = match &error {
+                AskError::Refused { code, .. } => *code == response::SERVICE_NOT_AVAILABLE,
+                AskError::Call { .. } => true,
+                _ => false,
+            };
+            if !later || begun.elapsed() >= patience {
+                return Err(error);
+            }
+            tokio::time::sleep(STEER_PAUSE).await;
+        }
+    }
+
+    async fn steer_once(
+        &self,
+        broker_name: &str,
+        code: i32,
+        node: Option<&str>,
+    ) -> Result<String, AskError> {
+        let mut command = Command::request(code);
+        if let Some(node) = node {
+            command.ext.insert("node", node);
+        }
+        let mut failed = AskError::NoBroker {
+            namesrv: self.namesrv.clone(),
+            broker_name: broker_name.into(),
+        };
+        for address in self
+            .brokers()
+            .await?
+            .remove(broker_name)
+            .unwrap_or_default()
+        {
+            match self.ask(&address, command.clone()).await {
+                Ok(answer) => return Ok(answer.remark.unwrap_or_default()),
+                // A dead node's address may still be in the route.
+                Err(error @ AskError::Call { .. }) => failed = error,
+                Err(error) => return Err(error),
+            }
+        }
+        Err(failed)
     }
 
     /// Sends one message to a broker's leader and reads it back through the protocol.

@@ -1,10 +1,11 @@
 //! The state of a group, as it is shown.
 
 use crate::broker::NodeStatus;
-use crate::raft::{GroupStatus, MemberStatus, Role};
+use crate::raft::{GroupStatus, MemberStatus, Role, SelfId};
 
 /// A table of the members as the node that answers sees them: role, addresses, how far each has
-/// replicated and by how many entries it lags. Lags are known to the leader only.
+/// replicated, by how many entries it lags and how long ago it answered. The last three are known to
+/// the leader only, as are the nodes that ask to become members.
 #[must_use]
 pub fn render(status: &NodeStatus) -> String {
     let group = &status.group;
@@ -22,13 +23,25 @@ pub fn render(status: &NodeStatus) -> String {
         number(group.last_index),
         status.self_id,
     );
-    let mut rows = vec![["node", "role", "clients", "raft", "matched", "lag"].map(String::from)];
+    let mut rows = vec![HEADINGS.map(String::from)];
     rows.extend(group.members.iter().map(|m| member_row(m, group)));
     text += &table(&rows);
+    for asking in &group.asking {
+        text += &format!(
+            "{id} (node {:016x}, {}) asks to join: mqadmin raftAddNode --node {id}\n",
+            asking.node,
+            asking.raft_addr,
+            id = SelfId::of(asking.node),
+        );
+    }
     text
 }
 
-fn member_row(member: &MemberStatus, group: &GroupStatus) -> [String; 6] {
+const HEADINGS: [&str; 8] = [
+    "id", "role", "clients", "raft", "matched", "lag", "heard", "node",
+];
+
+fn member_row(member: &MemberStatus, group: &GroupStatus) -> [String; 8] {
     let is_leader = group.leader.as_ref().is_some_and(|l| l.node == member.node);
     let role = match (is_leader, member.voter) {
         (true, _) => "leader",
@@ -36,13 +49,16 @@ fn member_row(member: &MemberStatus, group: &GroupStatus) -> [String; 6] {
         (false, false) => "learner",
     };
     let or_dash = |n: Option<u64>| n.map_or_else(|| "-".into(), |n| n.to_string());
+    let heard = member.acked_ms.filter(|_| !is_leader);
     [
-        format!("{:016x}", member.node),
+        SelfId::of(member.node).to_string(),
         role.into(),
         member.broker_addr.clone(),
         member.raft_addr.clone(),
         or_dash(member.match_index),
         or_dash(member.lag),
+        heard.map_or_else(|| "-".into(), |ms| format!("{ms} ms")),
+        format!("{:016x}", member.node),
     ]
 }
 

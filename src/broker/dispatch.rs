@@ -78,6 +78,8 @@ table! {
     Read GET_ALL_SUBSCRIPTIONGROUP_CONFIG => group::get_all,
     Read GET_SUBSCRIPTIONGROUP_CONFIG => admin::group_config,
     Local RAFT_STATUS => admin::raft_status,
+    Write RAFT_ADD_NODE | RAFT_PROMOTE | RAFT_REMOVE_NODE => admin::change_members,
+    Write RAFT_TRANSFER_LEADER => admin::transfer_leader,
     Local GET_BROKER_RUNTIME_INFO => admin::runtime_info,
     Local GET_BROKER_CONFIG => admin::get_config,
     Local UPDATE_BROKER_CONFIG => admin::update_config,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::Broker;
 use super::refusal::Refusal;
-use super::schedule;
+use super::{preferred, schedule};
 use crate::meta::{self, Change};
 
 /// Pause before a leader tries again what every group must have.
@@ -41,7 +41,7 @@ async fn lead(broker: &Arc<Broker>) {
         tracing::warn!(?refusal, "system topics and groups could not be created");
         tokio::time::sleep(RETRY_PAUSE).await;
     }
-    schedule::run(broker).await;
+    tokio::join!(schedule::run(broker), preferred::run(broker));
 }
 
 /// Creates the topics and groups that every broker has, as far as they are missing.

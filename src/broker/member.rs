@@ -11,7 +11,9 @@ use tokio::sync::watch;
 
 use super::replica::{ForwardError, ProposeError, Replica, Role};
 use crate::meta::Reply;
-use crate::raft::{self, Group, GroupStatus, RoleState};
+use crate::raft::{
+    self, Group, GroupStatus, MemberChange, MembersError, NodeId, RoleState, SelfId, TransferError,
+};
 
 /// One node of a group.
 pub(super) struct Member {
@@ -117,14 +119,15 @@ impl Replica for Member {
         self.group.remove_old_segments();
     }
 
-    fn transfer_leader(&self) -> BoxFuture<'_, Result<(), String>> {
-        let transfer = async move {
-            self.group
-                .transfer_leader(None)
-                .await
-                .map(drop)
-                .map_err(|error| error.to_string())
-        };
-        transfer.boxed()
+    fn transfer_leader(&self, to: Option<SelfId>) -> BoxFuture<'_, Result<NodeId, TransferError>> {
+        self.group.transfer_leader(to).boxed()
+    }
+
+    fn change_members(
+        &self,
+        change: MemberChange,
+        node: SelfId,
+    ) -> BoxFuture<'_, Result<String, MembersError>> {
+        self.group.change_members(change, node).boxed()
     }
 }

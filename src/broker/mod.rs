@@ -12,7 +12,8 @@
 //! - `offset`: consumer offsets; `offset_buffer` merges commits on their way into the log
 //! - `queue`: bounds of queues and positions by time; `query`: messages by key and by id
 //! - `lock`: queue locks of orderly consumers
-//! - `schedule`: delivery of delayed messages; `leading`: what a leader does besides answering
+//! - `schedule`: delivery of delayed messages; `preferred`: hands leadership to the node that should
+//!   have it; `leading`: what a leader does besides answering
 //! - `topic`, `group`: their configurations
 //! - `registrar`: name servers are kept informed
 //! - `run`: all of this assembled into a process; `member`: a node of a Raft group as [`Replica`]
@@ -38,6 +39,7 @@ mod message;
 mod node;
 mod offset;
 mod offset_buffer;
+mod preferred;
 mod pull;
 mod query;
 mod queue;

@@ -20,6 +20,7 @@ use super::stats::{self, Stats};
 use super::{heartbeat, leading};
 use crate::config::BrokerConfig;
 use crate::meta::{Change, Command, Meta, Reply, SystemNames};
+use crate::raft::{SelfId, TransferError};
 
 /// One node's broker: its part of the group's state, and who is connected to it.
 pub struct Broker {
@@ -99,15 +100,22 @@ impl Broker {
     /// leadership. What comes from then on the successor answers; where there is none, sends are
     /// refused with a code that has clients try elsewhere.
     pub async fn drain(&self) {
-        if self.is_serving() {
-            self.offsets.all_settled().await;
-            match self.replica.transfer_leader().await {
-                Ok(()) => tracing::info!("leadership is handed over"),
-                // Without a successor the group elects one, or has nobody else.
-                Err(error) => tracing::info!(error, "leadership is not handed over"),
-            }
+        if self.is_serving()
+            && let Err(error) = self.hand_over(None).await
+        {
+            // Without a successor the group elects one, or has nobody else.
+            tracing::info!(%error, "leadership is not handed over");
         }
         self.draining.store(true, Ordering::Release);
+    }
+
+    /// Has the offset commits it took replicated, and hands leadership to `to`, or to the node that is
+    /// most fit to lead; gives the new leader.
+    pub(super) async fn hand_over(&self, to: Option<SelfId>) -> Result<SelfId, TransferError> {
+        self.offsets.all_settled().await;
+        let leader = SelfId::of(self.replica.transfer_leader(to).await?);
+        tracing::info!(%leader, "leadership is handed over");
+        Ok(leader)
     }
 
     /// Answers the requests that wait for messages, because connections are about to be closed.

@@ -10,7 +10,7 @@ use rmq_store::{PendingRecord, Position};
 use tokio::sync::watch;
 
 use crate::meta::Reply;
-use crate::raft::GroupStatus;
+use crate::raft::{GroupStatus, MemberChange, MembersError, NodeId, SelfId, TransferError};
 
 /// The group as one of its nodes sees it.
 pub trait Replica: Send + Sync + 'static {
@@ -49,8 +49,15 @@ pub trait Replica: Send + Sync + 'static {
     /// Has this node remove what is too old from its log soon.
     fn remove_old_segments(&self);
 
-    /// Hands leadership to another node and resolves once this one has given it up.
-    fn transfer_leader(&self) -> BoxFuture<'_, Result<(), String>>;
+    /// Hands leadership to `to`, or to the node that is most fit to lead, and gives the new leader.
+    fn transfer_leader(&self, to: Option<SelfId>) -> BoxFuture<'_, Result<NodeId, TransferError>>;
+
+    /// Changes the members of the group and says what is so then.
+    fn change_members(
+        &self,
+        change: MemberChange,
+        node: SelfId,
+    ) -> BoxFuture<'_, Result<String, MembersError>>;
 }
 
 /// Who leads, as far as this node knows.

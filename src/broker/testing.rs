@@ -22,7 +22,10 @@ use super::Broker;
 use super::replica::{ForwardError, ProposeError, Replica, Role};
 use crate::config::BrokerConfig;
 use crate::meta::{Change, Command, Meta, Reply};
-use crate::raft::{self, GroupStatus, LeaderInfo};
+use crate::raft::{
+    self, GroupStatus, LeaderInfo, MemberChange, MemberStatus, MembersError, NodeId, SelfId,
+    TransferError,
+};
 use crate::remoting::{self, Limits, Request, Service};
 use crate::shutdown::{Shutdown, Trigger};
 
@@ -39,6 +42,10 @@ pub(super) struct FakeReplica {
     pub(super) failure: Mutex<Option<ProposeError>>,
     /// Who answers what is forwarded; nobody by default.
     pub(super) leader: Mutex<Option<Leader>>,
+    /// What the status tells of the members.
+    pub(super) members: Mutex<Vec<MemberStatus>>,
+    /// What becomes of changes of the members, if they are not made.
+    pub(super) members_refusal: Mutex<Option<MembersError>>,
     applied: Mutex<Vec<Change>>,
     store: Mutex<Store>,
     /// How often it was asked to remove old segments.
@@ -79,6 +86,8 @@ impl FakeReplica {
             gate: Semaphore::new(Semaphore::MAX_PERMITS),
             failure: Mutex::default(),
             leader: Mutex::default(),
+            members: Mutex::default(),
+            members_refusal: Mutex::default(),
             applied: Mutex::default(),
             store: Mutex::new(Store {
                 log,
@@ -194,7 +203,8 @@ impl Replica for FakeReplica {
             last_index: None,
             commit_index: None,
             applied_index: Some(3),
-            members: Vec::new(),
+            members: self.members.lock().unwrap().clone(),
+            asking: Vec::new(),
         }
     }
 
@@ -215,9 +225,19 @@ impl Replica for FakeReplica {
         self.removals.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn transfer_leader(&self) -> BoxFuture<'_, Result<(), String>> {
+    fn transfer_leader(&self, to: Option<SelfId>) -> BoxFuture<'_, Result<NodeId, TransferError>> {
         self.follow(Some("other:1"));
-        async { Ok(()) }.boxed()
+        async move { Ok(u64::from(to.map_or(1, |to| to.0)) << 48 | 1) }.boxed()
+    }
+
+    fn change_members(
+        &self,
+        change: MemberChange,
+        node: SelfId,
+    ) -> BoxFuture<'_, Result<String, MembersError>> {
+        let refusal = self.members_refusal.lock().unwrap().clone();
+        let done = format!("{change:?} {node}");
+        async move { refusal.map_or(Ok(done), Err) }.boxed()
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! `program` runs brokers and name servers, `up` a whole group on this machine, `ports` says who holds
 //! a port, `shutdown` stops processes, `processes` finds them, `raft_status` prints a group's state,
-//! `inspect` tells what a stopped node's store holds.
+//! `raft_members` changes it, `inspect` tells what a stopped node's store holds.
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -13,6 +13,7 @@ mod inspect;
 mod ports;
 mod processes;
 mod program;
+mod raft_members;
 mod raft_status;
 mod shutdown;
 mod up;
@@ -20,6 +21,7 @@ mod up;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use rmq_wire::code::request;
 
 /// A message broker that speaks RocketMQ's protocol and whose commit log is a Raft log.
 #[derive(Debug, Parser)]
@@ -55,6 +57,18 @@ enum AdminAction {
     /// Look at files of a stopped node, of ours or of a Java broker.
     #[command(subcommand)]
     Inspect(inspect::Action),
+    /// Take a node that was started with raftJoin=true into its group, as a learner.
+    #[command(name = "raftAddNode")]
+    RaftAddNode(raft_members::NodeOptions),
+    /// Give a learner that has caught up its vote.
+    #[command(name = "raftPromote")]
+    RaftPromote(raft_members::NodeOptions),
+    /// Take a node's vote and its place in the group away.
+    #[command(name = "raftRemoveNode")]
+    RaftRemoveNode(raft_members::NodeOptions),
+    /// Hand leadership to another node.
+    #[command(name = "raftTransferLeader")]
+    RaftTransferLeader(raft_members::TransferOptions),
 }
 
 /// Runs what the command line asks for. The exit code: 0 done, 1 failed, 2 wrong usage, 78 wrong
@@ -72,11 +86,27 @@ fn run() -> anyhow::Result<ExitCode> {
         Action::Broker(options) => program::broker(&options),
         Action::Namesrv(options) => program::namesrv(&options),
         Action::Up(options) => runtime()?.block_on(up::run(options)),
-        Action::Admin(AdminAction::RaftStatus(options)) => {
-            runtime()?.block_on(raft_status::run(options))
-        }
-        Action::Admin(AdminAction::Inspect(action)) => inspect::run(&action),
+        Action::Admin(action) => runtime()?.block_on(admin(action)),
         Action::Shutdown { role } => shutdown::run(role),
+    }
+}
+
+async fn admin(action: AdminAction) -> anyhow::Result<ExitCode> {
+    match action {
+        AdminAction::Inspect(action) => inspect::run(&action),
+        AdminAction::RaftStatus(options) => raft_status::run(options).await,
+        AdminAction::RaftAddNode(options) => {
+            raft_members::change(request::RAFT_ADD_NODE, options).await
+        }
+        AdminAction::RaftPromote(options) => {
+            raft_members::change(request::RAFT_PROMOTE, options).await
+        }
+        AdminAction::RaftRemoveNode(options) => {
+            raft_members::change(request::RAFT_REMOVE_NODE, options).await
+        }
+        AdminAction::RaftTransferLeader(options) => {
+            raft_members::transfer(request::RAFT_TRANSFER_LEADER, options).await
+        }
     }
 }
 

@@ -159,12 +159,18 @@ config_struct! {
         /// Which of them this node is.
         "dLegerSelfId" => dleger_self_id: String = String::new();
 
+        /// The node that leads whenever it can: leadership moves to it once it has been caught up for
+        /// some seconds. With several, separated by semicolons, the first that is fit to lead.
+        "preferredLeaderId" => preferred_leader_id: String = String::new();
+
         /// The address that the Raft listener is opened on, `address` or `address:port`; by default
         /// `bindAddress` and the port of this node's entry of `dLegerPeers`.
         "raftBindAddress" => raft_bind_address: String = String::new();
-        /// Whether this node asks to join a group that exists, and never forms one.
+        /// Whether this node asks to join a group that exists, and never forms one: an operator takes
+        /// it in with `mqadmin raftAddNode` and gives it a vote with `mqadmin raftPromote`.
         "raftJoin" => raft_join: bool = false;
-        /// Whether a node that lost its store is taken back by the leader without an operator.
+        /// Whether a node that lost its store is taken back by the leader without an operator; else
+        /// as with `raftJoin`.
         "autoRejoin" => auto_rejoin: bool = true;
         /// What a node does after a power failure that may have taken entries it acknowledged
         /// (`ASYNC_FLUSH` only): `manual` keeps it from voting until it has all that a leader has,
@@ -233,6 +239,12 @@ impl BrokerConfig {
                 .collect(),
             ..StoreConfig::new(&self.store_path_root_dir)
         }
+    }
+
+    /// The self ids of `preferredLeaderId`, in the order of preference.
+    pub fn preferred_leaders(&self) -> impl Iterator<Item = &str> {
+        let ids = self.preferred_leader_id.split(';').map(str::trim);
+        ids.filter(|id| !id.is_empty())
     }
 
     /// This node's own entry of `dLegerPeers`; `None` outside a group.

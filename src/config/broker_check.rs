@@ -148,6 +148,16 @@ fn check_group(config: &BrokerConfig, settings: &mut Settings) {
         let hint = format!("dLegerPeers has {}", ids.join(", "));
         settings.error("dLegerSelfId", message, Some(hint));
     }
+    for id in config.preferred_leaders() {
+        if !id.starts_with('n') || id_number(id).is_none() {
+            let message = format!("preferredLeaderId: `{id}` is no self id");
+            let hint = "want n0, or n0;n1 in the order of preference".to_owned();
+            settings.error("preferredLeaderId", message, Some(hint));
+        } else if !config.dleger_peers.iter().any(|peer| peer.id == id) {
+            let message = format!("preferredLeaderId: `{id}` is not in dLegerPeers");
+            settings.warn("preferredLeaderId", message);
+        }
+    }
     if config.dleger_peers.len() == 2 {
         settings.warn(
             "dLegerPeers",
@@ -193,6 +203,7 @@ fn check_single(config: &mut BrokerConfig, settings: &mut Settings) {
         "dLegerGroup",
         "dLegerPeers",
         "dLegerSelfId",
+        "preferredLeaderId",
         "raftBindAddress",
         "raftJoin",
     ] {

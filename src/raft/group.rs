@@ -14,7 +14,9 @@ use tokio::sync::{oneshot, watch};
 use super::batcher::{self, Batcher, HOLD, Outcome, RETRY};
 use super::leadership::Leadership;
 use super::node::{Node, RaftRuntime};
-use super::peer::{self, Network, Peers};
+use super::peer::{
+    self, ALIVE_WITHIN, CAUGHT_UP, MemberChange, Members, MembersError, Network, Peers, SelfId,
+};
 use super::retention::Retaining;
 use super::types::{NodeId, Proposal, Responder};
 use crate::meta::Reply;
@@ -89,17 +91,30 @@ pub enum TransferError {
     /// It is not this node's to give.
     #[error("this node is not the leader ({})", describe(.0.as_ref()))]
     NotLeader(Option<LeaderInfo>),
-    /// There is no other voter.
+    /// There is no other voter that is alive.
     #[error("there is no other voter to lead the group")]
     Alone,
     /// The wanted successor does not vote.
-    #[error("node {0} is not another voter of the group")]
-    NoVoter(NodeId),
+    #[error("{0} is not another voter of the group")]
+    NoVoter(SelfId),
+    /// The wanted successor has not answered lately.
+    #[error("{0} does not answer")]
+    Silent(SelfId),
+    /// The wanted successor would first have to catch up, and nobody would lead meanwhile.
+    #[error("{target} is {lag} entries behind (at most {max} to lead)")]
+    Behind {
+        /// Who was wanted.
+        target: SelfId,
+        /// How many entries it is behind.
+        lag: u64,
+        /// How many it may be.
+        max: u64,
+    },
     /// Nobody has taken over; the group elects a leader by its ordinary timeouts.
-    #[error("node {target} did not take over in time")]
+    #[error("{target} did not take over in time")]
     Timeout {
         /// Who was asked.
-        target: NodeId,
+        target: SelfId,
     },
     /// Raft has stopped on this node.
     #[error("raft has stopped: {0}")]
@@ -142,6 +157,54 @@ pub struct GroupStatus {
     pub applied_index: Option<u64>,
     /// All members, by id.
     pub members: Vec<MemberStatus>,
+    /// Nodes that ask to become members and wait for an operator; known to the leader only.
+    #[serde(default)]
+    pub asking: Vec<AskingNode>,
+}
+
+impl GroupStatus {
+    /// Who is to lead after the leader that sees its group so: `wanted` if it is fit to, or the
+    /// living voter with the most of the log.
+    pub fn successor(&self, wanted: Option<SelfId>) -> Result<NodeId, TransferError> {
+        let others = || {
+            let members = self.members.iter();
+            members.filter(|member| member.voter && member.node != self.node)
+        };
+        let alive = |member: &MemberStatus| {
+            let within = ALIVE_WITHIN.as_millis();
+            member.acked_ms.is_some_and(|ms| u128::from(ms) <= within)
+        };
+        let Some(wanted) = wanted else {
+            let best = others().filter(|member| alive(member));
+            let best = best.max_by_key(|member| member.match_index);
+            return best.map(|member| member.node).ok_or(TransferError::Alone);
+        };
+        let voter = others().find(|member| SelfId::of(member.node) == wanted);
+        let voter = voter.ok_or(TransferError::NoVoter(wanted))?;
+        if !alive(voter) {
+            return Err(TransferError::Silent(wanted));
+        }
+        match voter.lag {
+            Some(lag) if lag > CAUGHT_UP => Err(TransferError::Behind {
+                target: wanted,
+                lag,
+                max: CAUGHT_UP,
+            }),
+            _ => Ok(voter.node),
+        }
+    }
+}
+
+/// A node that asks to become a member.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AskingNode {
+    /// Its id.
+    pub node: NodeId,
+    /// Where it listens for its peers, `host:port`.
+    pub raft_addr: String,
+    /// Where it listens for clients, `host:port`.
+    pub broker_addr: String,
 }
 
 /// One member; the last three are known to the leader only.
@@ -183,6 +246,8 @@ struct Inner {
     node: Arc<Node>,
     batcher: Batcher,
     network: Option<Network>,
+    /// None in a group of one.
+    members: Option<Members>,
     /// Taken away to be shut down.
     peers: Mutex<Option<Peers>>,
     /// Taken away to be stopped.
@@ -204,6 +269,7 @@ impl Group {
             node,
             batcher,
             network: Some(network),
+            members: peers.as_ref().map(Peers::members),
             peers: Mutex::new(peers),
             retaining: Mutex::new(Some(retaining)),
             _runtime: Some(runtime),
@@ -217,6 +283,7 @@ impl Group {
             node,
             batcher,
             network: None,
+            members: None,
             peers: Mutex::default(),
             retaining: Mutex::default(),
             _runtime: None,
@@ -336,13 +403,36 @@ impl Group {
 
     /// The group as this node sees it.
     pub fn status(&self) -> GroupStatus {
-        self.leadership().status()
+        let mut status = self.leadership().status();
+        if let Some(members) = &self.0.members
+            && self.leadership().leading().is_some()
+        {
+            status.asking = members.waiting();
+        }
+        status
     }
 
     /// Hands leadership to `to`, or to the voter with the most of the log, and gives the new
-    /// leader. This node takes no proposals from the call on, whatever comes of it.
-    pub async fn transfer_leader(&self, to: Option<NodeId>) -> Result<NodeId, TransferError> {
+    /// leader. Nothing happens where `to` leads already, or is not fit to lead. Otherwise this node
+    /// takes no proposals from the call on, whatever comes of it.
+    pub async fn transfer_leader(&self, to: Option<SelfId>) -> Result<NodeId, TransferError> {
         self.leadership().transfer(to).await
+    }
+
+    /// Changes the members as an operator asks, if this node leads, and says what is so then. It is
+    /// safe to repeat: what is so already is no error.
+    pub async fn change_members(
+        &self,
+        change: MemberChange,
+        node: SelfId,
+    ) -> Result<String, MembersError> {
+        match (&self.0.members, self.leadership().leading()) {
+            (None, _) => Err(MembersError::Refused(
+                "this broker is no node of a group (enableDLegerCommitLog=false)".to_owned(),
+            )),
+            (Some(_), None) => Err(MembersError::Later("this node does not lead".to_owned())),
+            (Some(members), Some(_)) => members.change(change, node).await,
+        }
     }
 
     /// Has the leader answer a client's frame (without its length field), as if the client had
@@ -408,5 +498,70 @@ impl Group {
             peers.shutdown().await;
         }
         self.0.node.shutdown().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn member(id: u16, voter: bool, lag: u64, acked_ms: Option<u64>) -> MemberStatus {
+        MemberStatus {
+            node: u64::from(id) << 48 | 1,
+            raft_addr: String::new(),
+            broker_addr: String::new(),
+            voter,
+            match_index: Some(1000 - lag),
+            lag: Some(lag),
+            acked_ms,
+        }
+    }
+
+    /// As n0 sees it, which leads.
+    fn status(members: Vec<MemberStatus>) -> GroupStatus {
+        GroupStatus {
+            node: 1,
+            role: Role::Leader,
+            term: 3,
+            leader: None,
+            serving: true,
+            last_index: Some(1000),
+            commit_index: Some(1000),
+            applied_index: Some(1000),
+            members,
+            asking: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_successor_votes_lives_and_is_caught_up() {
+        let group = status(vec![
+            member(0, true, 0, None),
+            member(1, true, 5, Some(40)),
+            member(2, true, 2, Some(40)),
+            member(3, true, 0, Some(5000)),
+            member(4, false, 0, Some(40)),
+            member(5, true, CAUGHT_UP + 1, Some(40)),
+            member(6, true, 0, None),
+        ]);
+        let choose = |id: u16| group.successor(Some(SelfId(id)));
+        let named = |id: u16| u64::from(id) << 48 | 1;
+        assert_eq!(group.successor(None), Ok(named(2)));
+        assert_eq!(choose(1), Ok(named(1)));
+        for silent in [3, 6] {
+            assert_eq!(choose(silent), Err(TransferError::Silent(SelfId(silent))));
+        }
+        for no_voter in [0, 4, 7] {
+            let refused = Err(TransferError::NoVoter(SelfId(no_voter)));
+            assert_eq!(choose(no_voter), refused);
+        }
+        let behind = TransferError::Behind {
+            target: SelfId(5),
+            lag: 65,
+            max: 64,
+        };
+        assert_eq!(choose(5), Err(behind));
+        let alone = status(vec![member(0, true, 0, None), member(1, true, 0, None)]);
+        assert_eq!(alone.successor(None), Err(TransferError::Alone));
     }
 }

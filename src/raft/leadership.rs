@@ -13,6 +13,7 @@ use openraft::metrics::{RaftDataMetrics, RaftServerMetrics};
 use openraft_rt_tokio::{TokioInstant, TokioWatchReceiver};
 use tokio::sync::watch;
 
+use super::peer::SelfId;
 use super::types::{LeaderId, Membership, NodeId, TypeConfig};
 use super::{GroupStatus, LeaderInfo, MemberStatus, Raft, Role, RoleState, TransferError};
 
@@ -237,12 +238,15 @@ impl Leadership {
         }
     }
 
-    /// Hands leadership to `to`, or to the voter with the most of the log.
-    pub(super) async fn transfer(&self, to: Option<NodeId>) -> Result<NodeId, TransferError> {
+    /// Hands leadership to `to`, or to the living voter with the most of the log.
+    pub(super) async fn transfer(&self, to: Option<SelfId>) -> Result<NodeId, TransferError> {
         let term = self
             .leading()
             .ok_or_else(|| TransferError::NotLeader(self.other_leader()))?;
-        let target = self.successor(to)?;
+        if to == Some(SelfId::of(self.self_id())) {
+            return Ok(self.self_id());
+        }
+        let target = self.status().successor(to)?;
         self.resigned_term.store(term, Ordering::Release);
         // Watchers must not believe in the lease until its end.
         self.roles.send_modify(|role| role.serving = false);
@@ -262,32 +266,10 @@ impl Leadership {
         let taken_over = roles.wait_for(|role| role.term > term && role.leader.as_ref().is_some());
         match tokio::time::timeout(TRANSFER_DEADLINE, taken_over).await {
             Ok(Ok(role)) => Ok(role.leader.as_ref().map_or(target, |leader| leader.node)),
-            Ok(Err(_)) | Err(_) => Err(TransferError::Timeout { target }),
+            Ok(Err(_)) | Err(_) => Err(TransferError::Timeout {
+                target: SelfId::of(target),
+            }),
         }
-    }
-
-    fn successor(&self, wanted: Option<NodeId>) -> Result<NodeId, TransferError> {
-        let voters: Vec<NodeId> = {
-            let server = self.server.borrow_watched();
-            server
-                .membership_config
-                .voter_ids()
-                .filter(|id| *id != self.self_id())
-                .collect()
-        };
-        if let Some(wanted) = wanted {
-            return if voters.contains(&wanted) {
-                Ok(wanted)
-            } else {
-                Err(TransferError::NoVoter(wanted))
-            };
-        }
-        let data = self.data.borrow_watched();
-        let matched = |id: &NodeId| data.replication.as_ref().and_then(|r| r.get(id).copied()?);
-        voters
-            .into_iter()
-            .max_by_key(matched)
-            .ok_or(TransferError::Alone)
     }
 
     /// What `raftStatus` shows.
@@ -337,6 +319,7 @@ impl Leadership {
             commit_index: metrics.cluster_committed.map(|id| id.index),
             applied_index: metrics.last_applied.map(|id| id.index),
             members: members.nodes().map(|(id, node)| member(id, node)).collect(),
+            asking: Vec::new(),
         }
     }
 }

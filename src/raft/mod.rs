@@ -27,14 +27,14 @@ mod types;
 mod watchdog;
 
 pub use group::{
-    ForwardError, Group, GroupStatus, LeaderInfo, MemberStatus, ProposeError, Role, RoleState,
-    TransferError,
+    AskingNode, ForwardError, Group, GroupStatus, LeaderInfo, MemberStatus, ProposeError, Role,
+    RoleState, TransferError,
 };
 pub use leadership::OnFatal;
 pub use node::{StartError, Timers};
 pub use peer::{
-    Bound, Duplex, ForwardHandler, IdentityError, Listener, Net, NotLeader, PeerList,
-    PeerListError, SelfId, SelfIdError, Tcp,
+    Bound, Duplex, ForwardHandler, IdentityError, Listener, MemberChange, MembersError, Net,
+    NotLeader, PeerList, PeerListError, SelfId, SelfIdError, Tcp,
 };
 pub use retention::RetentionRules;
 pub use start::{PeerOptions, RaftOptions, start};

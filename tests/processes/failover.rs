@@ -40,6 +40,16 @@ fn kill_of_leader_and_follower_loses_nothing() {
 }
 
 #[test]
+fn a_group_that_grows_to_five_and_shrinks_to_three_loses_nothing() {
+    survives(&[Nemesis::Members], 1, false);
+}
+
+#[test]
+fn a_dead_node_is_replaced_and_nothing_lost() {
+    survives(&[Nemesis::Replace], 1, false);
+}
+
+#[test]
 fn kill_of_all_nodes_loses_nothing() {
     survives(&[Nemesis::KillAll], 2, true);
 }

@@ -164,6 +164,13 @@ pub mod request {
     pub const BATCH_ACK_MESSAGE: i32 = 200_151;
     /// Asks one node how it sees its Raft group. Not of RocketMQ: our own, far from its numbers.
     pub const RAFT_STATUS: i32 = 990_001;
+    /// Our own too: an operator's changes of a Raft group. The field `node` names a self id, like `n3`;
+    /// the remark of the answer says what is so then.
+    pub const RAFT_ADD_NODE: i32 = 990_002;
+    pub const RAFT_PROMOTE: i32 = 990_003;
+    pub const RAFT_REMOVE_NODE: i32 = 990_004;
+    /// `node` may be missing: to whoever is fit to lead.
+    pub const RAFT_TRANSFER_LEADER: i32 = 990_005;
 }
 
 /// Response codes.

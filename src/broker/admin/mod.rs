@@ -5,7 +5,8 @@
 //! nothing without them. Requests about topics and groups themselves are the business of
 //! `broker::topic` and `broker::group`.
 //!
-//! - `runtime`: the node's numbers; `raft_status`: the group as the node sees it; `config`
+//! - `runtime`: the node's numbers; `raft_status`: the group as the node sees it; `raft_members`: who
+//!   is in it and who leads; `config`
 //! - `topic_stats`, `consume_stats`: where queues and groups stand; `stats_data`: how fast they move
 //! - `connections`: who is connected; `relay`: questions that are passed on to a client
 //! - `lists`: names of topics and groups; `offsets`: stored positions; `reset`: moves them
@@ -18,6 +19,7 @@ mod consume_queue;
 mod consume_stats;
 mod lists;
 mod offsets;
+mod raft_members;
 mod raft_status;
 mod relay;
 mod reset;
@@ -42,6 +44,7 @@ pub(super) use consume_queue::*;
 pub(super) use consume_stats::*;
 pub(super) use lists::*;
 pub(super) use offsets::*;
+pub(super) use raft_members::*;
 pub use raft_status::NodeStatus;
 pub(super) use raft_status::raft_status;
 pub(super) use relay::*;

@@ -22,6 +22,7 @@ use super::*;
 use crate::broker::NodeStatus;
 use crate::broker::testing::now_ms;
 use crate::config::BrokerConfig;
+use crate::raft::MembersError;
 
 /// A node with three messages in queue 0 of `T` and one in queue 1; group `g` has pulled queue 0 up
 /// to its end, and stored position 2 in it.
@@ -250,6 +251,61 @@ async fn a_node_tells_how_it_sees_its_group() {
         (u64::MAX, Some(3))
     );
     assert_eq!((status.group.last_index, status.group.leader), (None, None));
+}
+
+#[tokio::test]
+async fn an_operator_changes_the_group_and_is_told_what_came_of_it() {
+    let node = Node::start().await;
+    let steer = |code, id: Option<&str>| {
+        let mut command = Command::request(code);
+        if let Some(id) = id {
+            command.ext.insert("node", id);
+        }
+        let node = &node;
+        async move {
+            let answer = node.told(command).await;
+            (answer.code, answer.remark.unwrap_or_default())
+        }
+    };
+    for (code, done) in [
+        (request::RAFT_ADD_NODE, "Add n3"),
+        (request::RAFT_PROMOTE, "Promote n3"),
+        (request::RAFT_REMOVE_NODE, "Remove n3"),
+    ] {
+        let answer = steer(code, Some("n3")).await;
+        assert_eq!(answer, (response::SUCCESS, done.to_owned()));
+        for bad in [None, Some("3"), Some("n99999")] {
+            assert_eq!(steer(code, bad).await.0, response::SYSTEM_ERROR);
+        }
+        for (refusal, code_of_it) in [
+            (
+                MembersError::Later("why".into()),
+                response::SERVICE_NOT_AVAILABLE,
+            ),
+            (MembersError::Refused("why".into()), response::SYSTEM_ERROR),
+        ] {
+            *node.replica.members_refusal.lock().unwrap() = Some(refusal);
+            assert_eq!(
+                steer(code, Some("n3")).await,
+                (code_of_it, "why".to_owned())
+            );
+        }
+        *node.replica.members_refusal.lock().unwrap() = None;
+    }
+    let answer = steer(request::RAFT_TRANSFER_LEADER, Some("n2")).await;
+    assert_eq!(answer, (response::SUCCESS, "n2 leads".to_owned()));
+    assert!(!node.broker.is_serving());
+
+    // A leader that is to go hands over, and is removed by its successor.
+    node.replica.become_leader(2);
+    *node.replica.members_refusal.lock().unwrap() = Some(MembersError::Leads);
+    let (code, remark) = steer(request::RAFT_REMOVE_NODE, Some("n0")).await;
+    assert_eq!(code, response::SERVICE_NOT_AVAILABLE);
+    assert!(
+        remark.contains("n0 has handed leadership to n1"),
+        "{remark}"
+    );
+    assert!(!node.broker.is_serving());
 }
 
 #[tokio::test]

@@ -229,3 +229,20 @@ raftHeartbeatIntervalMillis=100 and less than raftElectionTimeoutMaxMillis=300
 "
     );
 }
+
+#[test]
+fn a_preferred_leader_is_a_self_id() {
+    let (config, warnings) = loaded(&format!("{GROUP}preferredLeaderId=n1;n0\n"));
+    assert_eq!(warnings, "");
+    assert_eq!(config.preferred_leaders().collect::<Vec<_>>(), ["n1", "n0"]);
+    let (_, warnings) = loaded(&format!("{GROUP}preferredLeaderIds=n7\n"));
+    assert!(
+        warnings.contains("`n7` is not in dLegerPeers"),
+        "{warnings}"
+    );
+    let text = refused(&format!("{GROUP}preferredLeaderId=10.0.0.1\n"));
+    assert!(
+        text.contains("preferredLeaderId: `10.0.0.1` is no self id"),
+        "{text}"
+    );
+}

@@ -24,7 +24,7 @@ impl SelfId {
     }
 
     /// Of which configured node `node` is an incarnation.
-    pub(in crate::raft) fn of(node: NodeId) -> Self {
+    pub fn of(node: NodeId) -> Self {
         Self(u16::try_from(node >> INCARNATION_BITS).expect("16 bits are left"))
     }
 }

@@ -7,7 +7,7 @@
 //!   answers.
 //! - `shared`: what the requests of peers act on.
 //! - `formation`: from configured peers to a group, once. `join`: the leader's part in taking in
-//!   a node with an empty directory.
+//!   a node with an empty directory. `members`: what an operator changes about the members.
 //!
 //! What Raft does with the messages is openraft's business; what a forwarded request means is the
 //! broker's.
@@ -16,6 +16,7 @@ mod caller;
 mod formation;
 mod identity;
 mod join;
+mod members;
 mod messages;
 mod nag;
 mod network;
@@ -33,6 +34,8 @@ use tokio::task::JoinSet;
 pub(in crate::raft) use formation::form_alone;
 pub(in crate::raft) use identity::{GroupId, Identity};
 pub use identity::{IdentityError, PeerList, PeerListError, SelfId, SelfIdError};
+pub(in crate::raft) use members::{ALIVE_WITHIN, CAUGHT_UP, Members};
+pub use members::{MemberChange, MembersError};
 pub(in crate::raft) use network::{ForwardError, Network};
 pub use server::{ForwardHandler, NotLeader};
 pub use transport::{Bound, Duplex, Listener, Net, Tcp};
@@ -67,7 +70,7 @@ pub(in crate::raft) struct Options {
 /// A node's dealings with the others of its group: it answers them, and works to become and stay a
 /// voter, until this is dropped or shut down.
 pub(in crate::raft) struct Peers {
-    local: Arc<Local>,
+    shared: Arc<Shared>,
     tasks: JoinSet<()>,
 }
 
@@ -90,18 +93,20 @@ impl Peers {
         });
         let mut tasks = JoinSet::new();
         tasks.spawn(server::accept(options.listener, Arc::clone(&shared)));
-        tasks.spawn(formation::run(shared, dialer));
-        Self {
-            local: options.local,
-            tasks,
-        }
+        tasks.spawn(formation::run(Arc::clone(&shared), dialer));
+        Self { shared, tasks }
+    }
+
+    /// What an operator may change.
+    pub(in crate::raft) fn members(&self) -> Members {
+        Members(Arc::clone(&self.shared))
     }
 
     /// Hangs up on all peers. On return the port is free and the identity file is never written
     /// again by this node.
     pub(in crate::raft) async fn shutdown(mut self) {
         self.tasks.shutdown().await;
-        self.local.identity.write().await.close();
+        self.shared.local.identity.write().await.close();
     }
 }
 

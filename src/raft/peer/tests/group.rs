@@ -281,34 +281,7 @@ async fn a_wiped_follower_takes_its_place_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wiped_follower_stays_out_where_it_must_be_told() {
-    let mut cluster = Cluster::new(3).await;
-    let manual = Differs {
-        no_auto_rejoin: true,
-        ..Differs::default()
-    };
-    let mut nodes = Vec::new();
-    for id in 0..3 {
-        nodes.push(cluster.start_as(id, manual.clone()).await);
-    }
-    let leader = leader(&nodes).await.local.node;
-    let wiped = nodes
-        .iter()
-        .position(|node| node.local.node != leader)
-        .unwrap();
-    for node in &nodes {
-        node.joined(3).await;
-    }
-    nodes.remove(wiped).stop().await;
-    let id = u16::try_from(wiped).unwrap();
-    cluster.wipe(id);
-    let back = cluster.start_as(id, manual).await;
-    tokio::time::sleep(A_WHILE).await;
-    assert!(!back.raft.is_initialized().await.unwrap());
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_new_node_joins_only_when_it_says_so() {
+async fn a_new_node_joins_when_an_operator_adds_it() {
     let mut cluster = Cluster::new(4).await;
     let all = cluster.peers.clone();
     cluster.peers = all
@@ -322,15 +295,94 @@ async fn a_new_node_joins_only_when_it_says_so() {
     }
     leader(&nodes).await;
     cluster.peers = all;
-    let stranger = cluster.start(3).await;
-    tokio::time::sleep(A_WHILE).await;
-    assert!(!stranger.raft.is_initialized().await.unwrap());
-    stranger.stop().await;
     let newcomer = Differs {
         join_only: true,
         ..Differs::default()
     };
-    cluster.start_as(3, newcomer).await.joined(4).await;
+    let new = cluster.start_as(3, newcomer).await;
+    tokio::time::sleep(A_WHILE).await;
+    assert!(!new.raft.is_initialized().await.unwrap());
+
+    let changed = |change| {
+        let nodes = &nodes;
+        async move { change_members(nodes, change, SelfId(3)).await }
+    };
+    let text = changed(MemberChange::Add).await.unwrap();
+    assert!(text.starts_with("n3 is a learner now"), "{text}");
+    let text = changed(MemberChange::Add).await.unwrap();
+    assert!(text.starts_with("n3 is a learner already"), "{text}");
+    tokio::time::sleep(A_WHILE).await;
+    assert_eq!(nodes[0].voters().len(), 3, "it got a vote by itself");
+    let text = changed(MemberChange::Promote).await.unwrap();
+    assert!(text.starts_with("n3 is a voter now"), "{text}");
+    new.joined(4).await;
+    let text = changed(MemberChange::Promote).await.unwrap();
+    assert!(text.starts_with("n3 is a voter already"), "{text}");
+
+    for text in [
+        "n3 is no member of the group any more",
+        "n3 is no member of the group",
+    ] {
+        assert_eq!(changed(MemberChange::Remove).await.unwrap(), text);
+    }
+    for node in &nodes {
+        node.joined(3).await;
+    }
+    write(&nodes, 1).await;
+}
+
+/// Asks whichever of `nodes` leads, as long as it says that it may be done later.
+async fn change_members(
+    nodes: &[Running],
+    change: MemberChange,
+    self_id: SelfId,
+) -> Result<String, MembersError> {
+    let changed = async {
+        loop {
+            let leader = nodes.iter().find(|node| node.peers.shared.leads());
+            let answer = match leader {
+                Some(leader) => leader.peers.members().change(change, self_id).await,
+                None => Err(MembersError::Later("nobody leads".to_owned())),
+            };
+            match answer {
+                Err(MembersError::Later(_)) => tokio::time::sleep(Duration::from_millis(50)).await,
+                answer => return answer,
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, changed).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wiped_node_that_must_be_told_is_added_and_promoted_by_an_operator() {
+    let mut cluster = Cluster::new(3).await;
+    let manual = Differs {
+        no_auto_rejoin: true,
+        ..Differs::default()
+    };
+    let mut nodes = Vec::new();
+    for id in 0..3 {
+        nodes.push(cluster.start_as(id, manual.clone()).await);
+    }
+    let leader = leader(&nodes).await.local.node;
+    for node in &nodes {
+        node.joined(3).await;
+    }
+    let wiped = nodes.iter().position(|node| node.local.node != leader);
+    let wiped = wiped.unwrap();
+    let former = nodes.remove(wiped);
+    let former_node = former.local.node;
+    former.stop().await;
+    let id = u16::try_from(wiped).unwrap();
+    cluster.wipe(id);
+    let back = cluster.start_as(id, manual).await;
+    tokio::time::sleep(A_WHILE).await;
+    assert!(!back.raft.is_initialized().await.unwrap());
+    for change in [MemberChange::Add, MemberChange::Promote] {
+        change_members(&nodes, change, SelfId(id)).await.unwrap();
+    }
+    back.joined(3).await;
+    assert!(!back.voters().contains(&former_node));
 }
 
 #[tokio::test(flavor = "multi_thread")]

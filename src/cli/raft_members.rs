@@ -1,0 +1,73 @@
+//! `mqadmin raftAddNode`, `raftPromote`, `raftRemoveNode`, `raftTransferLeader`.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::bail;
+
+use crate::admin::Admin;
+use crate::raft::SelfId;
+
+/// Which group is changed.
+#[derive(Debug, clap::Args)]
+pub(super) struct Options {
+    /// A name server, `host:port`.
+    #[arg(short = 'n', env = "NAMESRV_ADDR", default_value = "127.0.0.1:9876")]
+    namesrv: String,
+    /// The group's broker name; needed where the name server knows several.
+    #[arg(short = 'b')]
+    broker_name: Option<String>,
+    /// Seconds to go on asking while the answer is that it may be done later: no leader yet, a node
+    /// that is catching up.
+    #[arg(long, default_value_t = 10)]
+    wait: u64,
+}
+
+/// Whom it is about.
+#[derive(Debug, clap::Args)]
+pub(super) struct NodeOptions {
+    /// The node's self id, like n3.
+    #[arg(long)]
+    node: SelfId,
+    #[command(flatten)]
+    group: Options,
+}
+
+/// Who is to lead.
+#[derive(Debug, clap::Args)]
+pub(super) struct TransferOptions {
+    /// The new leader's self id, like n2; by default the node with the most of the log.
+    #[arg(long)]
+    to: Option<SelfId>,
+    #[command(flatten)]
+    group: Options,
+}
+
+pub(super) async fn change(code: i32, options: NodeOptions) -> anyhow::Result<ExitCode> {
+    steer(code, Some(options.node), options.group).await
+}
+
+pub(super) async fn transfer(code: i32, options: TransferOptions) -> anyhow::Result<ExitCode> {
+    steer(code, options.to, options.group).await
+}
+
+async fn steer(code: i32, node: Option<SelfId>, options: Options) -> anyhow::Result<ExitCode> {
+    let namesrv = options.namesrv.split(';').next().unwrap_or_default();
+    let admin = Admin::new(namesrv.to_owned());
+    let name = match options.broker_name {
+        Some(name) => name,
+        None => {
+            let names: Vec<String> = admin.brokers().await?.into_keys().collect();
+            match <[String; 1]>::try_from(names) {
+                Ok([name]) => name,
+                Err(names) if names.is_empty() => bail!("{namesrv} knows no broker"),
+                Err(names) => bail!("name a group with -b: {}", names.join(", ")),
+            }
+        }
+    };
+    let node = node.map(|node| node.to_string());
+    let patience = Duration::from_secs(options.wait);
+    let done = admin.steer(&name, code, node.as_deref(), patience).await?;
+    println!("{name}: {done}");
+    Ok(ExitCode::SUCCESS)
+}
