@@ -23,6 +23,12 @@ pub fn render(status: &NodeStatus) -> String {
         number(group.last_index),
         status.self_id,
     );
+    if let Some(frozen) = &status.frozen {
+        text += &format!(
+            "FROZEN at term {} index {}, end offset {}: takes nothing until raftThaw\n",
+            frozen.term, frozen.index, frozen.end_offset
+        );
+    }
     let mut rows = vec![HEADINGS.map(String::from)];
     rows.extend(group.members.iter().map(|m| member_row(m, group)));
     text += &table(&rows);

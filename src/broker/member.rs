@@ -62,6 +62,7 @@ impl From<raft::ProposeError> for ProposeError {
             raft::ProposeError::NotLeader(_) => Self::NotLeader,
             raft::ProposeError::Unknown => Self::Unknown,
             raft::ProposeError::TooLarge { bytes, max } => Self::TooLarge { bytes, max },
+            raft::ProposeError::Frozen => Self::Frozen,
             raft::ProposeError::Fatal(reason) => Self::Failed(reason),
         }
     }
@@ -83,6 +84,11 @@ impl Replica for Member {
             .propose_meta(command)
             .map(|r| r.map_err(Into::into))
             .boxed()
+    }
+
+    fn propose_meta_behind(&self, command: Bytes) -> BoxFuture<'_, Result<Reply, ProposeError>> {
+        let proposed = self.group.propose_meta_behind(command);
+        proposed.map(|r| r.map_err(Into::into)).boxed()
     }
 
     fn serving(&self) -> Option<u64> {

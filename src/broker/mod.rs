@@ -57,7 +57,7 @@ mod testing;
 mod tests;
 mod topic;
 
-pub use admin::NodeStatus;
+pub use admin::{FrozenAt, NodeStatus};
 pub use node::{Broker, arrival_listener};
 pub use replica::{ForwardError, ProposeError, Replica, Role};
 pub use run::{Listeners, RunError, run};

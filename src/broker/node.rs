@@ -40,6 +40,8 @@ pub struct Broker {
     pub(super) recent_bytes: u64,
     /// What the name servers know of the topics.
     pub(super) told: watch::Sender<Told>,
+    /// Held while a round of delayed messages and its progress are stored.
+    pub(super) delivering: tokio::sync::Mutex<()>,
     draining: AtomicBool,
     closing: watch::Sender<bool>,
     clock: fn() -> i64,
@@ -71,6 +73,7 @@ impl Broker {
             store_host,
             recent_bytes: recent_bytes(),
             told: watch::Sender::default(),
+            delivering: tokio::sync::Mutex::default(),
             draining: AtomicBool::new(false),
             closing: watch::Sender::new(false),
             clock,
@@ -188,11 +191,19 @@ impl Broker {
         }
     }
 
-    /// Refuses a send while the broker stops.
+    /// Refuses a send while the broker stops or the group is frozen.
     pub(super) fn check_accepts_sends(&self) -> Result<(), Refusal> {
         if self.is_draining() {
             let remark = "the broker is stopping";
             return Err(Refusal::new(response::SERVICE_NOT_AVAILABLE, remark));
+        }
+        self.check_thawed()
+    }
+
+    /// Refuses what changes anything while the group is frozen.
+    pub(super) fn check_thawed(&self) -> Result<(), Refusal> {
+        if self.meta.is_frozen() {
+            return Err(ProposeError::Frozen.into());
         }
         Ok(())
     }

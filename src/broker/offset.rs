@@ -46,6 +46,7 @@ fn is_young(broker: &Broker, topic: &str, queue_id: i32) -> Result<bool, Refusal
 
 /// `UPDATE_CONSUMER_OFFSET`. Whoever waits for the answer is told once the offset is replicated.
 pub(super) async fn update(broker: &Arc<Broker>, request: &Request) -> Handled {
+    broker.check_thawed()?;
     let header: UpdateConsumerOffset = request.command.header()?;
     let commit = OffsetCommit {
         group: header.consumer_group,

@@ -162,7 +162,9 @@ fn commit(broker: &Broker, pull: &PullMessage) {
     };
     if super::offset::check(&commit).is_ok() {
         // The consumer says it again with every pull.
-        broker.offsets.commit(commit).ok();
+        if !broker.meta.is_frozen() {
+            broker.offsets.commit(commit).ok();
+        }
     }
 }
 

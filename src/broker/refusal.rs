@@ -41,7 +41,7 @@ impl From<ProposeError> for Refusal {
         let code = match error {
             ProposeError::NotLeader => return Self::NotLeader,
             // Clients retry both; 1 does not promise that nothing was stored.
-            ProposeError::Failed(_) => response::SERVICE_NOT_AVAILABLE,
+            ProposeError::Frozen | ProposeError::Failed(_) => response::SERVICE_NOT_AVAILABLE,
             ProposeError::Unknown => response::SYSTEM_ERROR,
             ProposeError::TooLarge { .. } => response::MESSAGE_ILLEGAL,
         };

@@ -9,7 +9,7 @@ use futures_util::future::BoxFuture;
 use rmq_store::{PendingRecord, Position};
 use tokio::sync::watch;
 
-use crate::meta::Reply;
+use crate::meta::{FROZEN, Reply};
 use crate::raft::{GroupStatus, MemberChange, MembersError, NodeId, SelfId, TransferError};
 
 /// The group as one of its nodes sees it.
@@ -25,6 +25,10 @@ pub trait Replica: Send + Sync + 'static {
 
     /// Proposes a command of `meta` and resolves once it is applied here, with its reply.
     fn propose_meta(&self, command: Bytes) -> BoxFuture<'_, Result<Reply, ProposeError>>;
+
+    /// The same behind all messages that were proposed before. Those that come in between wait, and
+    /// are refused if the command has frozen the group.
+    fn propose_meta_behind(&self, command: Bytes) -> BoxFuture<'_, Result<Reply, ProposeError>>;
 
     /// The term in which this node leads, if it holds its lease and has applied everything that was
     /// committed before. The same answer before and after a state was read says that the state was
@@ -82,6 +86,9 @@ pub enum ProposeError {
     /// Nothing was appended, and never will be.
     #[error("{bytes} bytes, the limit is {max}")]
     TooLarge { bytes: usize, max: usize },
+    /// The group is frozen; nothing was appended.
+    #[error("{FROZEN}")]
+    Frozen,
     /// This node is broken or stopping.
     #[error("{0}")]
     Failed(String),

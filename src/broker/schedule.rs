@@ -52,6 +52,11 @@ struct Round {
 }
 
 async fn round(broker: &Arc<Broker>, next: &mut BTreeMap<i32, i64>) -> Result<Round, Refusal> {
+    // A freeze finds messages and their progress both stored, or neither.
+    let _round = broker.delivering.lock().await;
+    if broker.meta.is_frozen() {
+        return Ok(Round { is_full: false });
+    }
     let mut records = Vec::new();
     let mut progress = Vec::new();
     let mut is_full = false;

@@ -178,6 +178,10 @@ impl Replica for FakeReplica {
         .boxed()
     }
 
+    fn propose_meta_behind(&self, command: Bytes) -> BoxFuture<'_, Result<Reply, ProposeError>> {
+        self.propose_meta(command)
+    }
+
     fn serving(&self) -> Option<u64> {
         let role = self.role.borrow();
         role.serving.then_some(role.term)

@@ -2,13 +2,15 @@
 //!
 //! `program` runs brokers and name servers, `up` a whole group on this machine, `ports` says who holds
 //! a port, `shutdown` stops processes, `processes` finds them, `raft_status` prints a group's state,
-//! `raft_members` changes it, `inspect` tells what a stopped node's store holds.
+//! `raft_members` changes it, `freeze` stops and resumes its writes, `inspect` tells what a stopped
+//! node's store holds.
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
     reason = "a command line speaks to its user"
 )]
 
+mod freeze;
 mod inspect;
 mod ports;
 mod processes;
@@ -54,6 +56,12 @@ enum AdminAction {
     /// Term, leader, commit and the lag of each node of the groups.
     #[command(name = "raftStatus")]
     RaftStatus(raft_status::Options),
+    /// Have a group take nothing any more, and wait until all its nodes have the same end.
+    #[command(name = "raftFreeze")]
+    RaftFreeze(freeze::Options),
+    /// End a freeze.
+    #[command(name = "raftThaw")]
+    RaftThaw(freeze::Whom),
     /// Look at files of a stopped node, of ours or of a Java broker.
     #[command(subcommand)]
     Inspect(inspect::Action),
@@ -95,6 +103,8 @@ async fn admin(action: AdminAction) -> anyhow::Result<ExitCode> {
     match action {
         AdminAction::Inspect(action) => inspect::run(&action),
         AdminAction::RaftStatus(options) => raft_status::run(options).await,
+        AdminAction::RaftFreeze(options) => freeze::freeze(options).await,
+        AdminAction::RaftThaw(whom) => freeze::thaw(whom).await,
         AdminAction::RaftAddNode(options) => {
             raft_members::change(request::RAFT_ADD_NODE, options).await
         }

@@ -15,13 +15,15 @@ use super::state::State;
 pub const MAX_COMMAND_BYTES: usize = 4 * 1024 * 1024;
 const MAX_SNAPSHOT_BYTES: usize = 1024 * 1024 * 1024;
 const VERSION: u8 = 1;
+/// Version of a snapshot. One of version 1 lacks the last field, which is 0 where it says nothing.
+const STATE_VERSION: u8 = 2;
 
 /// Why bytes are not a command, reply or snapshot.
 #[derive(Debug, thiserror::Error)]
 pub enum CodecError {
     #[error("empty")]
     Empty,
-    #[error("version {0} is unknown, this build reads version {VERSION}")]
+    #[error("version {0} is unknown to this build")]
     Version(u8),
     #[error("{0}")]
     Malformed(#[from] bincode::error::DecodeError),
@@ -68,11 +70,18 @@ impl Reply {
 }
 
 pub(super) fn encode_state(state: &State) -> Vec<u8> {
-    encode(state)
+    let mut bytes = encode(state);
+    bytes[0] = STATE_VERSION;
+    bytes
 }
 
 pub(super) fn decode_state(bytes: &[u8]) -> Result<State, CodecError> {
-    decode::<_, MAX_SNAPSHOT_BYTES>(bytes)
+    let (&version, rest) = bytes.split_first().ok_or(CodecError::Empty)?;
+    match version {
+        1 => decode_plain::<_, MAX_SNAPSHOT_BYTES>(&[rest, &[0]].concat()),
+        STATE_VERSION => decode_plain::<_, MAX_SNAPSHOT_BYTES>(rest),
+        other => Err(CodecError::Version(other)),
+    }
 }
 
 fn encode<T: Serialize>(value: &T) -> Vec<u8> {
@@ -87,6 +96,10 @@ fn decode<T: DeserializeOwned, const LIMIT: usize>(bytes: &[u8]) -> Result<T, Co
     if version != VERSION {
         return Err(CodecError::Version(version));
     }
+    decode_plain::<_, LIMIT>(rest)
+}
+
+fn decode_plain<T: DeserializeOwned, const LIMIT: usize>(rest: &[u8]) -> Result<T, CodecError> {
     let config = bincode::config::standard().with_limit::<LIMIT>();
     let (value, read) = bincode::serde::decode_from_slice(rest, config)?;
     if read != rest.len() {

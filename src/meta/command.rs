@@ -56,6 +56,10 @@ pub enum Change {
     },
     /// Moves the delayed delivery on: (level from 1, next queue offset to deliver). Never back.
     DelayProgress(Vec<(i32, i64)>),
+    /// From here on nothing is changed but by [`Change::Thaw`], and no message is appended.
+    Freeze,
+    /// Ends a freeze.
+    Thaw,
 }
 
 /// A consumer group's position in one queue.
@@ -82,6 +86,14 @@ pub enum Reply {
 }
 
 impl Reply {
+    /// What a frozen group answers: a code that has clients try again, elsewhere too.
+    pub(super) fn frozen() -> Self {
+        Self::Refused {
+            code: rmq_wire::code::response::SERVICE_NOT_AVAILABLE,
+            remark: super::FROZEN.to_owned(),
+        }
+    }
+
     pub(super) fn refused(remark: impl Into<String>) -> Self {
         /// `ResponseCode.SYSTEM_ERROR`, what Java answers to illegal names.
         const SYSTEM_ERROR: i32 = 1;

@@ -23,16 +23,24 @@ mod state;
 mod views;
 mod wire;
 
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
+use rmq_store::FreezeMark;
 use tokio::sync::watch;
 
 pub use adopted::Adopted;
 pub use codec::{CodecError, MAX_COMMAND_BYTES};
 pub use command::{Change, Command, OffsetCommit, Reply};
 pub use defaults::{SystemNames, system_groups, system_topics};
-pub use state::{DataVersion, FilterType, Group, LOCK_LEASE_MS, Lock, Queue, State, Topic, perm};
+pub use state::{
+    DataVersion, FilterType, Frozen, Group, LOCK_LEASE_MS, Lock, Queue, State, Topic, perm,
+};
 pub use views::Views;
+
+/// What is said to those whom a frozen group refuses.
+pub const FROZEN: &str =
+    "the group is frozen and takes nothing until mqadmin raftThaw, or until it has moved";
 
 /// A cheap handle to the one metadata state of this process.
 #[derive(Clone)]
@@ -42,6 +50,10 @@ pub struct Meta {
 
 struct Shared {
     state: RwLock<State>,
+    /// As the state says, for those who ask before every message.
+    is_frozen: AtomicBool,
+    /// What the mark of this node's store says. Not replicated.
+    mark: Mutex<Option<FreezeMark>>,
     revisions: watch::Sender<Revisions>,
 }
 
@@ -75,6 +87,8 @@ impl Meta {
         Self {
             shared: Arc::new(Shared {
                 state: RwLock::new(State::default()),
+                is_frozen: AtomicBool::new(false),
+                mark: Mutex::default(),
                 revisions: watch::Sender::new(Revisions::default()),
             }),
         }
@@ -103,7 +117,12 @@ impl Meta {
                 return Reply::refused(format!("metadata command is unreadable: {error}"));
             }
         };
-        let reply = self.write().apply(index, &command);
+        let reply = {
+            let mut state = self.write();
+            let reply = state.apply(index, &command);
+            self.note_frozen(&state);
+            reply
+        };
         if !matches!(reply, Reply::Refused { .. }) {
             self.shared
                 .revisions
@@ -131,9 +150,37 @@ impl Meta {
             bytes: snapshot.len(),
             source,
         })?;
-        *self.write() = state;
+        let mut old = self.write();
+        *old = state;
+        self.note_frozen(&old);
+        drop(old);
         self.shared.revisions.send_modify(Revisions::bump_all);
         Ok(())
+    }
+
+    fn note_frozen(&self, state: &State) {
+        let is_frozen = state.frozen.is_some();
+        self.shared.is_frozen.store(is_frozen, Ordering::Release);
+    }
+
+    /// Whether nothing may be changed and no message appended.
+    pub fn is_frozen(&self) -> bool {
+        self.shared.is_frozen.load(Ordering::Acquire)
+    }
+
+    /// The mark that this node's store bears.
+    pub fn mark(&self) -> Option<FreezeMark> {
+        *self.mark_slot()
+    }
+
+    /// Says which mark the store bears by now.
+    pub fn set_mark(&self, mark: Option<FreezeMark>) {
+        *self.mark_slot() = mark;
+    }
+
+    fn mark_slot(&self) -> MutexGuard<'_, Option<FreezeMark>> {
+        let slot = self.shared.mark.lock();
+        slot.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Looks at the state. Hold the guard briefly and never across an await: `apply` waits for it.
@@ -171,7 +218,10 @@ impl Revisions {
             }
             Change::CommitOffsets(_) | Change::CloneOffsets { .. } => self.offsets += 1,
             Change::DelayProgress(_) => self.delay += 1,
-            Change::LockQueues { .. } | Change::UnlockQueues { .. } => {}
+            Change::LockQueues { .. }
+            | Change::UnlockQueues { .. }
+            | Change::Freeze
+            | Change::Thaw => {}
         }
     }
 

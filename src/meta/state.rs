@@ -37,6 +37,17 @@ pub struct State {
     pub locks: BTreeMap<String, BTreeMap<Queue, Lock>>,
     /// Delay level (from 1) → next queue offset of its queue in `SCHEDULE_TOPIC_XXXX` to deliver.
     pub delay: BTreeMap<i32, i64>,
+    /// Set while nothing may change. The last field: it came with version 2 of snapshots.
+    pub frozen: Option<Frozen>,
+}
+
+/// A freeze, see [`Change::Freeze`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Frozen {
+    /// Log index of the command.
+    pub index: u64,
+    /// Wall clock of the leader that proposed it, Unix milliseconds.
+    pub at_ms: i64,
 }
 
 /// `TopicConfig` without its name.
@@ -216,6 +227,10 @@ impl State {
             return Reply::refused(remark);
         }
         let at_ms = command.at_ms;
+        let may = matches!(command.change, Change::Freeze | Change::Thaw);
+        if self.frozen.is_some() && !may {
+            return Reply::frozen();
+        }
         match &command.change {
             Change::PutTopic { name, topic } => {
                 self.topics.insert(name.clone(), topic.clone());
@@ -279,6 +294,10 @@ impl State {
                     *stored = offset.max(*stored);
                 }
             }
+            Change::Freeze => {
+                self.frozen.get_or_insert(Frozen { index, at_ms });
+            }
+            Change::Thaw => self.frozen = None,
         }
         Reply::Done
     }
@@ -410,7 +429,7 @@ fn check(change: &Change) -> Result<(), String> {
                 .iter()
                 .try_for_each(|queue| check_name("topic", &queue.topic))
         }
-        Change::UnlockQueues { .. } => Ok(()),
+        Change::UnlockQueues { .. } | Change::Freeze | Change::Thaw => Ok(()),
         Change::DelayProgress(progress) => progress.iter().try_for_each(|&(level, offset)| {
             if level < 1 || offset < 0 {
                 return Err(format!(

@@ -290,6 +290,46 @@ fn views_speak_the_dialect_of_java() {
     assert!(!config.join("delayOffset.json.bak").try_exists().unwrap());
 }
 
+#[test]
+fn a_frozen_state_changes_only_by_thawing() {
+    let meta = Meta::new();
+    let commit = || command(9, Change::CommitOffsets(vec![commit("g", "T", 0, 5)]));
+    assert_eq!(meta.apply(1, &command(100, Change::Freeze)), Reply::Done);
+    assert_eq!(meta.apply(2, &command(200, Change::Freeze)), Reply::Done);
+    let frozen = Frozen {
+        index: 1,
+        at_ms: 100,
+    };
+    assert_eq!(meta.read().frozen, Some(frozen));
+    assert!(meta.is_frozen());
+    assert_eq!(meta.apply(3, &commit()), Reply::frozen());
+    assert_eq!(meta.read().offset("g", "T", 0), None);
+
+    let again = Meta::new();
+    again.restore(&meta.snapshot()).unwrap();
+    assert!(again.is_frozen());
+    assert_eq!(again.apply(4, &command(300, Change::Thaw)), Reply::Done);
+    assert!(!again.is_frozen());
+    assert_eq!(again.apply(5, &commit()), Reply::Done);
+}
+
+#[test]
+fn a_snapshot_without_the_freeze_is_read() {
+    let meta = Meta::new();
+    meta.apply(
+        7,
+        &command(9, Change::CommitOffsets(vec![commit("g", "T", 0, 5)])),
+    );
+    let mut old = meta.snapshot();
+    assert_eq!((old[0], old.pop()), (2, Some(0)));
+    old[0] = 1;
+    let again = Meta::new();
+    again.restore(&old).unwrap();
+    assert_eq!(*again.read(), *meta.read());
+    old[0] = 3;
+    assert!(again.restore(&old).is_err());
+}
+
 fn any_name() -> impl Strategy<Value = String> {
     prop_oneof![4 => "[ab]", 1 => "[a-z%_|-]{0,6}", 1 => ".{0,4}"]
 }

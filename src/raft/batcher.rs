@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use super::leadership::Leadership;
 use super::types::{Pending, Proposal, Responder, TypeConfig};
 use super::{ProposeError, Raft};
+use crate::meta::Meta;
 
 /// Entries in flight. One is being flushed while the next is written and a third is filled.
 const WINDOW: usize = 3;
@@ -57,12 +58,18 @@ pub(super) struct Batcher {
     budget: Arc<Semaphore>,
     max_bytes: usize,
     leadership: Arc<Leadership>,
+    meta: Meta,
 }
 
 impl Batcher {
     /// Starts the task on the current runtime; it ends when the batcher is dropped.
     /// `max_extent_bytes` is the most that the log takes as one entry.
-    pub(super) fn start(raft: Raft, leadership: Arc<Leadership>, max_extent_bytes: u64) -> Self {
+    pub(super) fn start(
+        raft: Raft,
+        leadership: Arc<Leadership>,
+        meta: Meta,
+        max_extent_bytes: u64,
+    ) -> Self {
         let max_extent_bytes = usize::try_from(max_extent_bytes).unwrap_or(usize::MAX);
         let max_bytes = max_extent_bytes
             .min(MAX_ENTRY_BYTES)
@@ -85,7 +92,15 @@ impl Batcher {
             budget,
             max_bytes,
             leadership,
+            meta,
         }
+    }
+
+    /// Waits until no message is on its way, and keeps others waiting while the guard lives.
+    pub(super) async fn quiet(&self) -> OwnedSemaphorePermit {
+        let all = u32::try_from(IN_FLIGHT_BYTES).expect("the budget fits u32");
+        let permit = self.budget.clone().acquire_many_owned(all).await;
+        permit.expect("the budget is never closed")
     }
 
     /// Refuses what does not fit an entry.
@@ -112,6 +127,10 @@ impl Batcher {
         let share = u32::try_from(bytes.min(IN_FLIGHT_BYTES)).expect("the budget fits u32");
         let permit = self.budget.clone().acquire_many_owned(share).await;
         let permit = permit.expect("the budget is never closed");
+        // Whoever waited for the guard of `quiet` learns here what was applied under it.
+        if self.meta.is_frozen() {
+            return Err(ProposeError::Frozen);
+        }
         let (reply, outcome) = oneshot::channel();
         let submission = Submission {
             records,

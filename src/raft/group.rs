@@ -19,7 +19,7 @@ use super::peer::{
 };
 use super::retention::Retaining;
 use super::types::{NodeId, Proposal, Responder};
-use crate::meta::Reply;
+use crate::meta::{FROZEN, Reply};
 
 /// The leader, as far as a node knows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,6 +73,9 @@ pub enum ProposeError {
         /// The limit.
         max: usize,
     },
+    /// The group is frozen; nothing was appended.
+    #[error("{FROZEN}")]
+    Frozen,
     /// Raft has stopped on this node.
     #[error("raft has stopped: {0}")]
     Fatal(String),
@@ -348,6 +351,13 @@ impl Group {
                 Outcome::Held => tokio::time::sleep(RETRY).await,
             }
         }
+    }
+
+    /// As [`Group::propose_meta`], behind all messages that were proposed before: those that come
+    /// while this runs wait, and are refused if the command has frozen the group.
+    pub async fn propose_meta_behind(&self, command: Bytes) -> Result<Reply, ProposeError> {
+        let _quiet = self.0.batcher.quiet().await;
+        self.propose_meta(command).await
     }
 
     /// Returns once everything that anybody was told to be committed before the call is applied

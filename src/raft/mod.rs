@@ -18,6 +18,7 @@ mod gate;
 mod group;
 mod leadership;
 mod log_store;
+mod mark;
 mod node;
 mod peer;
 mod retention;

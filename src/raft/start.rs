@@ -124,6 +124,7 @@ pub async fn start(
         Arc::clone(&disk),
         store_config,
     );
+    let known = meta.clone();
     let parts = Parts {
         id,
         config,
@@ -140,7 +141,7 @@ pub async fn start(
     let started = runtime.run(take_part(parts, local, addrs, peers)).await;
     let (node, network, peers) = started.ok_or(StartError::Panicked)??;
     let max = reader.max_extent_bytes();
-    let batcher = Batcher::start(node.raft.clone(), node.leadership.clone(), max);
+    let batcher = Batcher::start(node.raft.clone(), node.leadership.clone(), known, max);
     let (raft, leadership) = (node.raft.clone(), node.leadership.clone());
     let retaining = Retaining::start(raft, leadership, retention, rules);
     Ok(Group::new(

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use super::checkpoint::{self, Checkpoint};
 use super::log_store::to_log_id;
+use super::mark::Marker;
 use super::node::blocking;
 use super::types::{
     Body, LogEntry, LogId, Membership, Snapshot, SnapshotData, SnapshotMeta, StoredMembership,
@@ -37,6 +38,7 @@ pub(super) struct StateMachine {
     membership: StoredMembership,
     snapshot: Option<Snapshot>,
     file: Arc<CheckpointFile>,
+    marker: Marker,
     /// Entries applied since the last checkpoint, and when that was.
     since: (u64, Instant),
 }
@@ -51,6 +53,7 @@ impl StateMachine {
         queues: Arc<Queues>,
         meta: Meta,
     ) -> io::Result<Self> {
+        let marker = Marker::open(disk.clone(), root, meta.clone())?;
         let file = Arc::new(CheckpointFile::new(root, disk));
         let mut applied = None;
         let mut membership = StoredMembership::default();
@@ -66,6 +69,9 @@ impl StateMachine {
                 tracing::warn!(%id, %error, "applied state is unreadable, applies the log anew");
             } else {
                 commit_up_to(id, log, &queues)?;
+                if let Some(last) = log.entry(LogIndex(id.index)).map_err(io::Error::other)? {
+                    marker.follow(&last)?;
+                }
                 applied = Some(id);
                 membership = checkpoint.membership;
             }
@@ -91,6 +97,7 @@ impl StateMachine {
             membership,
             snapshot: None,
             file,
+            marker,
             since,
         })
     }
@@ -138,7 +145,7 @@ impl StateMachine {
     fn apply_entry(&mut self, entry: LogEntry) -> io::Result<Option<Reply>> {
         let LogEntry { id, body } = entry;
         let reply = match body {
-            Body::Stored { entry, membership } => self.apply_stored(id, &entry, membership),
+            Body::Stored { entry, membership } => self.apply_stored(id, &entry, membership)?,
             // Only a test applies entries that were never in the log.
             Body::Blank => None,
             Body::Membership(members) => {
@@ -162,13 +169,16 @@ impl StateMachine {
         id: LogId,
         entry: &StoredEntry,
         membership: Option<Membership>,
-    ) -> Option<Reply> {
+    ) -> io::Result<Option<Reply>> {
         if let Some(members) = membership {
             self.membership = StoredMembership::new(Some(id), members);
         }
         let reply = (entry.kind == EntryKind::Meta).then(|| self.meta.apply(id.index, &entry.meta));
+        if reply.is_some() {
+            self.marker.follow(entry)?;
+        }
         self.queues.commit(entry.end, &entry.runs);
-        reply
+        Ok(reply)
     }
 
     fn build(&self) -> Snapshot {

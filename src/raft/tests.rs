@@ -109,7 +109,7 @@ async fn start(id: NodeId, root: &Path, wires: &Wires) -> Running {
     node.raft.run();
     wires.plug(id, node.clone());
     let max = reader.max_extent_bytes();
-    let batcher = Batcher::start(node.raft.clone(), node.leadership.clone(), max);
+    let batcher = Batcher::start(node.raft.clone(), node.leadership.clone(), Meta::new(), max);
     let group = Group::bare(node, batcher);
     Running {
         group,

@@ -3,7 +3,7 @@
 //!
 //! `support` starts them; `clients` runs applications, `admin` and `tools` the official tools,
 //! `java_store` gives our store to a Java broker, `startup` and `hostile` feed bad input, `failover`
-//! kills nodes, `delay` has messages wait.
+//! kills nodes, `delay` has messages wait, `freeze` has a group take nothing.
 
 #![expect(
     clippy::unwrap_used,
@@ -14,6 +14,7 @@ mod admin;
 mod clients;
 mod delay;
 mod failover;
+mod freeze;
 mod hostile;
 mod java_store;
 mod startup;

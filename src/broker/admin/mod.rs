@@ -10,6 +10,7 @@
 //! - `topic_stats`, `consume_stats`: where queues and groups stand; `stats_data`: how fast they move
 //! - `connections`: who is connected; `relay`: questions that are passed on to a client
 //! - `lists`: names of topics and groups; `offsets`: stored positions; `reset`: moves them
+//! - `freeze`: has the group take nothing any more
 //! - `consume_queue`: the units of a queue; `clean`: what is not cleaned here
 
 mod clean;
@@ -17,6 +18,7 @@ mod config;
 mod connections;
 mod consume_queue;
 mod consume_stats;
+mod freeze;
 mod lists;
 mod offsets;
 mod raft_members;
@@ -42,11 +44,12 @@ pub(super) use config::*;
 pub(super) use connections::*;
 pub(super) use consume_queue::*;
 pub(super) use consume_stats::*;
+pub(super) use freeze::*;
 pub(super) use lists::*;
 pub(super) use offsets::*;
 pub(super) use raft_members::*;
-pub use raft_status::NodeStatus;
 pub(super) use raft_status::raft_status;
+pub use raft_status::{FrozenAt, NodeStatus};
 pub(super) use relay::*;
 pub(super) use reset::*;
 pub(super) use runtime::*;
