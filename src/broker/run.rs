@@ -3,6 +3,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -11,7 +12,7 @@ use futures_util::FutureExt;
 use rmq_store::{Disk, Genesis, OpenStoreError, RealDisk};
 use rmq_wire::body::TopicConfigSerializeWrapper;
 use tokio::net::TcpListener;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -68,8 +69,28 @@ pub enum RunError {
     Fatal(String),
 }
 
+impl Listeners {
+    /// The same ports once more.
+    fn again(&self) -> io::Result<Self> {
+        let again = |listener: &TcpListener| {
+            let socket = listener.as_fd().try_clone_to_owned()?;
+            TcpListener::from_std(socket.into())
+        };
+        Ok(Self {
+            clients: again(&self.clients)?,
+            vip: again(&self.vip)?,
+            alias: self.alias.as_ref().map(again).transpose()?,
+            raft: self.raft.as_ref().map(again).transpose()?,
+        })
+    }
+}
+
 /// Runs a broker until `shutdown`, which drains it: leadership is handed over, requests in flight are
 /// answered, everything is flushed, and the name servers forget this node.
+///
+/// A snapshot from the leader replaces the whole store, and everything that looks into it is made
+/// anew: the broker stops and starts within the process, which keeps its ports. That happens only to
+/// a node that is too far behind to be of use to anybody, so no client misses it meanwhile.
 ///
 /// # Errors
 /// See [`RunError`].
@@ -79,6 +100,28 @@ pub async fn run(
     mut shutdown: Shutdown,
 ) -> Result<(), RunError> {
     let config = Arc::new(config);
+    loop {
+        let sockets = listeners.again()?;
+        match run_on_store(Arc::clone(&config), sockets, &mut shutdown).await? {
+            End::Stopped => return Ok(()),
+            End::Replaced => {}
+        }
+    }
+}
+
+/// Why a broker has let go of its store without a failure.
+enum End {
+    /// It was asked to stop.
+    Stopped,
+    /// The store is to be opened again, with the snapshot that has arrived.
+    Replaced,
+}
+
+async fn run_on_store(
+    config: Arc<BrokerConfig>,
+    listeners: Listeners,
+    shutdown: &mut Shutdown,
+) -> Result<End, RunError> {
     let store_host = store_host(&config).await?;
     let store_config = config.store_config();
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
@@ -98,6 +141,7 @@ pub async fn run(
     });
 
     let (fatal, mut failed) = oneshot::channel::<String>();
+    let (arrived, mut snapshot) = mpsc::channel::<()>(1);
     // The group passes on what other nodes forward before there is a broker to answer it.
     let late: Arc<OnceLock<Weak<Broker>>> = Arc::default();
     let options = RaftOptions {
@@ -112,18 +156,30 @@ pub async fn run(
             election_min: config.raft_election_timeout_min_millis,
             election_max: config.raft_election_timeout_max_millis,
         },
+        snapshot_bytes_per_second: config.snapshot_max_bytes_per_second,
+        on_install: Arc::new(move || {
+            // Whoever was told once need not be told again.
+            arrived.try_send(()).ok();
+        }),
         quarantine: config.unclean_recovery == UncleanRecovery::Manual,
         runtime: None,
         retention: retention_rules(&config),
         on_fatal: Box::new(move |reason| drop(fatal.send(reason.to_owned()))),
     };
-    let group = raft::start(options, store, &store_config, disk, meta.clone()).await?;
+    let group = raft::start(
+        options,
+        store,
+        &store_config,
+        Arc::clone(&disk),
+        meta.clone(),
+    )
+    .await?;
     let replica = Arc::new(Member::new(group.clone()));
     let broker = Broker::new(
         Arc::clone(&config),
         store_host,
         meta.clone(),
-        log,
+        log.clone(),
         Arc::clone(&queues),
         replica,
         now_ms,
@@ -157,7 +213,8 @@ pub async fn run(
     tracing::info!(address = %config.broker_addr(), group = %group_name(&config), "the broker is up");
 
     let result = tokio::select! {
-        () = shutdown.asked() => Ok(()),
+        () = shutdown.asked() => Ok(End::Stopped),
+        Some(()) = snapshot.recv() => Ok(End::Replaced),
         reason = &mut failed => Err(RunError::Fatal(reason.unwrap_or_else(|_| "it has ended".into()))),
     };
 
@@ -180,7 +237,16 @@ pub async fn run(
     group.shutdown().await;
     let views = Views::new(config.store_path_root_dir.join("config"), &meta);
     write_views(views).await.1?;
-    tracing::info!("the broker has stopped");
+    match result {
+        Ok(End::Replaced) => {
+            let begin = move || rmq_store::begin_install(&store_config, &disk, &log);
+            tokio::task::spawn_blocking(begin)
+                .await
+                .map_err(io::Error::other)??;
+        }
+        Ok(End::Stopped) => tracing::info!("the broker has stopped"),
+        Err(_) => {}
+    }
     result
 }
 

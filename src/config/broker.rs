@@ -199,6 +199,10 @@ config_struct! {
         /// Milliseconds that a node holds a request that only a leader may answer while there is
         /// none. An election takes about 600 ms; stock clients wait 3 s for an answer.
         "groupHoldMillis" => group_hold_millis: Duration = Duration::from_secs(1), in 0..=60_000;
+        /// Bytes a second that this node sends at most, as leader, to nodes that take the log from
+        /// files because the entries they lack have left it; 0 for no limit.
+        "snapshotMaxBytesPerSecond" => snapshot_max_bytes_per_second: u64 = 64 * u64::from(MIB),
+            in 0..=1_000_000_000_000;
         /// Milliseconds that a stop may take before unanswered requests are given up.
         "drainTimeoutMillis" => drain_timeout_millis: Duration = Duration::from_secs(10),
             in 0..=600_000;

@@ -8,7 +8,7 @@ use super::types::{
 };
 
 /// The file's name under the store's root.
-pub(super) const FILE_NAME: &str = "raft.applied";
+pub(super) const FILE_NAME: &str = rmq_store::APPLIED_FILE;
 const MAGIC: [u8; 4] = *b"rmqA";
 const VERSION: u16 = 1;
 /// magic, version, CRC-32C of all that follows.

@@ -75,6 +75,11 @@ impl VoteGate {
         }
     }
 
+    /// Whether this node may have lost entries and does not have them again yet.
+    pub(super) fn is_quarantined(&self) -> bool {
+        !matches!(*self.quarantine(), Quarantine::None)
+    }
+
     /// Ends the quarantine.
     pub(super) fn release(&self) {
         *self.quarantine() = Quarantine::None;

@@ -38,6 +38,11 @@ impl SharedLog {
         self.with(Log::clear_suspect)
     }
 
+    /// Makes everything durable that was appended.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        self.with(|log| log.sync())
+    }
+
     fn lock(&self) -> MutexGuard<'_, Option<Log>> {
         // A panic while appending ends the core task, and with it all that would use the log.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -93,11 +98,19 @@ pub(super) fn to_log_id(id: EntryId) -> LogId {
     }
 }
 
-fn to_entry_id(id: LogId) -> EntryId {
+pub(super) fn to_entry_id(id: LogId) -> EntryId {
     EntryId {
         term: Term(id.leader_id.term),
         node: id.leader_id.node_id,
         index: LogIndex(id.index),
+    }
+}
+
+pub(super) fn to_stored_vote(vote: &Vote) -> rmq_store::Vote {
+    rmq_store::Vote {
+        term: Term(vote.leader_id.term),
+        node: vote.leader_id.node_id,
+        committed: vote.committed,
     }
 }
 
@@ -211,12 +224,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
-        let vote = rmq_store::Vote {
-            term: Term(vote.leader_id.term),
-            node: vote.leader_id.node_id,
-            committed: vote.committed,
-        };
-        self.log.with(|log| log.save_vote(vote))
+        self.log.with(|log| log.save_vote(to_stored_vote(vote)))
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {

@@ -8,6 +8,7 @@
 //! - `retention`: what leaves the log, and when.
 //! - `batcher`: many sends in one entry.
 //! - `peer`: everything between the nodes of a group.
+//! - `snapshot`: what is sent to a node that needs entries which have left the log.
 //! - `log_store`, `state_machine`, `checkpoint`: openraft's storage. The bytes are `rmq_store`'s
 //!   business, the meaning of a metadata command that of `crate::meta`.
 //! - `types`: what openraft is parameterised with, and the membership's format.
@@ -22,6 +23,7 @@ mod mark;
 mod node;
 mod peer;
 mod retention;
+mod snapshot;
 mod start;
 mod state_machine;
 mod types;
@@ -38,7 +40,7 @@ pub use peer::{
     NotLeader, PeerList, PeerListError, SelfId, SelfIdError, Tcp,
 };
 pub use retention::RetentionRules;
-pub use start::{PeerOptions, RaftOptions, start};
+pub use start::{OnInstall, PeerOptions, RaftOptions, start};
 pub use types::NodeId;
 
 use state_machine::StateMachine;

@@ -17,8 +17,9 @@ use super::gate::VoteGate;
 use super::leadership::{Leadership, OnFatal};
 use super::log_store::{LogStore, SharedLog};
 use super::peer::IdentityError;
+use super::snapshot::SnapshotData;
 use super::state_machine::StateMachine;
-use super::types::{NodeId, SnapshotData, TypeConfig};
+use super::types::{NodeId, TypeConfig};
 use super::{Raft, watchdog};
 use crate::meta::Meta;
 
@@ -256,8 +257,17 @@ impl Node {
         tokio::spawn(oversee(raft.clone(), leadership.clone(), on_fatal));
         let gate = VoteGate::new(grace, quarantined);
         if quarantined {
-            raft.runtime_config().elect(false);
-            tokio::spawn(leave_quarantine(raft.clone(), gate.clone(), log.clone()));
+            tokio::spawn(leave_quarantine(
+                raft.clone(),
+                gate.clone(),
+                log.clone(),
+                queues.clone(),
+            ));
+        }
+        raft.runtime_config()
+            .elect(!quarantined && queues.is_built());
+        if !queues.is_built() {
+            tokio::spawn(stand_once_built(raft.clone(), gate.clone(), queues.clone()));
         }
         Ok(Self {
             raft,
@@ -270,6 +280,9 @@ impl Node {
 
     /// Saves what is applied, stops openraft, and closes queues and log.
     pub(super) async fn shutdown(&self) {
+        if let Err(error) = self.log.sync() {
+            tracing::warn!(%error, "cannot sync the log");
+        }
         let saved = self
             .raft
             .with_state_machine(|state| Box::pin(async { state.save() }))
@@ -306,7 +319,7 @@ async fn oversee(raft: Raft, leadership: Arc<Leadership>, on_fatal: OnFatal) {
 }
 
 /// Lets the node vote and stand for election again once it has all that its leader has.
-async fn leave_quarantine(raft: Raft, gate: VoteGate, log: SharedLog) {
+async fn leave_quarantine(raft: Raft, gate: VoteGate, log: SharedLog, queues: Arc<Queues>) {
     let node = *raft.node_id();
     let mut data = raft.data_metrics();
     loop {
@@ -340,8 +353,21 @@ async fn leave_quarantine(raft: Raft, gate: VoteGate, log: SharedLog) {
         return;
     }
     gate.release();
-    raft.runtime_config().elect(true);
+    raft.runtime_config().elect(queues.is_built());
     tracing::info!(node, "has all that its leader has and votes again");
+}
+
+/// Lets the node stand for election once its queues are built: a leader answers from them. It votes
+/// all the time.
+async fn stand_once_built(raft: Raft, gate: VoteGate, queues: Arc<Queues>) {
+    const LOOK: Duration = Duration::from_millis(100);
+    while !queues.is_built() {
+        if raft.with_raft_state(|_| ()).await.is_err() {
+            return;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    raft.runtime_config().elect(!gate.is_quarantined());
 }
 
 pub(super) fn failed(error: Fatal<TypeConfig>) -> StartError {

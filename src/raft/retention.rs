@@ -2,8 +2,8 @@
 //! itself.
 //!
 //! A round looks at the disk and the clock, has the store choose segments, and then goes step by
-//! step: the applied state is made durable, for the entries that led to it are about to go; openraft
-//! takes a snapshot and purges the entries; then the files are removed. A round that ends early, for
+//! step: openraft takes a snapshot, which makes the applied state durable, for the entries that led to
+//! it are about to go, and purges the entries; then the files are removed. A round that ends early, for
 //! a crash or because openraft has other things to do, leaves nothing but files that the next one
 //! removes.
 
@@ -20,7 +20,6 @@ use tokio::time::{sleep, timeout};
 use super::Raft;
 use super::leadership::Leadership;
 use super::node;
-use super::state_machine::StateMachine;
 
 /// How long openraft may take for a snapshot or a purge before the round ends without it. A purge
 /// waits for the replication of entries that it concerns.
@@ -235,23 +234,9 @@ impl Rounds {
             .await
     }
 
-    /// Has the entries up to this one purged. They are in the applied state, and that is durable.
+    /// Has the entries up to this one purged. They are in the applied state, and that is durable then.
     async fn purge(&self, last: LogIndex) -> Result<(), String> {
         let stopped = |e: &dyn std::fmt::Display| format!("raft has stopped: {e}");
-        let saving = self
-            .raft
-            .with_state_machine(|state: &mut StateMachine| Box::pin(async { state.saving() }))
-            .await
-            .map_err(|e| stopped(&e))?;
-        let saving = saving.ok_or("nothing is applied")?;
-        let saved = self
-            .blocking(move |_| saving.save().map_err(|e| e.to_string()))
-            .await?;
-        if saved.index < last.0 {
-            return Err(format!(
-                "entry {last} is not applied, the last one is {saved}"
-            ));
-        }
         let trigger = self.raft.trigger();
         trigger.snapshot().await.map_err(|e| stopped(&e))?;
         self.until("a snapshot", |data| data.snapshot, last).await?;

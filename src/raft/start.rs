@@ -6,6 +6,7 @@ use std::sync::Arc;
 use openraft::ChangeMembers;
 use rmq_store::{Disk, Retention, Store, StoreConfig};
 use tokio::runtime::Handle;
+use tokio::sync::Mutex;
 
 use super::batcher::Batcher;
 use super::group::Group;
@@ -13,8 +14,8 @@ use super::leadership::OnFatal;
 use super::log_store::to_log_id;
 use super::node::{self, Node, Parts, RaftRuntime, StartError, Timers};
 use super::peer::{
-    Bound, ForwardHandler, Identity, Local, Net, Network, Options, PeerList, Peers, SelfId, Tcp,
-    form_alone,
+    Bound, ForwardHandler, Identity, Local, Net, Network, Options, PeerList, Peers, Receiver,
+    SelfId, Tcp, Throttle, form_alone,
 };
 use super::retention::{Retaining, RetentionRules};
 use super::types::BrokerNode;
@@ -22,6 +23,11 @@ use crate::meta::Meta;
 
 /// The identity's name under the store's root.
 const IDENTITY_FILE: &str = "raft.identity";
+
+/// Called on a thread of Raft when a snapshot has arrived: the node is to be shut down then, and
+/// [`rmq_store::begin_install`] and the next opening of the store put it in the log's place. Until
+/// that is done the node stays too far behind to take part.
+pub type OnInstall = Arc<dyn Fn() + Send + Sync>;
 
 /// What a node is told of its group and its part in it.
 pub struct RaftOptions {
@@ -42,6 +48,10 @@ pub struct RaftOptions {
     pub runtime: Option<Handle>,
     /// What leaves the log, and when.
     pub retention: RetentionRules,
+    /// Bytes a second that snapshots for other nodes may take together; 0 for no limit.
+    pub snapshot_bytes_per_second: u64,
+    /// Has the snapshot installed that a leader has sent.
+    pub on_install: OnInstall,
     /// Called once, on a thread of Raft, when Raft has failed for good. The process should end:
     /// nothing of this group works here any more, and its state on disk is sound.
     pub on_fatal: OnFatal,
@@ -83,6 +93,8 @@ pub async fn start(
         quarantine,
         runtime,
         retention: rules,
+        snapshot_bytes_per_second,
+        on_install,
         on_fatal,
     } = options;
     let config = node::config(&group, timers, store_config.flush)?;
@@ -125,6 +137,15 @@ pub async fn start(
         store_config,
     );
     let known = meta.clone();
+    let receiver = Receiver {
+        config: store_config.clone(),
+        disk: disk.clone(),
+        log: reader.clone(),
+        queues: queues.clone(),
+        on_install,
+        receiving: Mutex::default(),
+    };
+    let throttle = Throttle::new(snapshot_bytes_per_second);
     let parts = Parts {
         id,
         config,
@@ -138,7 +159,9 @@ pub async fn start(
     };
 
     let runtime = RaftRuntime::start(runtime)?;
-    let started = runtime.run(take_part(parts, local, addrs, peers)).await;
+    let started = runtime
+        .run(take_part(parts, local, addrs, peers, receiver, throttle))
+        .await;
     let (node, network, peers) = started.ok_or(StartError::Panicked)??;
     let max = reader.max_extent_bytes();
     let batcher = Batcher::start(node.raft.clone(), node.leadership.clone(), known, max);
@@ -155,13 +178,15 @@ async fn take_part(
     local: Arc<Local>,
     addrs: BrokerNode,
     peers: Option<PeerOptions>,
+    receiver: Receiver,
+    throttle: Throttle,
 ) -> Result<(Arc<Node>, Network, Option<Peers>), StartError> {
     let net = peers
         .as_ref()
         .map_or_else(|| Arc::new(Tcp) as Arc<dyn Net>, |peers| peers.net.clone());
     let reader = parts.log.reader();
     let last = Arc::new(move || reader.last_id().map(to_log_id));
-    let network = Network::new(net.clone(), local.clone(), last);
+    let network = Network::new(net.clone(), local.clone(), last, throttle);
     let listener = peers
         .as_ref()
         .map(|peers| peers.listener.listen())
@@ -183,6 +208,7 @@ async fn take_part(
         raft: node.raft.clone(),
         gate: node.gate.clone(),
         forward: peers.forward,
+        receiver,
         join_only: peers.join_only,
         auto_rejoin: peers.auto_rejoin,
     };

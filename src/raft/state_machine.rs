@@ -1,7 +1,9 @@
 //! What committed entries do: metadata commands change the metadata, messages become readable.
 //!
 //! The state is kept in memory and written to a checkpoint now and then; entries after it are
-//! applied again at the next start, which changes nothing where they already had their effect.
+//! applied again at the next start, which changes nothing where they already had their effect. Once
+//! entries have left the log, the checkpoint is all that is left of them: so it is durable before a
+//! snapshot counts as built, and the log is durable up to where it stands before it is written.
 
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
@@ -12,16 +14,18 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{OptionalSend, RaftSnapshotBuilder};
-use rmq_store::{Disk, EntryKind, LogIndex, LogReader, OpenMode, Queues, StoredEntry};
+use rmq_store::{
+    Disk, EntryKind, Genesis, LogIndex, LogReader, OpenMode, PhyOffset, Queues, StoredEntry,
+};
 use tokio::time::Instant;
 
 use super::checkpoint::{self, Checkpoint};
 use super::log_store::to_log_id;
 use super::mark::Marker;
 use super::node::blocking;
+use super::snapshot::SnapshotData;
 use super::types::{
-    Body, LogEntry, LogId, Membership, Snapshot, SnapshotData, SnapshotMeta, StoredMembership,
-    TypeConfig,
+    Body, LogEntry, LogId, Membership, Snapshot, SnapshotMeta, StoredMembership, TypeConfig,
 };
 use crate::meta::{Meta, Reply};
 
@@ -36,7 +40,13 @@ pub(super) struct StateMachine {
     queues: Arc<Queues>,
     applied: Option<LogId>,
     membership: StoredMembership,
-    snapshot: Option<Snapshot>,
+    /// A snapshot was built or installed, so openraft may ask for one.
+    has_snapshot: bool,
+    /// The one that was last handed out to be sent.
+    sent: Option<Snapshot>,
+    log: LogReader,
+    /// The genesis record of this node's store.
+    genesis: Option<Bytes>,
     file: Arc<CheckpointFile>,
     marker: Marker,
     /// Entries applied since the last checkpoint, and when that was.
@@ -54,6 +64,7 @@ impl StateMachine {
         meta: Meta,
     ) -> io::Result<Self> {
         let marker = Marker::open(disk.clone(), root, meta.clone())?;
+        let genesis = Genesis::read(&*disk, root)?.map(|genesis| genesis.encode().into());
         let file = Arc::new(CheckpointFile::new(root, disk));
         let mut applied = None;
         let mut membership = StoredMembership::default();
@@ -76,8 +87,8 @@ impl StateMachine {
                 membership = checkpoint.membership;
             }
         }
-        if applied.is_none()
-            && let Some(purged) = log.purged_id()
+        if let Some(purged) = log.purged_id()
+            && applied.is_none_or(|id: LogId| id.index < purged.index.0)
         {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
@@ -95,23 +106,17 @@ impl StateMachine {
             queues,
             applied,
             membership,
-            snapshot: None,
+            has_snapshot: false,
+            sent: None,
+            log: log.clone(),
+            genesis,
             file,
             marker,
             since,
         })
     }
 
-    /// Something to write the checkpoint with, on whatever thread, that covers all that was applied so
-    /// far; `None` if that is nothing.
-    pub(super) fn saving(&mut self) -> Option<Saving> {
-        let checkpoint = self.checkpoint()?;
-        self.since = (0, Instant::now());
-        let file = Arc::clone(&self.file);
-        Some(Saving { checkpoint, file })
-    }
-
-    /// Writes the checkpoint now, unless nothing was applied since the last one.
+    /// Writes the checkpoint now, unless nothing was applied since the last one. The log is durable.
     pub(super) fn save(&mut self) -> io::Result<()> {
         match self.checkpoint() {
             Some(checkpoint) if self.since.0 > 0 => {
@@ -136,10 +141,27 @@ impl StateMachine {
         if entries < CHECKPOINT_ENTRIES || at.elapsed() < CHECKPOINT_INTERVAL {
             return;
         }
-        if let Some(saving) = self.saving() {
-            // Without this checkpoint the next start only takes longer.
-            tokio::spawn(blocking(move || saving.save().ok()));
-        }
+        let Some(checkpoint) = self.checkpoint() else {
+            return;
+        };
+        self.since = (0, Instant::now());
+        let (file, log, end) = (
+            self.file.clone(),
+            self.log.clone(),
+            self.log.confirm_offset(),
+        );
+        tokio::spawn(async move {
+            if until_synced(&log, end).await.is_err() {
+                return;
+            }
+            let written = blocking(move || {
+                // The log is the truth: without this checkpoint the next start only takes longer.
+                if let Err(error) = file.write(&checkpoint) {
+                    tracing::warn!(%error, path = %file.path.display(), "cannot save applied state");
+                }
+            });
+            written.await.ok();
+        });
     }
 
     fn apply_entry(&mut self, entry: LogEntry) -> io::Result<Option<Reply>> {
@@ -187,7 +209,12 @@ impl StateMachine {
                 last_log_id: self.applied,
                 last_membership: self.membership.clone(),
             },
-            snapshot: self.meta.snapshot().into(),
+            snapshot: SnapshotData::new(
+                self.checkpoint(),
+                self.genesis.clone(),
+                &self.log,
+                &self.queues,
+            ),
         }
     }
 }
@@ -216,27 +243,44 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 
     async fn get_snapshot_builder(&mut self) -> Built {
-        let snapshot = self.build();
-        self.snapshot = Some(snapshot.clone());
-        Built(snapshot)
+        self.has_snapshot = true;
+        Built {
+            snapshot: self.build(),
+            log: self.log.clone(),
+            file: self.file.clone(),
+        }
     }
 
-    async fn install_snapshot(&mut self, meta: &SnapshotMeta, data: Bytes) -> io::Result<()> {
-        self.meta.restore(&data).map_err(io::Error::other)?;
+    /// Snapshots from a leader come with their log and are installed by opening the store anew; this
+    /// is for openraft's own tests of the storage.
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMeta,
+        data: SnapshotData,
+    ) -> io::Result<()> {
+        self.meta.restore(&data.meta()).map_err(io::Error::other)?;
         self.applied = meta.last_log_id;
         self.membership = meta.last_membership.clone();
-        self.snapshot = Some(Snapshot {
-            meta: meta.clone(),
-            snapshot: data,
-        });
+        self.has_snapshot = true;
         match self.checkpoint() {
             Some(checkpoint) => self.file.write(&checkpoint),
             None => Ok(()),
         }
     }
 
+    /// To be sent, so it is as new as can be.
     async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot>> {
-        Ok(self.snapshot.clone())
+        if !self.has_snapshot {
+            return Ok(None);
+        }
+        if !self
+            .sent
+            .as_ref()
+            .is_some_and(|sent| sent.snapshot.is_current())
+        {
+            self.sent = Some(self.build());
+        }
+        Ok(self.sent.clone())
     }
 }
 
@@ -259,35 +303,36 @@ fn commit_up_to(applied: LogId, log: &LogReader, queues: &Queues) -> io::Result<
     Ok(())
 }
 
-/// A snapshot is small and taken between two entries, so it is built when it is asked for.
-pub(super) struct Built(Snapshot);
+/// A snapshot that was taken between two entries and is not durable yet.
+pub(super) struct Built {
+    snapshot: Snapshot,
+    log: LogReader,
+    file: Arc<CheckpointFile>,
+}
 
 impl RaftSnapshotBuilder<TypeConfig> for Built {
     type SnapshotData = SnapshotData;
 
     async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
-        Ok(self.0.clone())
+        let Some((state, end)) = self.snapshot.snapshot.state() else {
+            return Ok(self.snapshot.clone());
+        };
+        until_synced(&self.log, end).await?;
+        let (state, file) = (state.clone(), self.file.clone());
+        let written = blocking(move || file.write(&state));
+        written.await.map_err(io::Error::other)??;
+        Ok(self.snapshot.clone())
     }
 }
 
-/// A checkpoint on its way to the disk.
-pub(super) struct Saving {
-    checkpoint: Checkpoint,
-    file: Arc<CheckpointFile>,
-}
-
-impl Saving {
-    /// Makes it durable, unless a later one is; the entry up to which it reaches. A failure is logged.
-    pub(super) fn save(&self) -> io::Result<LogId> {
-        let Self { checkpoint, file } = self;
-        match file.write(checkpoint) {
-            Ok(()) => Ok(checkpoint.applied),
-            Err(error) => {
-                tracing::warn!(%error, path = %file.path.display(), "cannot save applied state");
-                Err(error)
-            }
-        }
+/// Returns once the log is durable up to `end`, which it soon will be unless the disk fails.
+async fn until_synced(log: &LogReader, end: PhyOffset) -> io::Result<()> {
+    const LOOK: Duration = Duration::from_millis(5);
+    while log.synced_offset() < end {
+        log.check_writable()?;
+        tokio::time::sleep(LOOK).await;
     }
+    Ok(())
 }
 
 /// The checkpoint's place on disk.

@@ -1,8 +1,10 @@
 //! Whole nodes on real files: openraft's storage suite, a group of one, and a group of three over
-//! a network that the test can cut; `peers` has those over TCP.
+//! a network that the test can cut; `peers` has those over TCP, `snapshots` nodes that need
+//! one.
 
 mod peers;
 mod retention;
+mod snapshots;
 mod wires;
 
 use std::collections::{BTreeMap, HashSet};

@@ -12,6 +12,7 @@ use openraft::{OptionalSend, RaftTypeConfig};
 use openraft_rt_tokio::TokioRuntime;
 use rmq_store::{Batch, StoredEntry};
 
+use super::snapshot::SnapshotData;
 use crate::meta::Reply;
 
 /// A member's id: drawn once for each data directory, never used again for another one.
@@ -28,8 +29,6 @@ pub(super) type Membership = openraft::Membership<NodeId, BrokerNode>;
 pub(super) type StoredMembership = openraft::StoredMembership<LeaderId, NodeId, BrokerNode>;
 /// What a snapshot covers: the last applied entry and membership.
 pub(super) type SnapshotMeta = openraft::SnapshotMeta<LeaderId, NodeId, BrokerNode>;
-/// The content of a snapshot: the metadata as `Meta::snapshot` writes it.
-pub(super) type SnapshotData = Bytes;
 /// A snapshot with its meta.
 pub(super) type Snapshot = openraft::Snapshot<LeaderId, NodeId, BrokerNode, SnapshotData>;
 

@@ -11,7 +11,8 @@
 //! Behind it: `queues` is what consumers see, made by `dispatch` from committed records and kept in
 //! `consume_queue` and `index_file`; `delay` is a table that these files depend on. `store` opens
 //! both. `frozen` is the mark of a frozen group; `inspect` tells what a store holds without opening
-//! it. The formats are described in `docs/disk-format.md`.
+//! it; `transfer` takes a whole store to another node. The formats are described in
+//! `docs/disk-format.md`.
 
 #![warn(
     clippy::cast_possible_truncation,
@@ -47,6 +48,7 @@ mod slots;
 mod store;
 #[cfg(test)]
 mod tests;
+mod transfer;
 mod types;
 mod worker;
 
@@ -73,6 +75,10 @@ pub use recovery::OpenError;
 pub use retention::{Cut, Retention, RetentionLimits};
 pub use seal::AppendError;
 pub use store::{OpenStoreError, Store, open};
+pub use transfer::{
+    APPLIED_FILE, Incoming, IncomingError, Outgoing, Outline, Part, QueueEnd, Rest,
+    TransferDecodeError, begin_install,
+};
 pub use types::{
     Batch, EntryId, EntryKind, LogIndex, NewEntry, PendingRecord, PhyOffset, Position, QueueOffset,
     Run, SealedCell, StoredEntry, Term, Vote,

@@ -279,6 +279,11 @@ impl Log {
         self.flusher.on_flushed(callback);
     }
 
+    /// Makes all that was appended durable.
+    pub fn sync(&self) -> io::Result<()> {
+        self.flush.sync_now()
+    }
+
     /// Removes all entries after this one; all of them if it is `None`. Durable on return.
     ///
     /// # Panics

@@ -16,10 +16,10 @@ use crate::segment::{file_name, parse_name, zero_slices};
 use crate::types::{LogIndex, PhyOffset, Term};
 
 const CELL_BYTES: usize = 20;
-const CELL_LEN: u64 = CELL_BYTES as u64;
+pub(crate) const CELL_LEN: u64 = CELL_BYTES as u64;
 /// Bytes of a file: the consume queue's default, and not configured, so that a change of that key
 /// does not move the cells.
-const FILE_LEN: u64 = 300_000 * CELL_LEN;
+pub(crate) const FILE_LEN: u64 = 300_000 * CELL_LEN;
 /// Files kept open. Appends use one, a lagging reader another.
 const OPEN_MAX: usize = 8;
 
@@ -118,6 +118,11 @@ impl RaftIndex {
                 _ => None,
             },
         )
+    }
+
+    /// The file that holds the byte `at`, counted over all files; `None` if it is not there.
+    pub(crate) fn file_at(&self, at: u64) -> io::Result<Option<Arc<dyn DiskFile>>> {
+        self.file(at - at % FILE_LEN, false)
     }
 
     /// Whether all files from one entry's to another's are there and whole.

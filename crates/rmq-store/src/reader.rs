@@ -198,6 +198,11 @@ impl LogReader {
         PhyOffset(self.shared.synced.load(Ordering::Acquire))
     }
 
+    /// Fails with the reason once nothing can be written or synced any more.
+    pub fn check_writable(&self) -> io::Result<()> {
+        self.shared.check_poison()
+    }
+
     /// End of the last extent known as committed. Never decreases.
     #[must_use]
     pub fn confirm_offset(&self) -> PhyOffset {

@@ -34,7 +34,7 @@ pub enum OpenStoreError {
 pub fn open(config: &StoreConfig, disk: Arc<dyn Disk>) -> Result<Store, OpenStoreError> {
     let mut log = Log::open(config, &disk)?;
     let queues = Queues::open(config, disk, log.reader())?;
-    let dispatched = queues.dispatched();
-    log.seed_queue_offsets(queues.maxima(), dispatched)?;
+    let (ends, at) = queues.seeds();
+    log.seed_queue_offsets(ends, at)?;
     Ok(Store { log, queues })
 }

@@ -121,7 +121,7 @@ pub(super) async fn connect(
 }
 
 /// The answer, unless it is a refusal.
-fn accepted(answer: Frame) -> Result<Frame, CallError> {
+pub(super) fn accepted(answer: Frame) -> Result<Frame, CallError> {
     match answer.role {
         Role::Answer => Ok(answer),
         Role::Refusal => Err(CallError::Refused(Refusal::from_head(&answer.head)?)),

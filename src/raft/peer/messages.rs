@@ -73,7 +73,7 @@ pub(super) trait Message: Sized {
 pub(super) struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
-    fn u8(&mut self) -> Result<u8, DecodeError> {
+    pub(super) fn u8(&mut self) -> Result<u8, DecodeError> {
         self.0.try_get_u8().map_err(|_| DecodeError::Short)
     }
 
@@ -81,15 +81,15 @@ impl<'a> Reader<'a> {
         self.0.try_get_u16().map_err(|_| DecodeError::Short)
     }
 
-    fn u32(&mut self) -> Result<u32, DecodeError> {
+    pub(super) fn u32(&mut self) -> Result<u32, DecodeError> {
         self.0.try_get_u32().map_err(|_| DecodeError::Short)
     }
 
-    fn u64(&mut self) -> Result<u64, DecodeError> {
+    pub(super) fn u64(&mut self) -> Result<u64, DecodeError> {
         self.0.try_get_u64().map_err(|_| DecodeError::Short)
     }
 
-    fn bytes(&mut self, len: usize) -> Result<&'a [u8], DecodeError> {
+    pub(super) fn bytes(&mut self, len: usize) -> Result<&'a [u8], DecodeError> {
         let (bytes, rest) = self.0.split_at_checked(len).ok_or(DecodeError::Short)?;
         self.0 = rest;
         Ok(bytes)
@@ -194,6 +194,8 @@ pub(super) enum Purpose {
     Log = 2,
     /// Clients' requests for the leader.
     Forward = 3,
+    /// A snapshot.
+    Snapshot = 4,
 }
 
 /// What a node says of itself when a connection is opened, in both directions.
@@ -275,6 +277,7 @@ impl Message for Hello {
             1 => Purpose::Control,
             2 => Purpose::Log,
             3 => Purpose::Forward,
+            4 => Purpose::Snapshot,
             value => {
                 return Err(DecodeError::Field {
                     field: "purpose",

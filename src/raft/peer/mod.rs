@@ -5,6 +5,7 @@
 //! - `wire`: frames. `messages`: what their heads say.
 //! - `caller`: requests to one peer. `network`: openraft's side that sends. `server`: the side that
 //!   answers.
+//! - `snapshot`: the log as raw bytes, for a node that is too far behind.
 //! - `shared`: what the requests of peers act on.
 //! - `formation`: from configured peers to a group, once. `join`: the leader's part in taking in
 //!   a node with an empty directory. `members`: what an operator changes about the members.
@@ -22,6 +23,7 @@ mod nag;
 mod network;
 mod server;
 mod shared;
+mod snapshot;
 mod transport;
 mod wire;
 
@@ -38,6 +40,7 @@ pub(in crate::raft) use members::{ALIVE_WITHIN, CAUGHT_UP, Members};
 pub use members::{MemberChange, MembersError};
 pub(in crate::raft) use network::{ForwardError, Network};
 pub use server::{ForwardHandler, NotLeader};
+pub(in crate::raft) use snapshot::{Receiver, Throttle};
 pub use transport::{Bound, Duplex, Listener, Net, Tcp};
 
 use crate::raft::Raft;
@@ -61,6 +64,8 @@ pub(in crate::raft) struct Options {
     pub(in crate::raft) gate: VoteGate,
     /// Answers what other nodes forward while this one leads.
     pub(in crate::raft) forward: ForwardHandler,
+    /// Takes snapshots.
+    pub(in crate::raft) receiver: Receiver,
     /// `raftJoin`: join a group, never form one.
     pub(in crate::raft) join_only: bool,
     /// `autoRejoin`: as leader, let a node with an emptied directory take its own place again.
@@ -87,6 +92,7 @@ impl Peers {
             raft: options.raft,
             gate: options.gate,
             forward: options.forward,
+            receiver: options.receiver,
             joins: Joins::new(options.auto_rejoin),
             join_only: options.join_only,
             nag: Nag::default(),

@@ -1,6 +1,7 @@
 //! openraft's network: what the leader and a candidate send. Replication has a connection of its
 //! own for each follower, on which appends are pipelined; heartbeats and votes share a second one,
-//! so that a batch of entries never delays them; clients' requests for the leader take a third.
+//! so that a batch of entries never delays them; clients' requests for the leader take a third, and
+//! a snapshot one for as long as it is sent.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -28,10 +29,12 @@ use super::messages::{
     AppendRequest, AppendResult, Forward, Forwarded, Message, Purpose, Refusal, TransferRequest,
     VoteRequest, VoteResponse, encode_append,
 };
+use super::snapshot::{self, Throttle};
 use super::transport::Net;
 use super::wire::{Frame, FrameReader, Kind, MAX_FRAME, MAX_RAW, OutFrame, Role, write_frames};
 use super::{Local, SelfId};
-use crate::raft::types::{BrokerNode, LogId, NodeId, Snapshot, SnapshotData, TypeConfig, Vote};
+use crate::raft::snapshot::SnapshotData;
+use crate::raft::types::{BrokerNode, LogId, NodeId, Snapshot, TypeConfig, Vote};
 
 /// Appends on their way to one follower. openraft itself sets no bound.
 pub(super) const MAX_APPENDS: usize = 64;
@@ -59,6 +62,7 @@ pub(in crate::raft) type LastLogId = Arc<dyn Fn() -> Option<LogId> + Send + Sync
 struct Shared {
     dialer: Dialer,
     last_log_id: LastLogId,
+    throttle: Arc<Throttle>,
     peers: Mutex<HashMap<NodeId, Arc<Peer>>>,
 }
 
@@ -85,6 +89,7 @@ impl Network {
         net: Arc<dyn Net>,
         local: Arc<Local>,
         last_log_id: LastLogId,
+        throttle: Throttle,
     ) -> Self {
         Self {
             shared: Arc::new(Shared {
@@ -94,6 +99,7 @@ impl Network {
                     runtime: Handle::current(),
                 },
                 last_log_id,
+                throttle: Arc::new(throttle),
                 peers: Mutex::default(),
             }),
         }
@@ -166,6 +172,7 @@ impl Network {
         Link {
             dialer: self.shared.dialer.clone(),
             last_log_id: Arc::clone(&self.shared.last_log_id),
+            throttle: Arc::clone(&self.shared.throttle),
             node,
             peer: self.peer(node, &addrs.raft_addr),
             pipelined,
@@ -380,6 +387,7 @@ impl RaftNetworkFactory<TypeConfig> for Network {
 pub(in crate::raft) struct Link {
     dialer: Dialer,
     last_log_id: LastLogId,
+    throttle: Arc<Throttle>,
     node: NodeId,
     peer: Arc<Peer>,
     /// Appends go over a connection of this link's own; else, as heartbeats, over the shared one.
@@ -509,21 +517,30 @@ impl RaftNetworkV2<TypeConfig> for Link {
             .await
     }
 
-    /// Always refuses. A snapshot stands in for entries that were purged, and no entry ever is:
-    /// every follower can be brought up to date by replication. The metadata alone would be no
-    /// snapshot either, for positions in the log come from the bytes before them.
+    /// Ends well once the follower has installed the snapshot, which is seen from its answer to a
+    /// later offer; openraft calls again until then.
     async fn full_snapshot(
         &mut self,
-        _vote: Vote,
+        vote: Vote,
         snapshot: Snapshot,
-        _cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
-        let reason = format!(
-            "snapshot {:?} for node {}: the log is never purged, so entries are sent instead",
-            snapshot.meta, self.node
-        );
-        tracing::error!("{reason}");
+        let data = snapshot.snapshot;
+        let (dialer, target) = (&self.dialer, &self.peer.target);
+        let sent = tokio::select! {
+            sent = snapshot::send(dialer, target, &self.throttle, vote, data) => sent,
+            closed = cancel => return Err(closed.into()),
+        };
+        let reason = match sent {
+            Ok(snapshot::Sent::Settled(vote)) => return Ok(SnapshotResponse::new(vote)),
+            Ok(snapshot::Sent::Installing) => "it installs the snapshot".to_owned(),
+            Err(error @ CallError::NotSent(_)) => error.to_string(),
+            Err(error) => {
+                tracing::warn!(node = self.node, "snapshot not sent: {error}");
+                error.to_string()
+            }
+        };
         Err(Unreachable::from_string(reason).into())
     }
 

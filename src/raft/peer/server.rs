@@ -20,6 +20,7 @@ use super::messages::{
 };
 use super::network::MAX_APPENDS;
 use super::shared::{Shared, stopped};
+use super::snapshot::{Chunk, Offer, SENDER_SILENCE_LIMIT};
 use super::transport::{Duplex, Listener};
 use super::wire::{
     Frame, FrameError, FrameReader, Kind, MAX_FRAME, MAX_HELLO_FRAME, MAX_RAW, OutFrame, ReadError,
@@ -157,6 +158,7 @@ async fn serve(duplex: Duplex, shared: Arc<Shared>) -> Result<(), Closed> {
     let connection = Connection { shared, hello };
     match connection.hello.purpose {
         Purpose::Log => connection.follow(reader, writer).await,
+        Purpose::Snapshot => connection.receive(reader, writer).await,
         _ => connection.serve(reader, writer).await,
     }
 }
@@ -314,6 +316,12 @@ impl Connection {
                 shared.check_gate()?;
                 raft.pre_vote(request).await.map_err(stopped)?.to_head()
             }
+            Request::Transfer(_) if !shared.receiver.queues.is_built() => {
+                return Err(Refusal::later(format!(
+                    "{} still builds its queues, so it cannot lead",
+                    shared.local.self_id
+                )));
+            }
             Request::Transfer(request) => {
                 let transfer = raft.handle_transfer_leader(request);
                 let transfer = shared.acting_for(self.group(), transfer).await?;
@@ -415,6 +423,51 @@ impl Connection {
             end = respond => end?,
         }
         linger(&mut reader).await
+    }
+
+    /// A snapshot, in order.
+    async fn receive(self, mut reader: Reader, mut writer: Writer) -> Result<(), Closed> {
+        let mut receiving = None;
+        while let Some(frame) = self.next(&mut reader, SENDER_SILENCE_LIMIT).await? {
+            let kind = frame.kind;
+            let decoded = |source| Closed::Decode { kind, source };
+            let done = match (kind, &mut receiving) {
+                (Kind::Offer, None) => {
+                    let offer = Offer::from_head(&frame.head).map_err(decoded)?;
+                    let taken = self.shared.take_offer(self.group(), offer).await;
+                    taken.map(|(answer, begun)| {
+                        receiving = begun;
+                        answer.to_head()
+                    })
+                }
+                (Kind::Chunk, Some(receiving)) => {
+                    let chunk = Chunk::from_head(&frame.head).map_err(decoded)?;
+                    let taken = receiving.take(chunk, frame.raw.clone()).await;
+                    taken.map(|()| Vec::new())
+                }
+                (Kind::Finish, Some(_)) => match receiving.take() {
+                    Some(receiving) => receiving.finish().await.map(|()| Vec::new()),
+                    None => Ok(Vec::new()),
+                },
+                _ => {
+                    let purpose = Purpose::Snapshot;
+                    return Err(Closed::OutOfPlace { kind, purpose });
+                }
+            };
+            let refused = done.is_err();
+            let answer = match done {
+                Ok(head) => OutFrame::new(kind, Role::Answer, frame.id, &head, vec![]),
+                Err(refusal) => refuse(&frame, &refusal),
+            };
+            if write_frames(&mut writer, [answer]).await.is_err() {
+                return Ok(());
+            }
+            if refused {
+                drop(receiving);
+                return linger(&mut reader).await;
+            }
+        }
+        Ok(())
     }
 
     /// The next append.

@@ -9,7 +9,7 @@ use super::join::Joins;
 use super::messages::{AppendResult, NodeInfo, Refusal};
 use super::nag::Nag;
 use super::server::ForwardHandler;
-use super::{GroupId, Local};
+use super::{GroupId, Local, Receiver};
 use crate::raft::Raft;
 use crate::raft::gate::VoteGate;
 use crate::raft::types::LogId;
@@ -21,6 +21,7 @@ pub(super) struct Shared {
     /// Shut while this node may have promised or lost what it does not remember.
     pub(super) gate: VoteGate,
     pub(super) forward: ForwardHandler,
+    pub(super) receiver: Receiver,
     pub(super) joins: Joins,
     /// `raftJoin`: this node joins a group and never forms one.
     pub(super) join_only: bool,

@@ -161,7 +161,20 @@ async fn start(dir: &Path, id: u16, peers: PeerList, addr: String, differs: Diff
         let log = log.clone();
         move || log.last_id().map(to_log_id)
     };
-    let network = Network::new(Arc::clone(&net), Arc::clone(&local), Arc::new(last));
+    let network = Network::new(
+        Arc::clone(&net),
+        Arc::clone(&local),
+        Arc::new(last),
+        Throttle::new(0),
+    );
+    let receiver = Receiver {
+        config: StoreConfig::new(dir),
+        disk: Arc::new(RealDisk),
+        log: log.clone(),
+        queues: store.queues.clone(),
+        on_install: Arc::new(|| {}),
+        receiving: tokio::sync::Mutex::default(),
+    };
     let parts = Parts {
         id: local.node,
         config: config("broker-a", Timers::default(), FlushMode::Sync).unwrap(),
@@ -185,6 +198,7 @@ async fn start(dir: &Path, id: u16, peers: PeerList, addr: String, differs: Diff
         raft: node.raft.clone(),
         gate: node.gate.clone(),
         forward,
+        receiver,
         join_only: differs.join_only,
         auto_rejoin: !differs.no_auto_rejoin,
     });

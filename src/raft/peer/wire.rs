@@ -57,6 +57,12 @@ pub(super) enum Kind {
     Forward = 9,
     /// Asks for a sign of life.
     Ping = 10,
+    /// A leader has a snapshot for a node.
+    Offer = 11,
+    /// Bytes of a snapshot; those of one connection are handled and answered in order.
+    Chunk = 12,
+    /// All of a snapshot was sent.
+    Finish = 13,
 }
 
 impl Kind {
@@ -72,6 +78,9 @@ impl Kind {
             8 => Self::Join,
             9 => Self::Forward,
             10 => Self::Ping,
+            11 => Self::Offer,
+            12 => Self::Chunk,
+            13 => Self::Finish,
             _ => return None,
         })
     }

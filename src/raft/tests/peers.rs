@@ -15,7 +15,7 @@ use super::{
 };
 use crate::meta::Meta;
 use crate::raft::node::Timers;
-use crate::raft::{PeerOptions, RaftOptions, RetentionRules, SelfId, Tcp};
+use crate::raft::{OnInstall, PeerOptions, RaftOptions, RetentionRules, SelfId, Tcp};
 
 /// What a node runs on.
 #[derive(Clone, Copy)]
@@ -86,6 +86,16 @@ impl Site {
     }
 
     pub(super) async fn start(&self, place: usize, machine: Machine) -> Running {
+        self.start_with(place, machine, Arc::new(|| {})).await
+    }
+
+    /// With what is called when a snapshot has arrived.
+    pub(super) async fn start_with(
+        &self,
+        place: usize,
+        machine: Machine,
+        on_install: OnInstall,
+    ) -> Running {
         let root = self.dirs[place].path();
         let number = u16::try_from(place).unwrap();
         let listener = bind(self.addrs[place]).await;
@@ -93,7 +103,7 @@ impl Site {
             panic!("three places")
         };
         let list = format!("n0-{n0};n1-{n1};n2-{n2}");
-        start_peer(root, number, &list, listener, machine).await
+        start_peer(root, number, &list, listener, machine, on_install).await
     }
 
     pub(super) async fn start_all(&self, machine: Machine) -> Vec<Running> {
@@ -122,15 +132,13 @@ async fn start_peer(
     list: &str,
     listener: TcpListener,
     machine: Machine,
+    on_install: OnInstall,
 ) -> Running {
     let config = store_config(root, machine.flush);
     let disk = Arc::new(Booted(machine.boot));
     let store = open_store(&config, disk.clone()).await;
     let reader = store.log.reader();
-    if machine.retention.is_some() {
-        // Nothing goes that is not in the consume queues.
-        store.queues.start(Arc::new(|_| {})).unwrap();
-    }
+    store.queues.start(Arc::new(|_| {})).unwrap();
     let meta = Meta::new();
     let options = RaftOptions {
         group: "broker-a".to_owned(),
@@ -153,6 +161,8 @@ async fn start_peer(
         retention: machine
             .retention
             .map_or_else(RetentionRules::default, |rules| rules()),
+        snapshot_bytes_per_second: 0,
+        on_install,
         on_fatal: Box::new(|reason| panic!("raft failed: {reason}")),
     };
     let group = crate::raft::start(options, store, &config, disk, meta.clone()).await;

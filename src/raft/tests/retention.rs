@@ -16,7 +16,7 @@ use crate::raft::state_machine::StateMachine;
 use crate::raft::{RaftOptions, RetentionRules, Timers, start};
 
 /// Everything is old at once.
-fn eager() -> RetentionRules {
+pub(super) fn eager() -> RetentionRules {
     RetentionRules {
         delete_when: (0..24).collect(),
         reserved_hours: 0,
@@ -29,7 +29,7 @@ fn eager() -> RetentionRules {
     }
 }
 
-fn is_cut(node: &Running) -> bool {
+pub(super) fn is_cut(node: &Running) -> bool {
     let first = node.reader.first_index();
     node.reader.min_offset().0 > 0 && first > Some(LogIndex(0))
 }
@@ -95,6 +95,8 @@ async fn an_applied_state_that_nothing_can_make_again_is_not_done_without() {
         peers: None,
         timers: Timers::default(),
         quarantine: true,
+        snapshot_bytes_per_second: 0,
+        on_install: Arc::new(|| {}),
         runtime: None,
         retention: eager(),
         on_fatal: Box::new(|reason| panic!("raft failed: {reason}")),

@@ -14,8 +14,9 @@ use openraft::raft::{
 use openraft::{OptionalSend, RaftNetworkFactory, RaftNetworkV2};
 
 use crate::raft::node::Node;
+use crate::raft::snapshot::SnapshotData;
 use crate::raft::types::{
-    Body, BrokerNode, LogEntry, NodeId, SealedRef, Snapshot, SnapshotData, TypeConfig, Vote,
+    Body, BrokerNode, LogEntry, NodeId, SealedRef, Snapshot, TypeConfig, Vote,
 };
 
 #[derive(Clone, Default)]

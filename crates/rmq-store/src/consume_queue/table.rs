@@ -86,6 +86,13 @@ impl Table {
         }
     }
 
+    /// Takes at least everything that was dispatched for committed.
+    pub(crate) fn commit_at_least_dispatched(&mut self) {
+        for state in self.topics.values_mut().flatten() {
+            state.committed = state.committed.max(state.next);
+        }
+    }
+
     pub(crate) fn queue_ids(&self, topic: &str) -> Vec<i32> {
         let queues = self
             .topics

@@ -3,18 +3,21 @@
 //! [`Queues`] owns the derived files. `open` brings them to a known state and up to the confirm
 //! offset, `run` has the two workers that keep them there (dispatch; sync and `repair`), `read` has all
 //! the questions. Their formats are in [`crate::consume_queue`] and [`crate::index_file`], what goes
-//! into them is decided in [`crate::dispatch`]; `expire` removes what points to nothing any more.
+//! into them is decided in [`crate::dispatch`]; `expire` removes what points to nothing any more;
+//! `building` is for a log that came from another node.
 //!
 //! Two numbers end a queue: `next` is behind the units that are in its files, `committed` behind the
 //! messages that are committed, which the dispatcher catches up with in well under a millisecond. A
 //! reader is told of the second and waits for the first.
 
+mod building;
 mod expire;
 mod open;
 mod read;
 mod repair;
 mod run;
 
+use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -29,6 +32,7 @@ use crate::delay::DelayLevels;
 use crate::disk::Disk;
 use crate::dispatch::{Arrival, CheckpointFile, CommittedLog};
 use crate::index_file::Index;
+use crate::transfer::InstalledEnds;
 use crate::types::{PhyOffset, QueueOffset, Run};
 use crate::worker::Worker;
 
@@ -42,6 +46,7 @@ pub type ArrivalListener = Arc<dyn Fn(&[Arrival]) + Send + Sync>;
 pub struct Queues {
     disk: Arc<dyn Disk>,
     log: Box<dyn CommittedLog>,
+    root: PathBuf,
     files: QueueFiles,
     levels: DelayLevels,
     /// See the checkpoint's.
@@ -54,6 +59,8 @@ pub struct Queues {
     /// Something was dispatched or repaired.
     progress: Condvar,
     checkpoint: Mutex<Checkpoints>,
+    /// Where the queues were said to end, if they are being built from an installed log.
+    seeds: Option<InstalledEnds>,
     /// Once started.
     workers: OnceLock<Workers>,
 }
@@ -72,6 +79,8 @@ struct Shared {
     dispatched: PhyOffset,
     /// See the checkpoint's.
     last_anew: PhyOffset,
+    /// While the queues are being built: where in the log that ends.
+    built_at: Option<PhyOffset>,
     holes: Vec<Hole>,
     /// Why dispatch stands still, if it does.
     failure: Option<String>,

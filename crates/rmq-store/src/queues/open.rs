@@ -16,7 +16,7 @@ use thiserror::Error;
 use tracing::{info, warn};
 
 use super::read::store_time;
-use super::{Checkpoints, Queues, Shared};
+use super::{Checkpoints, Queues, Shared, building};
 use crate::config::StoreConfig;
 use crate::consume_queue::{
     QueueFiles, QueueState, Table, first_unit_from, fnv_1a, last_unit_below,
@@ -25,6 +25,7 @@ use crate::disk::Disk;
 use crate::dispatch::{Checkpoint, CheckpointFile, CommittedLog, DispatchError};
 use crate::index_file::{Index, Layout, Saved};
 use crate::reader::LogReader;
+use crate::transfer::{forget_installed, installed_ends};
 use crate::types::{PhyOffset, QueueOffset};
 
 /// Name of the dispatch checkpoint in the store's root.
@@ -131,9 +132,19 @@ impl Queues {
         };
 
         let confirm = log.confirm_offset();
+        let mut seeds = installed_ends(config, disk)?;
+        if seeds.as_ref().is_some_and(|(_, at)| from >= *at) {
+            forget_installed(&config.root, disk)?;
+            seeds = None;
+        }
+        let mut table = start.table;
+        if let Some((ends, _)) = &seeds {
+            building::expect(&mut table, ends);
+        }
         let queues = Queues {
             disk: Arc::clone(disk),
             log,
+            root: config.root.clone(),
             files,
             levels: config.delay_levels.clone(),
             boot,
@@ -141,9 +152,10 @@ impl Queues {
             stepping: Mutex::default(),
             index: Mutex::new(index),
             shared: Mutex::new(Shared {
-                table: start.table,
+                table,
                 dispatched: from,
                 last_anew: start.last_anew,
+                built_at: seeds.is_some().then_some(confirm),
                 ..Shared::default()
             }),
             progress: Condvar::new(),
@@ -151,14 +163,19 @@ impl Queues {
                 file: checkpoints,
                 failed: false,
             }),
+            seeds,
             workers: OnceLock::new(),
         };
-        if from < confirm {
+        if !queues.is_built() {
+            info!(%from, %confirm, "building consume queues and index in the background");
+        } else if from < confirm {
             info!(%from, %confirm, "bringing consume queues and index up to the confirm offset");
         }
-        while queues.step()?.is_some() {}
-        // From here on they are told apart.
-        queues.shared().table.commit_all();
+        if queues.is_built() {
+            while queues.step()?.is_some() {}
+            // From here on they are told apart.
+            queues.shared().table.commit_all();
+        }
         queues.flush(false)?;
         Ok(Arc::new(queues))
     }

@@ -64,6 +64,10 @@ impl Queues {
             }
         }
         let dispatched = loop {
+            // What is left of building takes long, and can be done after the next start.
+            if !self.is_built() {
+                break Ok(());
+            }
             match self.step() {
                 Ok(Some(_)) => {}
                 Ok(None) => break Ok(()),
@@ -198,7 +202,13 @@ impl Queues {
     }
 
     fn dispatch_turn(&self, listener: &ArrivalListener) -> Turn {
-        match self.step() {
+        if !self.is_built() && self.shared().stopping {
+            return Turn::End;
+        }
+        match self.step().and_then(|arrivals| {
+            self.note_built()?;
+            Ok(arrivals)
+        }) {
             Ok(Some(arrivals)) if arrivals.is_empty() => Turn::Again,
             Ok(Some(arrivals)) => {
                 listener(&arrivals);

@@ -32,6 +32,7 @@ use crate::log::{Log, Parts, Recovered};
 use crate::raft_index::RaftIndex;
 use crate::reader::Shared;
 use crate::segment::{Segment, Segments, file_name, parse_name};
+use crate::transfer::{TransferDecodeError, finish_install};
 use crate::types::{LogIndex, PhyOffset};
 
 /// Why a store was not opened.
@@ -48,6 +49,12 @@ pub enum OpenError {
     Vote { path: PathBuf },
     #[error("{} is damaged: rejoin the group with an empty store", path.display())]
     Checkpoint { path: PathBuf },
+    /// Half of the old log may be gone by now.
+    #[error("{}: {source}: an install that had begun cannot be finished, rejoin the group with an empty store", path.display())]
+    Intent {
+        path: PathBuf,
+        source: TransferDecodeError,
+    },
     #[error("{} is missing, though the store was in use: restore it, or rejoin the group with an empty store", path.display())]
     Missing { path: PathBuf },
     #[error("{} belongs to generation {found} of the log, wanted is {expected}", path.display())]
@@ -113,6 +120,7 @@ pub(crate) fn open_log(config: &StoreConfig, disk: &Arc<dyn Disk>) -> Result<Log
             },
             _ => at(&config.path("lock"))(e),
         })?;
+    finish_install(config, disk)?;
     let genesis = read_genesis(config, disk)?;
     let config = &StoreConfig {
         generation: genesis

@@ -79,7 +79,12 @@ async fn link(net: Arc<Inside>, pipelined: bool) -> Link {
         BrokerNode::default(),
         identity,
     );
-    let mut network = Network::new(net, Arc::new(local), Arc::new(|| Some(id(9))));
+    let mut network = Network::new(
+        net,
+        Arc::new(local),
+        Arc::new(|| Some(id(9))),
+        Throttle::new(0),
+    );
     if pipelined {
         network.new_client(PEER, &BrokerNode::default()).await
     } else {
