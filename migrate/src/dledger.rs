@@ -1,0 +1,398 @@
+//! The log of a Java DLedger node. Each of its entries is a header of 48 bytes and one record, so the
+//! records are written anew, without the headers and at other positions; a file keeps which.
+//!
+//! Entry (`DLedgerEntryCoder`, 0.3): `magic i32 = 1 | size i32 | index i64 | term i64 | pos i64 |
+//! channel i32 | chain crc i32 | body crc i32 | body length i32 | body`. A filler has magic −1 and its
+//! size. A unit of the index is `magic i32 | pos i64 | size i32 | index i64 | term i64`.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufWriter, Write as _};
+use std::path::{Path, PathBuf};
+
+use rmq_wire::name;
+use rmq_wire::record::{
+    self, BLANK_LEN, BORN_HOST_AT, HOST_V4_LEN, HOST_V6_LEN, MIN_LEN, PHYSICAL_OFFSET_AT, Record,
+    sys_flag,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::problem::{Code, Problem};
+use crate::progress::Progress;
+use crate::source::{Source, list};
+use crate::walk::{check, read_up_to};
+
+const HEADER_LEN: u64 = 48;
+const ENTRY_MAGIC: i32 = 1;
+const FILLER_MAGIC: i32 = -1;
+const INDEX_UNIT: u64 = 32;
+
+/// What became of a DLedger log.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Rewritten {
+    pub start: u64,
+    pub end: u64,
+    pub first_index: u64,
+    pub last_index: u64,
+    pub last_term: u64,
+    /// Entries at the end that no majority is known to have.
+    pub unconfirmed: u64,
+    /// Entries that were left out because a majority has others.
+    pub left_out: u64,
+    pub by_topic: BTreeMap<String, u64>,
+}
+
+/// The index of a DLedger log: the term of any entry without reading the log.
+#[derive(Debug)]
+struct Index {
+    dir: PathBuf,
+    file_bytes: u64,
+    first_file: u64,
+    first: u64,
+    last: u64,
+}
+
+impl Index {
+    /// Of the log whose `data` directory this is. `None` if it has no entries.
+    fn open(data: &Path) -> Result<Option<Self>, Problem> {
+        let dir = data.with_file_name("index");
+        let names: Vec<u64> = list(&dir)?
+            .iter()
+            .filter_map(|name| name.parse().ok())
+            .collect();
+        let Some(&first_file) = names.first() else {
+            return Ok(None);
+        };
+        let path = dir.join(format!("{first_file:020}"));
+        let meta = std::fs::metadata(&path).map_err(|error| Problem::reading(&path, &error))?;
+        let mut index = Self {
+            dir,
+            file_bytes: meta.len().max(INDEX_UNIT),
+            first_file,
+            first: first_file / INDEX_UNIT,
+            last: 0,
+        };
+        // The first file may begin in the middle of what was deleted; entries are consecutive.
+        let last_file = names.last().copied().unwrap_or(first_file);
+        let (mut low, mut high) = (index.first, (last_file + index.file_bytes) / INDEX_UNIT);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if index.term(middle)?.is_some() {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        index.last = low.saturating_sub(1);
+        Ok((low > index.first).then_some(index))
+    }
+
+    /// The term of an entry, if it is there.
+    fn term(&self, entry: u64) -> Result<Option<u64>, Problem> {
+        let at = entry * INDEX_UNIT;
+        if at < self.first_file {
+            return Ok(None);
+        }
+        let start = at - (at - self.first_file) % self.file_bytes;
+        let path = self.dir.join(format!("{start:020}"));
+        let reading = |error| Problem::reading(&path, &error);
+        let file = match File::open(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            other => other.map_err(reading)?,
+        };
+        let mut unit = [0; 32];
+        read_up_to(&file, at - start, &mut unit).map_err(reading)?;
+        let there = int(&unit, 0) == ENTRY_MAGIC && long(&unit, 16) == entry && int(&unit, 12) > 0;
+        Ok(there.then(|| long(&unit, 24)))
+    }
+
+    /// The last entry that this log and another have in common.
+    fn common(&self, other: &Self) -> Result<Option<u64>, Problem> {
+        let from = self.first.max(other.first);
+        let (mut low, mut high) = (from, self.last.min(other.last) + 1);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if self.term(middle)?.is_some() && self.term(middle)? == other.term(middle)? {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        Ok((low > from).then(|| low - 1))
+    }
+}
+
+/// The last entry that a majority of some logs has, own first, and whether own is one of those that
+/// have it.
+fn confirmed(all: &[Index]) -> Result<(Option<u64>, bool), Problem> {
+    let majority = all.len() / 2 + 1;
+    let mut best = None;
+    let mut own = None;
+    for (nth, one) in all.iter().enumerate() {
+        let mut common = Vec::new();
+        for (of, other) in all.iter().enumerate() {
+            common.push(if of == nth {
+                Some(one.last)
+            } else {
+                one.common(other)?
+            });
+        }
+        common.sort_unstable_by(|a, b| b.cmp(a));
+        let shared = common[majority - 1];
+        best = best.max(shared);
+        if nth == 0 {
+            own = shared;
+        }
+    }
+    Ok((own, own == best))
+}
+
+/// Which entries to take, given the logs of other nodes: `last_index` is the last one.
+pub(crate) fn plan(source: &Source, others: &[PathBuf]) -> Result<Rewritten, Problem> {
+    let mut done = Rewritten {
+        start: source.segments[0].base,
+        ..Rewritten::default()
+    };
+    let index = Index::open(&source.log_dir)?.ok_or_else(|| {
+        Problem::new(
+            Code::BadEntry,
+            "the index of the DLedger log has no entries",
+        )
+        .at_file(&source.log_dir.with_file_name("index"))
+        .hint("start the Java node once, so that it builds the index, and stop it again")
+    })?;
+    (done.first_index, done.last_index) = (index.first, index.last);
+    if others.is_empty() {
+        let path = source.log_dir.with_file_name("checkpoint");
+        let text = std::fs::read_to_string(&path).unwrap_or_default();
+        let committed = text.lines().find_map(|line| {
+            line.strip_prefix("committedIndex=")?
+                .trim()
+                .parse::<u64>()
+                .ok()
+        });
+        let committed = committed.unwrap_or(0).min(index.last);
+        done.unconfirmed = index.last - committed;
+        return Ok(done);
+    }
+    let mut all = vec![index];
+    for other in others {
+        let mut notes = Vec::new();
+        let opened = Source::open(other, None, &mut notes)?;
+        if let Some(index) = Index::open(&opened.log_dir)? {
+            all.push(index);
+        }
+    }
+    match confirmed(&all)? {
+        (Some(last), true) => {
+            done.left_out = all[0].last - last;
+            done.last_index = last;
+            Ok(done)
+        }
+        (own, _) => Err(Problem::new(
+            Code::StoresDiffer,
+            format!(
+                "a majority of the given nodes has entries that this one lacks, from {} on",
+                own.map_or(all[0].first, |own| own + 1)
+            ),
+        )
+        .at_file(&source.root)
+        .why("messages were confirmed by that majority; they would be lost")
+        .hint("give one of the other nodes as --from")),
+    }
+}
+
+/// Writes the planned records of the log into `dir` as a classic commit log, and the positions into `map`:
+/// pairs of `u64`, big endian, where a record was and where it is, in rising order.
+pub(crate) fn rewrite(
+    source: &Source,
+    mut done: Rewritten,
+    dir: &Path,
+    map: &Path,
+    progress: &Progress,
+) -> Result<Rewritten, Problem> {
+    let last = done.last_index;
+    let map_file = File::create(map).map_err(|error| Problem::writing(map, &error))?;
+    let mut map_out = BufWriter::new(map_file);
+    let mut out = Out::new(dir, done.start, source.segment_bytes)?;
+    // Where half messages went, for those that name one.
+    let mut half: BTreeMap<u64, u64> = BTreeMap::new();
+    let mut next_index = None;
+    progress.phase(
+        "writing the log anew",
+        source.segment_bytes * source.segments.len() as u64,
+    );
+    'segments: for segment in &source.segments {
+        let file =
+            File::open(&segment.path).map_err(|error| Problem::reading(&segment.path, &error))?;
+        let mut at = 0;
+        while at + HEADER_LEN <= source.segment_bytes {
+            let reading = |error| Problem::reading(&segment.path, &error);
+            let mut head = [0; HEADER_LEN as usize];
+            read_up_to(&file, at, &mut head).map_err(reading)?;
+            let bad = |what: String| {
+                Problem::new(Code::BadEntry, what)
+                    .at_file(&segment.path)
+                    .at_byte(at)
+                    .why("the log of this node is damaged here")
+                    .hint("give another node of the group as --from")
+            };
+            let (magic, size) = (int(&head, 0), int(&head, 4));
+            if magic == FILLER_MAGIC {
+                break;
+            }
+            let index = long(&head, 8);
+            let position = segment.base + at;
+            let right = magic == ENTRY_MAGIC
+                && u64::try_from(size).is_ok_and(|size| size >= HEADER_LEN + MIN_LEN as u64)
+                && long(&head, 24) == position
+                && next_index.is_none_or(|next| next == index);
+            if !right {
+                if next_index.is_some_and(|next| next > last) {
+                    break 'segments;
+                }
+                let wanted = next_index.map_or_else(String::new, |next: u64| format!(" {next}"));
+                return Err(bad(format!(
+                    "no entry{wanted}, though the index goes to {last}"
+                )));
+            }
+            if index > last {
+                break 'segments;
+            }
+            next_index = Some(index + 1);
+            done.last_index = index;
+            done.last_term = long(&head, 16);
+            let size = u64::from(size.unsigned_abs());
+            let mut raw = vec![0; usize::try_from(size - HEADER_LEN).unwrap_or(0)];
+            read_up_to(&file, at + HEADER_LEN, &mut raw).map_err(reading)?;
+            let old = position + HEADER_LEN;
+            let record = check(&raw, old).map_err(&bad)?;
+            *done.by_topic.entry(record.topic.to_owned()).or_default() += 1;
+            let is_half = record.topic == name::TRANS_HALF_TOPIC;
+            let prepared = u64::try_from(record.prepared_transaction_offset).unwrap_or(0);
+            let prepared_at = prepared_offset_at(&record);
+            let new = out.place(raw.len())?;
+            if is_half {
+                half.insert(old, new);
+            }
+            raw[PHYSICAL_OFFSET_AT..][..8].copy_from_slice(&new.to_be_bytes());
+            if let Some(moved) = half.get(&prepared).filter(|_| prepared > 0) {
+                raw[prepared_at..][..8].copy_from_slice(&moved.to_be_bytes());
+            }
+            out.write(&raw)?;
+            let pair = [old.to_be_bytes(), new.to_be_bytes()].concat();
+            map_out
+                .write_all(&pair)
+                .map_err(|error| Problem::writing(map, &error))?;
+            at += size;
+            progress.add(size);
+        }
+    }
+    let Some(next) = next_index else {
+        return Err(crate::source::empty(&source.log_dir));
+    };
+    if next <= last {
+        let what = format!(
+            "the log ends with entry {}, the index goes to {last}",
+            next - 1
+        );
+        return Err(Problem::new(Code::BadEntry, what)
+            .at_file(&source.log_dir)
+            .hint("give another node of the group as --from"));
+    }
+    done.end = out.finish()?;
+    map_out
+        .into_inner()
+        .map_err(std::io::IntoInnerError::into_error)
+        .and_then(|file| file.sync_all())
+        .map_err(|error| Problem::writing(map, &error))?;
+    Ok(done)
+}
+
+fn prepared_offset_at(record: &Record<'_>) -> usize {
+    let host = |bit| {
+        if record.sys_flag & bit == 0 {
+            HOST_V4_LEN
+        } else {
+            HOST_V6_LEN
+        }
+    };
+    let hosts = host(sys_flag::BORN_HOST_V6) + host(sys_flag::STORE_HOST_V6);
+    BORN_HOST_AT + hosts + 8 + 4
+}
+
+/// A commit log that is being written.
+struct Out {
+    dir: PathBuf,
+    segment_bytes: u64,
+    base: u64,
+    file: BufWriter<File>,
+    path: PathBuf,
+    at: u64,
+}
+
+impl Out {
+    fn new(dir: &Path, base: u64, segment_bytes: u64) -> Result<Self, Problem> {
+        let (file, path) = Self::create(dir, base, segment_bytes)?;
+        Ok(Self {
+            dir: dir.to_owned(),
+            segment_bytes,
+            base,
+            file,
+            path,
+            at: 0,
+        })
+    }
+
+    fn create(dir: &Path, base: u64, bytes: u64) -> Result<(BufWriter<File>, PathBuf), Problem> {
+        let path = dir.join(format!("{base:020}"));
+        let file = File::create(&path).and_then(|file| {
+            file.set_len(bytes)?;
+            Ok(file)
+        });
+        let file = file.map_err(|error| Problem::writing(&path, &error))?;
+        Ok((BufWriter::with_capacity(1 << 20, file), path))
+    }
+
+    /// Where a record of this length comes to lie, a segment's end filled up before it if need be.
+    fn place(&mut self, len: usize) -> Result<u64, Problem> {
+        let left = self.segment_bytes - self.at;
+        if (len + BLANK_LEN) as u64 > left {
+            let blank = record::blank(u32::try_from(left).unwrap_or(u32::MAX));
+            self.write(&blank)?;
+            self.close()?;
+            self.base += self.segment_bytes;
+            (self.file, self.path) = Self::create(&self.dir, self.base, self.segment_bytes)?;
+            self.at = 0;
+        }
+        Ok(self.base + self.at)
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<(), Problem> {
+        self.at += bytes.len() as u64;
+        self.file
+            .write_all(bytes)
+            .map_err(|error| Problem::writing(&self.path, &error))
+    }
+
+    fn close(&mut self) -> Result<(), Problem> {
+        self.file
+            .flush()
+            .and_then(|()| self.file.get_ref().sync_all())
+            .map_err(|error| Problem::writing(&self.path, &error))
+    }
+
+    fn finish(mut self) -> Result<u64, Problem> {
+        self.close()?;
+        Ok(self.base + self.at)
+    }
+}
+
+fn int(bytes: &[u8], at: usize) -> i32 {
+    i32::from_be_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
+}
+
+fn long(bytes: &[u8], at: usize) -> u64 {
+    u64::from_be_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
+}

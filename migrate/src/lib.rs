@@ -1,0 +1,121 @@
+//! `rmq-migrate`: the store of a Java RocketMQ broker becomes the beginning of a group's log.
+//!
+//! - `source`: which store it is, that nobody uses it; `history`: how far its log goes; `queues`: whether
+//!   its queues and index agree with that; `metadata`: what its `config/*.json` say
+//! - `transfer`: its files into the target; `dledger`: a DLedger log written anew
+//! - `run`: the steps in their order; `verify`: the result against itself; `compare`: two stores;
+//!   `rollback`: the way out
+//! - `conf`: properties files; `report`, `progress`, `problem`: for people
+//!
+//! The source is opened to read only. All work is done in `TO.partial-<run>`, which is renamed at the
+//! end; the name of a run follows from its inputs, so that a run goes on where one with the same inputs
+//! stopped.
+
+mod compare;
+mod conf;
+mod dledger;
+mod history;
+mod metadata;
+mod problem;
+mod progress;
+mod queues;
+mod report;
+mod rollback;
+mod run;
+mod source;
+mod transfer;
+mod verify;
+mod walk;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+pub use history::Verify;
+pub use problem::{Code, Problem};
+pub use progress::{Progress, Style};
+pub use report::Report;
+pub use run::{check, run};
+pub use transfer::Mode;
+
+/// What the program is told.
+#[derive(Clone, Debug, Parser)]
+#[command(
+    name = "rmq-migrate",
+    version,
+    about = "Takes the store of a Java RocketMQ broker over into a group of rmq, with its whole history",
+    after_help = "Exit codes: 0 done; 1 failed, run it again to go on; 2 usage; 3 the check found blockers; \
+                  4 verification found a difference; 75 no space, run it again to go on.\n\
+                  docs/migrate.md is the guide."
+)]
+pub struct Options {
+    /// The stopped broker's storePathRootDir. It is never changed.
+    #[arg(long, required_unless_present = "rollback")]
+    pub from: Option<PathBuf>,
+    /// The new storePathRootDir; it must not exist.
+    #[arg(long)]
+    pub to: PathBuf,
+    /// The stopped broker's properties file; files for the new nodes are written from it.
+    #[arg(short = 'c', long = "conf")]
+    pub conf: Option<PathBuf>,
+    /// Name of the group: dLegerGroup of the properties file, or else brokerName.
+    #[arg(long)]
+    pub group: Option<String>,
+    /// The nodes, as in dLegerPeers, if the properties file does not have them.
+    #[arg(long)]
+    pub peers: Option<String>,
+    /// Directory of topics.json and the like, if not config under --from. Nodes that are migrated
+    /// separately need the same.
+    #[arg(long)]
+    pub config_from: Option<PathBuf>,
+    /// How sealed files are taken over.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub mode: Mode,
+    /// Look, and write nothing.
+    #[arg(long)]
+    pub check: bool,
+    /// How much of the log is read.
+    #[arg(long, value_enum, default_value = "sample")]
+    pub verify: Verify,
+    /// Cut the log where a crash tore it; the report lists what is left out.
+    #[arg(long)]
+    pub accept_torn_tail: bool,
+    /// Another store of the same broker (a slave's), or of another node of the DLedger group.
+    #[arg(long, value_name = "DIR")]
+    pub compare_with: Vec<PathBuf>,
+    /// Remove what a run made, unless a group has accepted messages on it.
+    #[arg(long, conflicts_with_all = ["from", "check"])]
+    pub rollback: bool,
+    #[arg(long, value_enum, default_value = "auto")]
+    pub progress: Style,
+    /// Where the report goes as JSON, besides the target; `-` is the standard output.
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+}
+
+/// The program.
+#[must_use]
+pub fn main() -> ExitCode {
+    let options = Options::parse();
+    let progress = Progress::new(options.progress);
+    let result = if options.rollback {
+        rollback::rollback(&options.to).map(|text| report::say(&text))
+    } else {
+        let report = if options.check {
+            check(&options, &progress)
+        } else {
+            run(&options, &progress)
+        };
+        progress.finish();
+        report.and_then(|report| report.publish(&options))
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            progress.finish();
+            report::complain(&problem);
+            ExitCode::from(problem.exit_code())
+        }
+    }
+}

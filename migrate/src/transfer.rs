@@ -1,0 +1,252 @@
+//! Files from the source into the target: by a reflink, a hard link, or a verified copy. A file that
+//! is there under its name is whole, so a run that goes on passes it over.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+
+use rmq_store::{Disk as _, RealDisk};
+use rustix::io::Errno;
+use serde::Serialize;
+
+use crate::problem::{Code, Problem};
+use crate::progress::Progress;
+use crate::walk::read_up_to;
+
+/// Bytes that are copied at once.
+const STEP_BYTES: usize = 1 << 20;
+/// Most directories that are synced one by one.
+const SYNCS: usize = 256;
+
+/// How sealed files are taken over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// By reflink where the file system has it, else by hard link, else by copy.
+    Auto,
+    /// By reflink or hard link, or not at all.
+    Link,
+    /// By copy.
+    Copy,
+}
+
+/// What was done, in files and bytes. Files of an earlier, interrupted run count as that run did
+/// them as far as can be told.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Done {
+    pub linked_files: u64,
+    pub linked_bytes: u64,
+    pub reflinked_files: u64,
+    pub reflinked_bytes: u64,
+    pub copied_files: u64,
+    pub copied_bytes: u64,
+    pub earlier_files: u64,
+}
+
+/// Puts files into one directory tree.
+pub(crate) struct Transfer<'a> {
+    pub mode: Mode,
+    pub progress: &'a Progress,
+    pub done: Done,
+    dirs: BTreeSet<PathBuf>,
+}
+
+impl<'a> Transfer<'a> {
+    pub(crate) fn new(mode: Mode, progress: &'a Progress) -> Self {
+        Self {
+            mode,
+            progress,
+            done: Done::default(),
+            dirs: BTreeSet::new(),
+        }
+    }
+
+    /// Takes over a file that is never written again.
+    pub(crate) fn adopt(&mut self, from: &Path, to: &Path) -> Result<(), Problem> {
+        if self.is_there(to)? {
+            return Ok(());
+        }
+        let bytes = fs::metadata(from)
+            .map_err(|error| Problem::reading(from, &error))?
+            .len();
+        if self.mode != Mode::Copy {
+            if reflink(from, to)? {
+                self.done.reflinked_files += 1;
+                self.done.reflinked_bytes += bytes;
+                self.progress.add(bytes);
+                return Ok(());
+            }
+            match fs::hard_link(from, to) {
+                Ok(()) => {
+                    self.done.linked_files += 1;
+                    self.done.linked_bytes += bytes;
+                    self.progress.add(bytes);
+                    return Ok(());
+                }
+                Err(error) if self.mode == Mode::Link => {
+                    return Err(Problem::new(Code::Write, format!("cannot link: {error}"))
+                        .at_file(to)
+                        .why("a link needs source and target on one file system that has links")
+                        .hint("give --mode copy, or a target beside the source"));
+                }
+                // Another file system, or one without links.
+                Err(_) => {}
+            }
+        }
+        self.copy(from, to, bytes, bytes)
+    }
+
+    /// Copies the first `keep` bytes of a file and makes it `bytes` long, zeros in between. What is
+    /// zero takes no room.
+    pub(crate) fn copy(
+        &mut self,
+        from: &Path,
+        to: &Path,
+        keep: u64,
+        bytes: u64,
+    ) -> Result<(), Problem> {
+        if self.is_there(to)? {
+            return Ok(());
+        }
+        let reading = |error: io::Error| Problem::reading(from, &error);
+        let writing = |error: io::Error| Problem::writing(to, &error);
+        let source = File::open(from).map_err(reading)?;
+        let new = beside(to);
+        let target = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(&new)
+            .map_err(writing)?;
+        target.set_len(bytes).map_err(writing)?;
+        let mut buf = vec![0; STEP_BYTES];
+        let (mut at, mut crc) = (0, 0);
+        while at < keep {
+            let most = usize::try_from(keep - at)
+                .unwrap_or(STEP_BYTES)
+                .min(STEP_BYTES);
+            let read = read_up_to(&source, at, &mut buf[..most]).map_err(reading)?;
+            if read == 0 {
+                break;
+            }
+            crc = crc32c::crc32c_append(crc, &buf[..read]);
+            if buf[..read].iter().any(|byte| *byte != 0) {
+                target.write_all_at(&buf[..read], at).map_err(writing)?;
+            }
+            at += read as u64;
+            self.progress.add(read as u64);
+        }
+        target.sync_all().map_err(writing)?;
+        let (mut again, mut copied) = (0, 0);
+        while again < at {
+            let most = usize::try_from(at - again)
+                .unwrap_or(STEP_BYTES)
+                .min(STEP_BYTES);
+            let read = read_up_to(&target, again, &mut buf[..most]).map_err(writing)?;
+            copied = crc32c::crc32c_append(copied, &buf[..read]);
+            again += read.max(1) as u64;
+        }
+        if copied != crc {
+            return Err(
+                Problem::new(Code::Verify, "the copy reads otherwise than the source")
+                    .at_file(to)
+                    .why("a disk that does not keep what is written")
+                    .hint("check the disk of the target"),
+            );
+        }
+        fs::rename(&new, to).map_err(writing)?;
+        self.done.copied_files += 1;
+        self.done.copied_bytes += at;
+        Ok(())
+    }
+
+    fn is_there(&mut self, to: &Path) -> Result<bool, Problem> {
+        self.note_dir(to)?;
+        let there = to
+            .try_exists()
+            .map_err(|error| Problem::writing(to, &error))?;
+        self.done.earlier_files += u64::from(there);
+        Ok(there)
+    }
+
+    fn note_dir(&mut self, to: &Path) -> Result<(), Problem> {
+        let mut dir = to.parent();
+        let Some(own) = dir else { return Ok(()) };
+        if self.dirs.contains(own) {
+            return Ok(());
+        }
+        fs::create_dir_all(own).map_err(|error| Problem::writing(own, &error))?;
+        // Up to the target's root there are never more than these.
+        for _ in 0..4 {
+            if let Some(of) = dir {
+                self.dirs.insert(of.to_owned());
+                dir = of.parent();
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the names of all files durable.
+    pub(crate) fn sync(&self, root: &Path) -> Result<(), Problem> {
+        let at = |path: &Path| {
+            let path = path.to_owned();
+            move |error| Problem::writing(&path, &error)
+        };
+        if self.dirs.len() > SYNCS {
+            return RealDisk.sync_all(root).map_err(at(root));
+        }
+        let own = self.dirs.iter().filter(|dir| dir.starts_with(root));
+        for dir in own {
+            RealDisk.sync_dir(dir).map_err(at(dir))?;
+        }
+        Ok(())
+    }
+}
+
+/// Replaces a small file; it is whole at any time.
+pub(crate) fn write_file(to: &Path, content: &[u8]) -> Result<(), Problem> {
+    let writing = |error: io::Error| Problem::writing(to, &error);
+    let new = beside(to);
+    fs::write(&new, content).map_err(writing)?;
+    File::open(&new)
+        .and_then(|file| file.sync_all())
+        .map_err(writing)?;
+    fs::rename(&new, to).map_err(writing)
+}
+
+fn beside(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".new");
+    path.with_file_name(name)
+}
+
+/// Shares the blocks of a file; false if the file system cannot.
+fn reflink(from: &Path, to: &Path) -> Result<bool, Problem> {
+    let source = File::open(from).map_err(|error| Problem::reading(from, &error))?;
+    let writing = |error: io::Error| Problem::writing(to, &error);
+    let new = beside(to);
+    let target = File::create(&new).map_err(writing)?;
+    match rustix::fs::ioctl_ficlone(&target, &source) {
+        Ok(()) => {
+            target.sync_all().map_err(writing)?;
+            fs::rename(&new, to).map_err(writing)?;
+            Ok(true)
+        }
+        Err(Errno::NOSPC | Errno::DQUOT) => Err(writing(Errno::NOSPC.into())),
+        // EOPNOTSUPP, EXDEV, EINVAL and others, by file system.
+        Err(_) => {
+            fs::remove_file(&new).map_err(writing)?;
+            Ok(false)
+        }
+    }
+}
+
+/// Free bytes for this user on the file system that a directory is on.
+pub(crate) fn free_bytes(dir: &Path) -> Result<u64, Problem> {
+    let stat = rustix::fs::statvfs(dir).map_err(|error| Problem::reading(dir, &error.into()))?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}

@@ -1,0 +1,13 @@
+//! Stores of real Java brokers, migrated and compared with what those brokers said of them; what is in
+//! the way of a migration; runs that are killed.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test stops where something is not as it must be"
+)]
+#![expect(clippy::print_stdout, reason = "figures of a test run")]
+
+mod fixture;
+mod killed;
+mod manifest;
+mod problems;

@@ -1,0 +1,359 @@
+//! What is in the way of a migration: each has its code, and does no harm.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+
+use clap::Parser as _;
+use rmq_migrate::{Code, Options, Problem, Progress, Report, Style, check, run};
+use rmq_store::{
+    Batch, Disk as _, EntryId, EntryKind, LogIndex, NewEntry, RealDisk, StoreConfig, Term,
+};
+
+use crate::fixture::{Unpacked, tree};
+
+fn quiet() -> Progress {
+    Progress::new(Style::None)
+}
+
+fn code(result: Result<Report, Problem>) -> Code {
+    let problem = result.expect_err("something is in the way");
+    assert!(
+        !problem.hint.is_empty() || !problem.why.is_empty(),
+        "{problem}"
+    );
+    assert!(problem.to_string().starts_with("E-"), "{problem}");
+    problem.code
+}
+
+/// Both a check and a run tell the problem; neither leaves anything behind.
+fn assert_refused(unpacked: &Unpacked, options: &Options, expected: Code) {
+    let parent = unpacked.dir.path();
+    let names = |dir: &Path| fs::read_dir(dir).unwrap().count();
+    let before = (names(parent), unpacked.target().try_exists().unwrap());
+    let looked = check(options, &quiet()).unwrap();
+    let codes: Vec<Code> = looked.blockers.iter().map(|problem| problem.code).collect();
+    assert!(codes.contains(&expected), "{expected}: {codes:?}");
+    assert_eq!(code(run(options, &quiet())), expected);
+    assert_eq!(
+        (names(parent), unpacked.target().try_exists().unwrap()),
+        before,
+        "{expected}"
+    );
+}
+
+#[test]
+fn sources_that_are_not_whole_are_refused() {
+    let name = "broker-b";
+    let Some(unpacked) = Unpacked::new("classic-4.9.7-clean", |store| store.starts_with("broker-"))
+    else {
+        return;
+    };
+    let store = unpacked.store(name);
+    let before = tree(&store);
+    let segment = |nth: u64| store.join("commitlog").join(format!("{:020}", nth << 20));
+    let aside = unpacked.dir.path().join("aside");
+    let plain = unpacked.options(name, &[]);
+    let full = unpacked.options(name, &["--verify", "full"]);
+
+    // A live broker: a Java one locks the same file.
+    let lock = RealDisk.lock(&store.join("lock")).unwrap();
+    assert_refused(&unpacked, &plain, Code::InUse);
+    drop(lock);
+
+    fs::rename(segment(3), &aside).unwrap();
+    assert_refused(&unpacked, &plain, Code::Gap);
+    std::os::unix::fs::symlink("/nowhere", segment(3)).unwrap();
+    assert_refused(&unpacked, &plain, Code::Unreadable);
+    fs::remove_file(segment(3)).unwrap();
+    let bytes = fs::read(&aside).unwrap();
+    fs::write(segment(3), &bytes[..bytes.len() / 2]).unwrap();
+    assert_refused(&unpacked, &plain, Code::SegmentSize);
+    let mut damaged = bytes.clone();
+    damaged[bytes.len() / 2] ^= 1;
+    fs::write(segment(3), &damaged).unwrap();
+    let looked = check(&full, &quiet()).unwrap();
+    assert_eq!(looked.blockers[0].code, Code::BadRecord);
+    assert_eq!(looked.blockers[0].path.as_deref(), Some(&*segment(3)));
+    let problem = run(&full, &quiet()).unwrap_err();
+    assert_eq!((problem.code, problem.exit_code()), (Code::Verify, 4));
+    rollback(&unpacked);
+    fs::remove_file(segment(3)).unwrap();
+    fs::rename(&aside, segment(3)).unwrap();
+
+    let topics = store.join("config/topics.json");
+    for file in [&topics, &topics.with_extension("json.bak")] {
+        fs::rename(file, file.with_extension("kept")).unwrap();
+        fs::write(file, "{\"topic").unwrap();
+    }
+    assert_refused(&unpacked, &plain, Code::Metadata);
+    for file in [&topics, &topics.with_extension("json.bak")] {
+        fs::rename(file.with_extension("kept"), file).unwrap();
+    }
+
+    let queue = store.join("consumequeue/TopicBatch/0/00000000000000000000");
+    let bytes = fs::read(&queue).unwrap();
+    let odd = store.join("consumequeue/TopicBatch/0/00000000000000999999");
+    fs::write(&odd, &bytes[..40]).unwrap();
+    assert_refused(&unpacked, &plain, Code::QueueFileSize);
+    fs::remove_file(odd).unwrap();
+
+    // Another broker's store.
+    let other = unpacked.store("broker-a");
+    let compared = unpacked.options(name, &["--compare-with", other.to_str().unwrap()]);
+    assert_refused(&unpacked, &compared, Code::StoresDiffer);
+
+    // Nothing of that changed the store.
+    let unchanged = |(path, (bytes, crc, _)): (&std::path::PathBuf, &(u64, u32, i64))| {
+        (path.clone(), *bytes, *crc)
+    };
+    assert!(
+        tree(&store)
+            .iter()
+            .map(unchanged)
+            .eq(before.iter().map(unchanged))
+    );
+}
+
+fn rollback(unpacked: &Unpacked) {
+    let output = Command::new(env!("CARGO_BIN_EXE_rmq-migrate"))
+        .args(["--rollback", "--to"])
+        .arg(unpacked.target())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{said}");
+}
+
+#[test]
+fn slaves_are_compared_with_their_master() {
+    let Some(unpacked) =
+        Unpacked::new("classic-4.9.7-clean", |store| store.starts_with("broker-a"))
+    else {
+        return;
+    };
+    let slave = unpacked.store("broker-a-s");
+    let options = unpacked.options("broker-a", &["--compare-with", slave.to_str().unwrap()]);
+    let report = check(&options, &quiet()).unwrap();
+    assert!(report.blockers.is_empty(), "{:?}", report.blockers);
+    let [found] = &report.comparisons[..] else {
+        panic!("one comparison")
+    };
+    assert_eq!(
+        (found.common_start, found.common_end),
+        (2 << 20, found.its_end)
+    );
+
+    // The master lacks what its slave has: the last message.
+    let log = unpacked.store("broker-a").join("commitlog");
+    let mut names: Vec<_> = fs::read_dir(&log)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    names.sort();
+    let last = report.log.end;
+    let path = names.iter().rev().find(|path| {
+        let base: u64 = path.file_name().unwrap().to_str().unwrap().parse().unwrap();
+        base < last
+    });
+    let path = path.unwrap();
+    let base: u64 = path.file_name().unwrap().to_str().unwrap().parse().unwrap();
+    let mut bytes = fs::read(path).unwrap();
+    let end = usize::try_from(last - base).unwrap();
+    let range = rmq_store::last_record(&bytes[..end], rmq_store::PhyOffset(base), false).unwrap();
+    bytes[range].fill(0);
+    fs::write(path, bytes).unwrap();
+    assert_refused(&unpacked, &options, Code::StoresDiffer);
+    let looked = check(&options, &quiet()).unwrap();
+    assert!(
+        looked.blockers[0].hint.contains("broker-a-s"),
+        "{}",
+        looked.blockers[0]
+    );
+}
+
+#[test]
+fn places_that_hold_no_store_or_none_to_be_are_refused() {
+    let Some(unpacked) = Unpacked::new("classic-5.5.0-v2", |store| store == "broker-a") else {
+        return;
+    };
+    let (store, target) = (unpacked.store("broker-a"), unpacked.target());
+    for large in ["timerlog", "timerwheel"] {
+        let path = store.join(large);
+        if path.is_dir() {
+            fs::remove_dir_all(path).unwrap();
+        } else {
+            fs::remove_file(path).ok();
+        }
+    }
+    let to = |from: &Path, to: &Path| {
+        let text = |path: &Path| path.to_str().unwrap().to_owned();
+        Options::parse_from(["rmq-migrate", "--from", &text(from), "--to", &text(to)])
+    };
+    let empty = unpacked.dir.path().join("empty");
+    fs::create_dir_all(&empty).unwrap();
+    assert_refused(&unpacked, &to(&empty, &target), Code::NoStore);
+    assert_refused(&unpacked, &to(&empty.join("not"), &target), Code::NoStore);
+    fs::create_dir_all(empty.join("commitlog")).unwrap();
+    assert_refused(&unpacked, &to(&empty, &target), Code::Empty);
+    fs::write(empty.join("commitlog/00000000000000000000"), [0; 1 << 20]).unwrap();
+    assert_refused(&unpacked, &to(&empty, &target), Code::Empty);
+    assert_refused(
+        &unpacked,
+        &to(&store, &store.join("new")),
+        Code::TargetUnusable,
+    );
+    assert_refused(&unpacked, &to(&store, &empty), Code::TargetExists);
+    assert_refused(
+        &unpacked,
+        &to(&store, &empty.join("no/such")),
+        Code::TargetUnusable,
+    );
+    assert_eq!(
+        code(run(
+            &unpacked.options("broker-a", &["--peers", "here"]),
+            &quiet()
+        )),
+        Code::Conf
+    );
+
+    // A file that is none of the store's stays where it is.
+    fs::write(store.join("commitlog/notes.txt"), "mine").unwrap();
+    let options = unpacked.options("broker-a", &[]);
+    let report = run(&options, &quiet()).unwrap();
+    assert!(
+        report
+            .warnings
+            .iter()
+            .any(|problem| problem.code == Code::ForeignFile)
+    );
+    assert!(!target.join("commitlog/notes.txt").try_exists().unwrap());
+    fs::remove_file(store.join("commitlog/notes.txt")).unwrap();
+
+    // What it made is no source, and no target of another run.
+    let elsewhere = unpacked.dir.path().join("elsewhere");
+    assert_eq!(
+        code(run(&to(&target, &elsewhere), &quiet())),
+        Code::OwnStore
+    );
+    let other = unpacked.options("broker-a", &["--mode", "copy"]);
+    assert_eq!(code(run(&other, &quiet())), Code::TargetExists);
+
+    // It goes away as a whole, but not with what somebody else put there.
+    fs::write(target.join("notes.txt"), "mine").unwrap();
+    let program = || Command::new(env!("CARGO_BIN_EXE_rmq-migrate"));
+    let undo = || {
+        let output = program()
+            .args(["--rollback", "--to"])
+            .arg(&target)
+            .output()
+            .unwrap();
+        (
+            output.status.code(),
+            String::from_utf8(output.stderr).unwrap(),
+        )
+    };
+    let (exit, said) = undo();
+    assert_eq!(exit, Some(3));
+    assert!(
+        said.contains("E-305") && said.contains("files that no run made"),
+        "{said}"
+    );
+    assert_eq!(fs::read_dir(&target).unwrap().count(), 1);
+    fs::remove_dir_all(&target).unwrap();
+    assert!(undo().1.contains("no run of rmq-migrate made it"));
+
+    // An unfinished run is gone on from with the same inputs, or removed.
+    let options = unpacked.options("broker-a", &[]);
+    run(&options, &quiet()).unwrap();
+    let partial = unpacked.dir.path().join("migrated.partial-00000000");
+    fs::rename(&target, &partial).unwrap();
+    assert_eq!(code(run(&options, &quiet())), Code::OtherRun);
+    rollback(&unpacked);
+    assert!(!partial.try_exists().unwrap());
+}
+
+#[test]
+fn a_store_that_a_group_has_written_to_is_not_rolled_back() {
+    let Some(unpacked) = Unpacked::new("classic-4.9.7-clean", |store| store == "broker-b-s") else {
+        return;
+    };
+    run(&unpacked.options("broker-b-s", &[]), &quiet()).unwrap();
+    let target = unpacked.target();
+    let config = StoreConfig {
+        consume_queue_file_bytes: 6000,
+        index_slots: 1000,
+        index_entries: 4000,
+        max_message_bytes: 512 * 1024,
+        segment_bytes: 1 << 20,
+        ..StoreConfig::new(&target)
+    };
+    let mut store = rmq_store::open(&config, Arc::new(RealDisk)).unwrap();
+    fs::write(target.join("raft.identity"), "").unwrap();
+    let entry = |index, kind, batch| NewEntry::Unsealed {
+        id: EntryId {
+            term: Term(1),
+            node: 1,
+            index: LogIndex(index),
+        },
+        kind,
+        meta: Default::default(),
+        batch,
+    };
+    store
+        .log
+        .append(vec![entry(0, EntryKind::Blank, None)])
+        .unwrap();
+    let batch = Batch::new(Vec::new());
+    store
+        .log
+        .append(vec![entry(1, EntryKind::Messages, Some(batch))])
+        .unwrap();
+    store.queues.stop().unwrap();
+    store.log.close().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_rmq-migrate"))
+        .args(["--rollback", "--to"])
+        .arg(&target)
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    assert!(said.contains("has accepted messages"), "{said}");
+    assert!(target.join("genesis").try_exists().unwrap());
+}
+
+/// A target that fills up, in a name space of its own where this may mount one.
+#[test]
+fn a_full_target_is_gone_on_from_when_there_is_room() {
+    let Some(unpacked) = Unpacked::new("classic-4.9.7-clean", |store| store == "broker-b-s") else {
+        return;
+    };
+    let disk = unpacked.dir.path().join("disk");
+    fs::create_dir_all(&disk).unwrap();
+    let mut args = unpacked.args("broker-b-s");
+    args[0] = env!("CARGO_BIN_EXE_rmq-migrate").to_owned();
+    args[4] = disk.join("migrated").to_str().unwrap().to_owned();
+    let command: Vec<String> = args.iter().map(|arg| format!("'{arg}'")).collect();
+    let (command, disk) = (command.join(" "), disk.display());
+    let script = format!(
+        "mount -t tmpfs -o size=4m tmpfs '{disk}' || exit 99\n{command}; echo small $?\n\
+         ls '{disk}' | wc -l\n\
+         mount -o remount,size=300m,nr_inodes=60 '{disk}' || exit 99\n{command}; echo full $?\n\
+         mount -o remount,nr_inodes=0 '{disk}' || exit 99\n{command}; echo room $?\nls '{disk}'"
+    );
+    let output = Command::new("unshare")
+        .args(["--mount", "--map-root-user", "sh", "-c", &script])
+        .output()
+        .unwrap();
+    if output.status.code() == Some(99) || output.stdout.is_empty() {
+        println!("skipped: nothing may be mounted here");
+        return;
+    }
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    for exit in ["small 75\n0", "full 75", "room 0", "\nmigrated\n"] {
+        assert!(said.contains(exit), "{exit}: {said}{errors}");
+    }
+    assert_eq!(errors.matches("E-303").count(), 2, "{errors}");
+}
