@@ -1,6 +1,6 @@
 //! The fault-injection suite: a group of real processes, faults, and checkers that judge what clients saw.
 //!
-//! `client` speaks the protocol, `cluster` owns the processes, `run` is workload and nemesis, `history`
+//! `client` speaks the protocol, `cluster` owns the processes, `power` cuts their power, `run` is workload and nemesis, `history`
 //! what was seen, `check` the promises, `burn` takes the processors away. The tests of whole processes use `cluster` and `client` too.
 
 pub mod burn;
@@ -8,4 +8,5 @@ pub mod check;
 pub mod client;
 pub mod cluster;
 pub mod history;
+pub mod power;
 pub mod run;

@@ -10,6 +10,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
+use jepsen::power;
 use jepsen::run::{self, Gap, Nemesis, Plan, Report};
 
 #[derive(Parser)]
@@ -33,6 +34,9 @@ struct Arguments {
 const MEDIAN_LIMIT_MS: u64 = 1500;
 const WORST_LIMIT_MS: u64 = 3000;
 
+/// Power cuts that one group of nodes lives through.
+const CUTS_OF_A_GROUP: u32 = 20;
+
 #[derive(Subcommand)]
 enum Action {
     /// One run.
@@ -49,6 +53,16 @@ enum Action {
         /// SYNC_FLUSH on every node instead of ASYNC_FLUSH.
         #[arg(long)]
         sync_flush: bool,
+    },
+    /// Cuts of the power of all nodes under load with SYNC_FLUSH, on file systems of their own.
+    /// Takes root.
+    Power {
+        /// How many.
+        #[arg(long, default_value_t = 200)]
+        cuts: u32,
+        /// Draws pauses; each group of nodes lives for a few cuts, and the next one has the next seed.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
     },
     /// A set of runs.
     Suite {
@@ -75,7 +89,7 @@ fn main() -> anyhow::Result<ExitCode> {
         seed,
         sync_flush,
     };
-    let plans = match arguments.command {
+    let plans: Vec<Plan> = match arguments.command {
         Action::Test {
             nemesis,
             rounds,
@@ -84,11 +98,28 @@ fn main() -> anyhow::Result<ExitCode> {
         } => {
             vec![plan(nemesis, rounds, seed, sync_flush)]
         }
-        Action::Suite { which: Suite::Ci } => vec![
+        Action::Power { cuts, seed } => {
+            if !power::is_possible() {
+                println!("skipped: only root can make file systems and cut their power");
+                return Ok(ExitCode::SUCCESS);
+            }
+            let groups = (0..cuts).step_by(CUTS_OF_A_GROUP as usize);
+            groups
+                .zip(seed..)
+                .map(|(done, seed)| {
+                    let rounds = CUTS_OF_A_GROUP.min(cuts - done);
+                    plan(vec![Nemesis::Power], rounds, seed, true)
+                })
+                .collect()
+        }
+        Action::Suite { which: Suite::Ci } => [
             plan(vec![Nemesis::KillLeader], 20, 7, false),
             plan(vec![Nemesis::KillFollower, Nemesis::KillAll], 2, 11, true),
             plan(vec![Nemesis::PauseLeader], 1, 13, false),
-        ],
+        ]
+        .into_iter()
+        .chain(power::is_possible().then(|| plan(vec![Nemesis::Power], 3, 17, true)))
+        .collect(),
     };
     let mut failed = 0;
     for plan in &plans {

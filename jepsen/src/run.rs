@@ -18,6 +18,7 @@ use crate::check::CHECKERS;
 use crate::client::{Client, Outcome};
 use crate::cluster::{Cluster, Options};
 use crate::history::{Fault, History, OffsetOp, Send};
+use crate::power::Disks;
 
 /// Queues and producers; each producer has one queue, and one more shares queue 0.
 const QUEUES: u32 = 4;
@@ -57,6 +58,8 @@ pub enum Nemesis {
     Members,
     /// kill -9 of a follower, which never comes back: it is taken out and another node added.
     Replace,
+    /// The power of all nodes is cut at once, and now and then again while they start. Takes root.
+    Power,
 }
 
 /// What to run.
@@ -138,6 +141,10 @@ pub fn run(rmq: &Path, dir: &Path, plan: &Plan) -> anyhow::Result<Report> {
         sync_flush: plan.sync_flush,
         ..Options::default()
     };
+    let cuts_power = plan.nemeses.contains(&Nemesis::Power);
+    let disks = cuts_power
+        .then(|| Disks::mount(dir, options.nodes))
+        .transpose()?;
     let mut cluster = Cluster::start(rmq, dir, &options)?;
     let shared = Arc::new(Shared {
         start: Instant::now(),
@@ -155,7 +162,7 @@ pub fn run(rmq: &Path, dir: &Path, plan: &Plan) -> anyhow::Result<Report> {
     workers.push(thread::spawn(move || commit(&consumer)));
 
     let mut rng = StdRng::seed_from_u64(plan.seed);
-    let struck = strike_all(&mut cluster, &shared, plan, &mut rng);
+    let struck = strike_all(&mut cluster, disks.as_ref(), &shared, plan, &mut rng);
     shared.stop.store(true, Ordering::Relaxed);
     for w in workers {
         w.join()
@@ -216,6 +223,7 @@ pub fn run(rmq: &Path, dir: &Path, plan: &Plan) -> anyhow::Result<Report> {
 /// Injects the plan's faults one after the other, each only when the group is whole again.
 fn strike_all(
     cluster: &mut Cluster,
+    disks: Option<&Disks>,
     shared: &Shared,
     plan: &Plan,
     rng: &mut StdRng,
@@ -259,6 +267,16 @@ fn strike_all(
                     }
                     for node in cluster.members() {
                         cluster.start_node(node)?;
+                    }
+                    probe_ms = probe()?;
+                    producers_ms = wait_for_acks(shared, from)?;
+                }
+                Nemesis::Power => {
+                    let disks = disks.context("a power cut needs disks of its own")?;
+                    cut_power(cluster, disks)?;
+                    if rng.random_bool(0.25) {
+                        thread::sleep(Duration::from_millis(rng.random_range(0..500)));
+                        cut_power(cluster, disks)?;
                     }
                     probe_ms = probe()?;
                     producers_ms = wait_for_acks(shared, from)?;
@@ -313,6 +331,21 @@ fn other_than(cluster: &Cluster, node: usize, rng: &mut StdRng) -> usize {
     let mut others = cluster.members();
     others.retain(|other| *other != node);
     others[rng.random_range(0..others.len())]
+}
+
+/// Cuts the power of all nodes at once and switches it on again.
+fn cut_power(cluster: &mut Cluster, disks: &Disks) -> anyhow::Result<()> {
+    let members = cluster.members();
+    for node in &members {
+        cluster.signal(*node, Signal::STOP)?;
+    }
+    let pids: Vec<u32> = members.iter().filter_map(|n| cluster.pid(*n)).collect();
+    disks.cut(&pids, || {
+        members.iter().try_for_each(|node| cluster.kill(*node))
+    })?;
+    members
+        .iter()
+        .try_for_each(|node| cluster.start_node(*node))
 }
 
 fn member_addresses(cluster: &Cluster) -> Vec<SocketAddr> {

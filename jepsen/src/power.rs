@@ -1,0 +1,143 @@
+//! Power cuts that a kernel makes real: each node's files lie on a file system of their own, in a file
+//! behind a loop device. A cut stops the processes, has each file system forget whatever it has not
+//! written, and kills the processes; then it is mounted again from what its "disk" holds, journal
+//! replay and all.
+//!
+//! The order matters. A process that still runs while its file system goes down can see a sync succeed
+//! that was not, and would acknowledge what is then lost by nobody's fault.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use rustix::ioctl::{Opcode, Setter, ioctl, opcode};
+
+/// Bytes of a node's disk; its file is sparse.
+const DISK: u64 = 1 << 30;
+/// `FS_IOC_SHUTDOWN` of `linux/fs.h` and ext4.
+const SHUTDOWN: Opcode = opcode::read::<u32>(b'X', 125);
+/// Nothing more is written, not even the journal.
+const NO_LOG_FLUSH: u32 = 2;
+/// How long a process may take to stop.
+const STOP_LIMIT: Duration = Duration::from_secs(10);
+
+/// A file system for each node, unmounted when this is dropped.
+pub struct Disks {
+    mounted: Vec<Disk>,
+}
+
+struct Disk {
+    image: PathBuf,
+    at: PathBuf,
+}
+
+/// Whether this process may mount file systems.
+pub fn is_possible() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+impl Disks {
+    /// Makes `nodes` file systems, mounted where a cluster under `dir` has the stores of its nodes.
+    pub fn mount(dir: &Path, nodes: usize) -> anyhow::Result<Self> {
+        let mut disks = Self {
+            mounted: Vec::new(),
+        };
+        for node in 0..nodes {
+            let (image, at) = (
+                dir.join(format!("n{node}.img")),
+                dir.join(format!("n{node}")),
+            );
+            fs::create_dir_all(&at)?;
+            File::create(&image)?.set_len(DISK)?;
+            run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&image))?;
+            let disk = Disk { image, at };
+            disk.mount()?;
+            disks.mounted.push(disk);
+        }
+        Ok(disks)
+    }
+
+    /// Cuts the power of all nodes, whose processes are `pids`: stops them, loses what is not on the
+    /// disks, and has `kill` end them. The disks are mounted again on return.
+    pub fn cut(
+        &self,
+        pids: &[u32],
+        kill: impl FnOnce() -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        for pid in pids {
+            until_stopped(*pid)?;
+        }
+        for disk in &self.mounted {
+            disk.forget()?;
+        }
+        kill()?;
+        for disk in &self.mounted {
+            run(Command::new("umount").arg(&disk.at))?;
+            disk.mount()?;
+        }
+        Ok(())
+    }
+}
+
+impl Disk {
+    fn mount(&self) -> anyhow::Result<()> {
+        run(Command::new("mount")
+            .args(["-o", "loop"])
+            .arg(&self.image)
+            .arg(&self.at))
+    }
+
+    /// Has the file system write nothing any more.
+    fn forget(&self) -> anyhow::Result<()> {
+        let root = File::open(&self.at)?;
+        // SAFETY: this opcode takes a pointer to a u32 with the flags.
+        let request = unsafe { Setter::<SHUTDOWN, u32>::new(NO_LOG_FLUSH) };
+        // SAFETY: the request is that of the opcode, and the file is open.
+        let done = unsafe { ioctl(&root, request) };
+        done.with_context(|| format!("cannot shut down the file system at {}", self.at.display()))
+    }
+}
+
+impl Drop for Disks {
+    fn drop(&mut self) {
+        for disk in &self.mounted {
+            if let Err(e) = run(Command::new("umount").arg(&disk.at)) {
+                eprintln!("{e:#}");
+            }
+        }
+    }
+}
+
+/// Waits until every thread of a process that was sent SIGSTOP has stopped: one that is in the middle of
+/// a sync finishes that first.
+fn until_stopped(pid: u32) -> anyhow::Result<()> {
+    let end = Instant::now() + STOP_LIMIT;
+    loop {
+        let mut running = 0;
+        for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+            let stat = fs::read_to_string(task?.path().join("stat")).unwrap_or_default();
+            // The name before it may hold anything, but ends with the last parenthesis.
+            let state = stat.rsplit(')').next().unwrap_or_default().trim_start();
+            running += u32::from(!state.starts_with('T'));
+        }
+        if running == 0 {
+            return Ok(());
+        }
+        ensure!(Instant::now() < end, "process {pid} does not stop");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn run(command: &mut Command) -> anyhow::Result<()> {
+    let output = command
+        .output()
+        .with_context(|| format!("cannot run {command:?}"))?;
+    ensure!(
+        output.status.success(),
+        "{command:?}: {}",
+        String::from_utf8_lossy(&output.stderr).trim_end()
+    );
+    Ok(())
+}
