@@ -425,7 +425,8 @@ fn committed_end(address: SocketAddr) -> io::Result<u64> {
 /// outgoing connections. One process never gets the same run twice.
 fn free_runs(count: usize) -> anyhow::Result<Vec<u16>> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    let first = 20_000 + std::process::id() % 9_000;
+    // Runs that are started together have neighbouring process ids.
+    let first = 20_000 + std::process::id().wrapping_mul(331) % 9_000;
     let mut found = Vec::new();
     while found.len() < count {
         let at = first + NEXT.fetch_add(3, Ordering::Relaxed);
