@@ -2,7 +2,7 @@
 //! mqadmin, Java name servers and a Java broker.
 //!
 //! `support` starts them; `clients` runs applications, `admin` and `tools` the official tools,
-//! `java_store` gives our store to a Java broker, `startup` and `hostile` feed bad input, `failover`
+//! `java_store` gives our store to a Java broker, `migrate` starts from one of a Java broker, `startup` and `hostile` feed bad input, `failover`
 //! kills nodes, `delay` has messages wait, `freeze` has a group take nothing.
 
 #![expect(
@@ -17,6 +17,7 @@ mod failover;
 mod freeze;
 mod hostile;
 mod java_store;
+mod migrate;
 mod startup;
 mod support;
 mod tools;
