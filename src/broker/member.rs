@@ -63,7 +63,9 @@ impl From<raft::ProposeError> for ProposeError {
             raft::ProposeError::Unknown => Self::Unknown,
             raft::ProposeError::TooLarge { bytes, max } => Self::TooLarge { bytes, max },
             raft::ProposeError::Frozen => Self::Frozen,
-            raft::ProposeError::Fatal(reason) => Self::Failed(reason),
+            raft::ProposeError::Full(reason) | raft::ProposeError::Fatal(reason) => {
+                Self::Failed(reason)
+            }
         }
     }
 }

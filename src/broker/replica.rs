@@ -89,7 +89,7 @@ pub enum ProposeError {
     /// The group is frozen; nothing was appended.
     #[error("{FROZEN}")]
     Frozen,
-    /// This node is broken or stopping.
+    /// Nothing was appended: this node is full, broken or stopping.
     #[error("{0}")]
     Failed(String),
 }

@@ -353,6 +353,8 @@ fn retention_rules(config: &BrokerConfig) -> RetentionRules {
         forcibly: config
             .clean_file_forcibly_enable
             .then_some(config.disk_space_clean_forcibly_ratio),
+        warning: config.disk_space_warning_level_ratio,
+        clean: config.disk_space_clean_forcibly_ratio,
         interval: config.clean_resource_interval,
         batch: config.delete_file_batch_max as usize,
         pause: config.delete_commit_log_files_interval,

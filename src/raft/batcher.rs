@@ -17,6 +17,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::leadership::Leadership;
+use super::space::Space;
 use super::types::{Pending, Proposal, Responder, TypeConfig};
 use super::{ProposeError, Raft};
 use crate::meta::Meta;
@@ -59,6 +60,7 @@ pub(super) struct Batcher {
     max_bytes: usize,
     leadership: Arc<Leadership>,
     meta: Meta,
+    pub(super) space: Arc<Space>,
 }
 
 impl Batcher {
@@ -68,6 +70,7 @@ impl Batcher {
         raft: Raft,
         leadership: Arc<Leadership>,
         meta: Meta,
+        space: Arc<Space>,
         max_extent_bytes: u64,
     ) -> Self {
         let max_extent_bytes = usize::try_from(max_extent_bytes).unwrap_or(usize::MAX);
@@ -78,6 +81,8 @@ impl Batcher {
         let worker = Worker {
             raft,
             leadership: leadership.clone(),
+            space: space.clone(),
+            flying_bytes: 0,
             submissions,
             max_batch: BATCH_BYTES.min(max_bytes),
             next: None,
@@ -93,6 +98,7 @@ impl Batcher {
             max_bytes,
             leadership,
             meta,
+            space,
         }
     }
 
@@ -124,6 +130,7 @@ impl Batcher {
             return Ok(Vec::new());
         }
         not_leading(&self.leadership)?;
+        self.space.check_messages(bytes)?;
         let share = u32::try_from(bytes.min(IN_FLIGHT_BYTES)).expect("the budget fits u32");
         let permit = self.budget.clone().acquire_many_owned(share).await;
         let permit = permit.expect("the budget is never closed");
@@ -202,6 +209,7 @@ type Answer = oneshot::Sender<Result<Vec<Position>, ProposeError>>;
 /// A closed batch and those who wait for it.
 struct Flight {
     batch: Pending,
+    bytes: usize,
     sealed: Arc<SealedCell>,
     /// Each send's number of records, in the order of the batch.
     waiting: Vec<(usize, Answer)>,
@@ -242,6 +250,9 @@ type Answered = (Flight, Option<ClientWriteResult<TypeConfig>>);
 struct Worker {
     raft: Raft,
     leadership: Arc<Leadership>,
+    space: Arc<Space>,
+    /// Bytes of the batches that fly.
+    flying_bytes: usize,
     submissions: mpsc::Receiver<Submission>,
     max_batch: usize,
     /// The first send of the next batch, which did not fit the last one.
@@ -296,6 +307,7 @@ impl Worker {
         };
         Flight {
             batch: Pending::new(batch),
+            bytes,
             sealed,
             waiting,
             _permits: permits,
@@ -305,6 +317,9 @@ impl Worker {
     }
 
     async fn launch(&mut self, flight: Flight) {
+        if let Err(full) = self.space.check_messages(self.flying_bytes + flight.bytes) {
+            return flight.fail(&full);
+        }
         let (done, answered) = oneshot::channel();
         let responder = Responder::new(move |answer| drop(done.send(answer)));
         let proposal = Proposal::Messages(flight.batch.clone());
@@ -316,11 +331,13 @@ impl Worker {
         {
             return flight.fail(&stopped(&self.leadership));
         }
+        self.flying_bytes += flight.bytes;
         self.flying
             .push_back(Box::pin(async move { (flight, answered.await.ok()) }));
     }
 
     fn land(&mut self, flight: Flight, answer: Option<ClientWriteResult<TypeConfig>>) {
+        self.flying_bytes -= flight.bytes;
         match outcome(&self.leadership, answer) {
             Outcome::Applied(_) => {
                 self.unserved = None;

@@ -76,6 +76,9 @@ pub enum ProposeError {
     /// The group is frozen; nothing was appended.
     #[error("{FROZEN}")]
     Frozen,
+    /// Nothing was appended: there is no space for it.
+    #[error("{0}")]
+    Full(String),
     /// Raft has stopped on this node.
     #[error("raft has stopped: {0}")]
     Fatal(String),
@@ -322,6 +325,7 @@ impl Group {
     /// Has a metadata command applied by all replicas, and gives this node's reply.
     pub async fn propose_meta(&self, command: Bytes) -> Result<Reply, ProposeError> {
         self.0.batcher.check_size(command.len())?;
+        self.0.batcher.space.check_metadata(command.len())?;
         let leadership = self.leadership();
         let term = leadership.leading();
         let started = tokio::time::Instant::now();

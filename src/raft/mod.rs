@@ -6,6 +6,7 @@
 //! - `leadership`: who leads, leases, transfer. `gate`: when a node that has started may vote.
 //!   `watchdog`: what a leader does when its disk stalls.
 //! - `retention`: what leaves the log, and when.
+//! - `space`: what is refused for want of it.
 //! - `batcher`: many sends in one entry.
 //! - `peer`: everything between the nodes of a group.
 //! - `snapshot`: what is sent to a node that needs entries which have left the log.
@@ -24,6 +25,7 @@ mod node;
 mod peer;
 mod retention;
 mod snapshot;
+mod space;
 mod start;
 mod state_machine;
 mod types;

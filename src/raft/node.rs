@@ -18,6 +18,7 @@ use super::leadership::{Leadership, OnFatal};
 use super::log_store::{LogStore, SharedLog};
 use super::peer::IdentityError;
 use super::snapshot::SnapshotData;
+use super::space::Space;
 use super::state_machine::StateMachine;
 use super::types::{NodeId, TypeConfig};
 use super::{Raft, watchdog};
@@ -208,6 +209,7 @@ pub(super) struct Node {
     pub(super) raft: Raft,
     pub(super) leadership: Arc<Leadership>,
     pub(super) gate: VoteGate,
+    pub(super) space: Arc<Space>,
     queues: Arc<Queues>,
     log: SharedLog,
 }
@@ -250,6 +252,7 @@ impl Node {
         let state_machine = StateMachine::open(&root, disk, &reader, queues.clone(), meta)
             .map_err(StartError::Applied)?;
         let log = SharedLog::new(log);
+        let space = Arc::new(Space::new(reader.clone()));
         let store = LogStore::new(log.clone(), reader);
         let raft = Raft::build(id, Arc::new(config), network, store, state_machine).await;
         let raft = raft.map_err(failed)?;
@@ -273,6 +276,7 @@ impl Node {
             raft,
             leadership,
             gate,
+            space,
             queues,
             log,
         })

@@ -11,19 +11,27 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use openraft::async_runtime::watch::WatchReceiver;
 use rmq_store::{Cut, LogIndex, Retention, RetentionLimits, Space};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
-use super::Raft;
 use super::leadership::Leadership;
-use super::node;
+use super::node::{self, Node};
+use super::peer::{Network, SelfId};
+use super::{MemberStatus, Raft};
 
 /// How long openraft may take for a snapshot or a purge before the round ends without it. A purge
 /// waits for the replication of entries that it concerns.
 const STEP_LIMIT: Duration = Duration::from_secs(30);
+/// How often it looks how full the disk is, at least.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// How long a member may take to say whether it is full.
+const ASK_LIMIT: Duration = Duration::from_millis(500);
+/// A member that is at most this many entries behind can take over.
+const CAUGHT_UP: u64 = 64;
 /// A member that has answered within this time is alive.
 const ALIVE_WITHIN_MS: u64 = 5_000;
 /// Rounds that a tool's request is good for (`MAX_MANUAL_DELETE_FILE_TIMES`).
@@ -41,6 +49,10 @@ pub struct RetentionRules {
     pub max_used: u8,
     /// `diskSpaceCleanForciblyRatio`, in percent; `None` if `cleanFileForciblyEnable` is false.
     pub forcibly: Option<u8>,
+    /// `diskSpaceWarningLevelRatio`, in percent: above it, messages are refused.
+    pub warning: u8,
+    /// `diskSpaceCleanForciblyRatio`, in percent, whatever `forcibly` says: down to it, they go on to be.
+    pub clean: u8,
     /// `cleanResourceInterval`.
     pub interval: Duration,
     /// `deleteFileBatchMax`: segments in one round.
@@ -59,6 +71,8 @@ impl Default for RetentionRules {
             reserved_hours: 72,
             max_used: 75,
             forcibly: Some(85),
+            warning: 90,
+            clean: 85,
             interval: Duration::from_secs(10),
             batch: 10,
             pause: Duration::from_millis(100),
@@ -121,8 +135,8 @@ pub(super) struct Retaining {
 
 impl Retaining {
     pub(super) fn start(
-        raft: Raft,
-        leadership: Arc<Leadership>,
+        node: &Node,
+        network: Network,
         store: Retention,
         rules: RetentionRules,
     ) -> Self {
@@ -130,8 +144,10 @@ impl Retaining {
         let asked = Arc::new(AtomicU32::new(0));
         let (stop, mut stopping) = watch::channel(false);
         let rounds = Rounds {
-            raft,
-            leadership,
+            raft: node.raft.clone(),
+            leadership: Arc::clone(&node.leadership),
+            space: Arc::clone(&node.space),
+            network,
             store: Arc::clone(&store),
             asked: Arc::clone(&asked),
             rules,
@@ -177,6 +193,8 @@ impl Retaining {
 struct Rounds {
     raft: Raft,
     leadership: Arc<Leadership>,
+    space: Arc<super::space::Space>,
+    network: Network,
     store: Arc<Retention>,
     asked: Arc<AtomicU32>,
     rules: RetentionRules,
@@ -185,8 +203,14 @@ struct Rounds {
 impl Rounds {
     async fn run(self) {
         let mut failing = false;
+        let mut next_round = Instant::now();
         loop {
-            sleep(self.rules.interval).await;
+            sleep(self.rules.interval.min(LOOK_INTERVAL)).await;
+            self.look().await;
+            if Instant::now() < next_round {
+                continue;
+            }
+            next_round = Instant::now() + self.rules.interval;
             match self.round().await {
                 Ok(()) => failing = false,
                 // Once, for the reason of a failure stays for many rounds.
@@ -195,6 +219,52 @@ impl Rounds {
                     failing = true;
                     tracing::warn!("old segments of the log are not removed: {error}");
                 }
+            }
+        }
+    }
+
+    /// Notes how full the disk is, and as leader those of the others: a leader without space hands over
+    /// to a member that has some, if there is one, and refuses messages if a majority has none.
+    async fn look(&self) {
+        let used = self.blocking(|store| store.space().map_err(|e| e.to_string()));
+        if let Ok(used) = used.await {
+            let RetentionRules { warning, clean, .. } = self.rules;
+            self.space.note(used, warning, clean);
+        }
+        if self.leadership.leading().is_none() {
+            return self.space.note_group(false);
+        }
+        let own = self.leadership.self_id();
+        let members = self.leadership.status().members;
+        let voters: Vec<MemberStatus> = members.into_iter().filter(|m| m.voter).collect();
+        let asked = voters
+            .iter()
+            .filter(|voter| voter.node != own)
+            .map(|voter| async move {
+                let full = self
+                    .network
+                    .is_full(voter.node, &voter.raft_addr, ASK_LIMIT);
+                (voter, full.await)
+            });
+        let told: Vec<(&MemberStatus, Option<bool>)> = join_all(asked).await;
+        let is_full = self.space.is_full();
+        let others = told.iter().filter(|(_, full)| *full == Some(true)).count();
+        let with_space = voters.len() - others - usize::from(is_full);
+        self.space.note_group(with_space <= voters.len() / 2);
+        let successor = told.iter().find(|(voter, full)| {
+            *full == Some(false) && voter.lag.is_some_and(|lag| lag <= CAUGHT_UP)
+        });
+        if let Some((successor, _)) = successor.filter(|_| is_full) {
+            tracing::warn!(
+                to = successor.node,
+                "hands leadership over for want of space"
+            );
+            if let Err(error) = self
+                .leadership
+                .transfer(Some(SelfId::of(successor.node)))
+                .await
+            {
+                tracing::warn!(%error, "leadership is not handed over");
             }
         }
     }

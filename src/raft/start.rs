@@ -164,9 +164,14 @@ pub async fn start(
         .await;
     let (node, network, peers) = started.ok_or(StartError::Panicked)??;
     let max = reader.max_extent_bytes();
-    let batcher = Batcher::start(node.raft.clone(), node.leadership.clone(), known, max);
-    let (raft, leadership) = (node.raft.clone(), node.leadership.clone());
-    let retaining = Retaining::start(raft, leadership, retention, rules);
+    let batcher = Batcher::start(
+        node.raft.clone(),
+        node.leadership.clone(),
+        known,
+        node.space.clone(),
+        max,
+    );
+    let retaining = Retaining::start(&node, network.clone(), retention, rules);
     Ok(Group::new(
         node, batcher, network, peers, retaining, runtime,
     ))
@@ -207,6 +212,7 @@ async fn take_part(
         local,
         raft: node.raft.clone(),
         gate: node.gate.clone(),
+        space: node.space.clone(),
         forward: peers.forward,
         receiver,
         join_only: peers.join_only,

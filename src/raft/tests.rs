@@ -5,6 +5,7 @@
 mod peers;
 mod retention;
 mod snapshots;
+mod space;
 mod wires;
 
 use std::collections::{BTreeMap, HashSet};
@@ -111,7 +112,13 @@ async fn start(id: NodeId, root: &Path, wires: &Wires) -> Running {
     node.raft.run();
     wires.plug(id, node.clone());
     let max = reader.max_extent_bytes();
-    let batcher = Batcher::start(node.raft.clone(), node.leadership.clone(), Meta::new(), max);
+    let batcher = Batcher::start(
+        node.raft.clone(),
+        node.leadership.clone(),
+        Meta::new(),
+        node.space.clone(),
+        max,
+    );
     let group = Group::bare(node, batcher);
     Running {
         group,

@@ -15,13 +15,18 @@ use crate::slots::Slots;
 use crate::types::{EntryId, PhyOffset};
 use crate::worker::{Turn, Worker};
 
+/// When something that could not be made is tried again.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// How often a changed checkpoint is written. It bounds what recovery reads.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Default)]
 struct State {
-    /// The segment to make next.
+    /// The segment to make next, and when to try that if it has failed.
     wanted: Option<PhyOffset>,
+    try_at: Option<Duration>,
+    /// The first byte of the raft index's file to make next.
+    wanted_index: Option<u64>,
     making: bool,
     made: Option<Segment>,
     /// The checkpoint file is older than its content here.
@@ -102,6 +107,12 @@ impl Keeper {
         self.worker.wake();
     }
 
+    /// Asks for the file of the raft index that starts at byte `base`, before it is needed.
+    pub(crate) fn want_index(&self, base: u64) {
+        self.inner.state().wanted_index = Some(base);
+        self.worker.wake();
+    }
+
     /// The segment that starts at `base`: as made ahead, else made now.
     pub(crate) fn take(&self, base: PhyOffset) -> io::Result<Segment> {
         if let Some(segment) = self.made() {
@@ -128,6 +139,7 @@ impl Keeper {
     fn made(&self) -> Option<Segment> {
         let mut state = self.inner.state();
         state.wanted = None;
+        state.try_at = None;
         self.inner.hurry.store(true, Ordering::Relaxed);
         while state.making {
             state = self
@@ -190,26 +202,20 @@ impl Inner {
         if state.stop {
             return Turn::End;
         }
-        if let Some(base) = state.wanted.take() {
-            state.making = true;
-            drop(state);
-            let made = self.shared.segments.create(base, self.written, &self.hurry);
-            let mut state = self.state();
-            state.making = false;
-            match made {
-                Ok(segment) => state.made = Some(segment),
-                // The append that needs the segment tries again and fails with the reason.
-                Err(e) => tracing::warn!(%base, error = %e, "cannot make the next segment"),
-            }
-            self.made.notify_all();
+        let is_wanted = state.wanted.is_some() || state.wanted_index.is_some();
+        let is_wanted = is_wanted && self.shared.check_poison().is_ok();
+        if is_wanted && state.try_at.is_none_or(|at| at <= now) {
+            self.make(state, now);
             return Turn::Again;
         }
+        let until_try = state.try_at.filter(|_| is_wanted);
+        let until_try = until_try.map(|at| at.saturating_sub(now));
         if !state.changed {
-            return Turn::Wait;
+            return until_try.map_or(Turn::Wait, Turn::WaitFor);
         }
         let left = (written_at + CHECKPOINT_INTERVAL).saturating_sub(now);
         if !left.is_zero() {
-            return Turn::WaitFor(left);
+            return Turn::WaitFor(until_try.map_or(left, |until| until.min(left)));
         }
         state.changed = false;
         state.written_at = Some(now);
@@ -219,6 +225,51 @@ impl Inner {
                 .poison(|| format!("cannot write the checkpoint: {e}"));
         }
         Turn::Again
+    }
+
+    /// Makes what is wanted ahead of need. What cannot be made is tried again later; until then the log
+    /// is short of room, which those have to heed who append.
+    fn make(&self, mut state: MutexGuard<'_, State>, now: Duration) {
+        let (wanted, index) = (state.wanted, state.wanted_index.take());
+        state.making = wanted.is_some();
+        drop(state);
+        let segments = &self.shared.segments;
+        let made = wanted.map(|base| {
+            segments.check_space()?;
+            segments.create(base, self.written, &self.hurry)
+        });
+        let made = made.transpose();
+        let indexed = index.map_or(Ok(()), |base| self.shared.index.make(base));
+
+        let mut state = self.state();
+        state.making = false;
+        state.try_at = None;
+        if indexed.is_err() && state.wanted_index.is_none() {
+            state.wanted_index = index;
+        }
+        let failure = match made {
+            Ok(made) => {
+                // Else it was given up meanwhile, and whoever waits for it takes it away.
+                state.wanted = state.wanted.filter(|base| Some(*base) != wanted);
+                state.made = made.or_else(|| state.made.take());
+                indexed.err()
+            }
+            Err(e) => Some(e),
+        };
+        if failure.is_some() {
+            state.try_at = Some(now + RETRY_INTERVAL);
+        }
+        drop(state);
+        self.made.notify_all();
+        let was_short = self.shared.set_short(failure.is_some());
+        match failure {
+            Some(e) if !was_short => tracing::error!(
+                dir = %segments.dir().display(), error = %e,
+                "cannot make the log's next file: messages are refused once the last one is nearly full"
+            ),
+            None if was_short => tracing::info!("the log has room again"),
+            _ => {}
+        }
     }
 
     fn write_checkpoint(&self) -> io::Result<()> {

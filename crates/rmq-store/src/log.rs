@@ -62,6 +62,8 @@ pub struct Log {
     vote_slots: Slots,
     /// Start of the last segment that was asked for ahead.
     wanted: PhyOffset,
+    /// The same for the raft index; `u64::MAX` for none.
+    wanted_index: u64,
     recovered: Recovered,
     /// Dropped last.
     _lock: Box<dyn Any + Send + Sync>,
@@ -109,7 +111,7 @@ impl Log {
             parts.checkpoint_slots,
             checkpoint,
         )?;
-        Ok(Self {
+        let mut log = Self {
             config,
             genesis,
             disk,
@@ -122,9 +124,12 @@ impl Log {
             vote: parts.vote,
             vote_slots: parts.vote_slots,
             wanted: PhyOffset(0),
+            wanted_index: u64::MAX,
             recovered,
             _lock: parts.lock,
-        })
+        };
+        log.want_ahead();
+        Ok(log)
     }
 
     /// A view on this log.
@@ -262,8 +267,18 @@ impl Log {
         segments.write(start, &slices)
     }
 
-    /// Asks for the next segment once half of the last one is used.
+    /// Asks for the next segment once half of the last one is used, and for the raft index's next file.
     fn want_ahead(&mut self) {
+        let next = self
+            .tail
+            .last_id()
+            .map_or(LogIndex(0), |last| last.index.next());
+        if let Some(base) = self.shared.index.wanted(next)
+            && self.wanted_index != base
+        {
+            self.wanted_index = base;
+            self.keeper.want_index(base);
+        }
         let segments = &self.shared.segments;
         let limit = segments.limit().unwrap_or_default();
         if self.wanted != limit && self.tail.end + segments.bytes / 2 > limit {
@@ -351,7 +366,8 @@ impl Log {
                 .at(end)
                 .map_or(Ok(()), |segment| segment.file.sync())
         })?;
-        self.wanted = PhyOffset(0);
+        (self.wanted, self.wanted_index) = (PhyOffset(0), u64::MAX);
+        self.want_ahead();
         Ok(())
     }
 

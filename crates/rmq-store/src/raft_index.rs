@@ -19,7 +19,10 @@ const CELL_BYTES: usize = 20;
 pub(crate) const CELL_LEN: u64 = CELL_BYTES as u64;
 /// Bytes of a file: the consume queue's default, and not configured, so that a change of that key
 /// does not move the cells.
-pub(crate) const FILE_LEN: u64 = 300_000 * CELL_LEN;
+const FILE_CELLS: u64 = 300_000;
+pub(crate) const FILE_LEN: u64 = FILE_CELLS * CELL_LEN;
+/// Entries that the last file must have room for when another one cannot be made.
+const RESERVE_CELLS: u64 = 4096;
 /// Files kept open. Appends use one, a lagging reader another.
 const OPEN_MAX: usize = 8;
 
@@ -42,6 +45,8 @@ struct Files {
     open: Vec<(u64, Arc<dyn DiskFile>)>,
     /// Files with cells that are not durable.
     dirty: BTreeSet<u64>,
+    /// Behind the last file, in bytes.
+    made: u64,
 }
 
 /// The cells of all entries.
@@ -85,13 +90,33 @@ impl RaftIndex {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => other?,
         };
-        if create && file.size()? < FILE_LEN {
-            file.allocate(FILE_LEN)?;
-            self.disk.sync_dir(&self.dir)?;
+        if create {
+            if file.size()? < FILE_LEN {
+                file.allocate(FILE_LEN)?;
+                self.disk.sync_dir(&self.dir)?;
+            }
+            files.made = files.made.max(base + FILE_LEN);
         }
         files.open.insert(0, (base, Arc::clone(&file)));
         files.open.truncate(OPEN_MAX);
         Ok(Some(file))
+    }
+
+    /// Makes the file that starts at byte `base`.
+    pub(crate) fn make(&self, base: u64) -> io::Result<()> {
+        self.file(base, true).map(drop)
+    }
+
+    /// The file to make ahead, once most of the last one is used up to `next`: its first byte.
+    pub(crate) fn wanted(&self, next: LogIndex) -> Option<u64> {
+        let made = self.files().made;
+        (next.0 * CELL_LEN + FILE_LEN / 4 > made)
+            .then_some(made.max(next.0 / FILE_CELLS * FILE_LEN))
+    }
+
+    /// Whether some thousand entries more find a file.
+    pub(crate) fn has_room(&self, next: LogIndex) -> bool {
+        (next.0 + RESERVE_CELLS) * CELL_LEN <= self.files().made
     }
 
     /// The cell of an entry; `None` if none was ever written.
@@ -186,6 +211,7 @@ impl RaftIndex {
                 let mut files = self.files();
                 files.open.retain(|(open, _)| *open != base);
                 files.dirty.remove(&base);
+                files.made = files.made.min(base);
                 self.disk.unlink(&self.dir.join(name))?;
                 dropped = true;
             } else if base == keep {

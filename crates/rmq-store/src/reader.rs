@@ -1,7 +1,7 @@
 //! Reading the log, from any thread, while it grows.
 
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use bytes::Bytes;
@@ -10,7 +10,7 @@ use thiserror::Error;
 
 use crate::extent::{ExtentError, Header, Tail};
 use crate::raft_index::RaftIndex;
-use crate::segment::Segments;
+use crate::segment::{Segments, reserve_bytes};
 use crate::types::{EntryId, LogIndex, PhyOffset, StoredEntry};
 
 /// Why an entry that is in the log could not be read.
@@ -41,6 +41,8 @@ pub(crate) struct Shared {
     end: AtomicU64,
     confirm: AtomicU64,
     synced: AtomicU64,
+    /// The next file could not be made ahead of need.
+    short: AtomicBool,
     /// First reason why nothing may be written any more.
     poison: OnceLock<String>,
 }
@@ -63,8 +65,14 @@ impl Shared {
             end: AtomicU64::new(base.0),
             confirm: AtomicU64::new(base.0),
             synced: AtomicU64::new(base.0),
+            short: AtomicBool::new(false),
             poison: OnceLock::new(),
         }
+    }
+
+    /// Notes whether the next file could not be made; what was noted before.
+    pub(crate) fn set_short(&self, short: bool) -> bool {
+        self.short.swap(short, Ordering::AcqRel)
     }
 
     /// Where the first entry that is not purged starts.
@@ -221,6 +229,24 @@ impl LogReader {
             "confirm offset {confirm} is beyond the log's end {end}"
         );
         self.shared.raise_confirm(confirm);
+    }
+
+    /// `None` while new files can be made as they are needed. Else the bytes that can be appended before
+    /// the log needs one, blanks included, but for a reserve of a sixteenth of a segment, which is for
+    /// what must be written whatever happens: appending beyond is fatal.
+    #[must_use]
+    pub fn room(&self) -> Option<u64> {
+        if !self.shared.short.load(Ordering::Acquire) {
+            return None;
+        }
+        let segments = &self.shared.segments;
+        let next = self.last_id().map_or(LogIndex(0), |last| last.index.next());
+        if !self.shared.index.has_room(next) {
+            return Some(0);
+        }
+        let limit = segments.limit().unwrap_or_default().0;
+        let free = limit.saturating_sub(self.end_offset().0);
+        Some(free.saturating_sub(reserve_bytes(segments.bytes)))
     }
 
     /// Bytes of a segment.

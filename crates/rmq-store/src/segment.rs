@@ -24,6 +24,12 @@ pub(crate) struct Segment {
     pub(crate) file: Arc<dyn DiskFile>,
 }
 
+/// What is kept free, on the disk beside the next segment and in the last segment if there is no room
+/// for another: a sixteenth of a segment.
+pub(crate) fn reserve_bytes(segment_bytes: u64) -> u64 {
+    segment_bytes / 16
+}
+
 /// Name of the file that starts at `base`.
 pub(crate) fn file_name(base: u64) -> String {
     format!("{base:020}")
@@ -191,6 +197,22 @@ impl Segments {
             self.disk.sync_dir(&self.dir)?;
         }
         Ok(!dropped.is_empty())
+    }
+
+    /// Refuses to take the last of the disk's space for a segment: consume queues and applied state have
+    /// to be written too.
+    pub(crate) fn check_space(&self) -> io::Result<()> {
+        let available = self.disk.space(&self.dir)?.available;
+        if available < self.bytes + reserve_bytes(self.bytes) {
+            return Err(io::Error::new(
+                io::ErrorKind::StorageFull,
+                format!(
+                    "{available} bytes are available on the disk, a segment has {}",
+                    self.bytes
+                ),
+            ));
+        }
+        Ok(())
     }
 
     /// Removes the first segment: its file, then the segment. Whoever has it in use keeps it; what was

@@ -144,6 +144,16 @@ impl Message for () {
     }
 }
 
+impl Message for bool {
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.put_u8(u8::from(*self));
+    }
+
+    fn decode(from: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        from.flag("answer")
+    }
+}
+
 impl<M: Message> Message for Option<M> {
     fn encode(&self, out: &mut Vec<u8>) {
         out.put_u8(u8::from(self.is_some()));

@@ -45,6 +45,7 @@ pub use transport::{Bound, Duplex, Listener, Net, Tcp};
 
 use crate::raft::Raft;
 use crate::raft::gate::VoteGate;
+use crate::raft::space::Space;
 use crate::raft::types::{BrokerNode, NodeId};
 use caller::Dialer;
 use join::Joins;
@@ -62,6 +63,7 @@ pub(in crate::raft) struct Options {
     /// Runs on a [`Network`] made with the same `net` and `local`.
     pub(in crate::raft) raft: Raft,
     pub(in crate::raft) gate: VoteGate,
+    pub(in crate::raft) space: Arc<Space>,
     /// Answers what other nodes forward while this one leads.
     pub(in crate::raft) forward: ForwardHandler,
     /// Takes snapshots.
@@ -91,6 +93,7 @@ impl Peers {
             local: Arc::clone(&options.local),
             raft: options.raft,
             gate: options.gate,
+            space: options.space,
             forward: options.forward,
             receiver: options.receiver,
             joins: Joins::new(options.auto_rejoin),

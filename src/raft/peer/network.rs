@@ -168,6 +168,18 @@ impl Network {
         }
     }
 
+    /// Whether a node has no space for messages; `None` if it does not say.
+    pub(in crate::raft) async fn is_full(
+        &self,
+        node: NodeId,
+        addr: &str,
+        limit: Duration,
+    ) -> Option<bool> {
+        let peer = self.peer(node, addr);
+        let answer = peer.control.ask(Kind::Full, &(), limit).await;
+        answer.ok()
+    }
+
     fn link(&self, node: NodeId, addrs: &BrokerNode, pipelined: bool) -> Link {
         Link {
             dialer: self.shared.dialer.clone(),

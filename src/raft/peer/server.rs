@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -40,6 +41,8 @@ const LINGER: Duration = Duration::from_secs(1);
 const MAX_CONNECTIONS: usize = 256;
 /// Pause after a failed accept, such as for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How often a node without space looks whether it has some again.
+const SPACE_PAUSE: Duration = Duration::from_millis(100);
 /// Frames written in one go.
 const MAX_BURST: usize = 64;
 
@@ -354,6 +357,7 @@ impl Connection {
                 let answered = raw.is_some();
                 return Ok((Forwarded { answered }.to_head(), raw));
             }
+            Request::Full => shared.space.is_full().to_head(),
             Request::Ping => Vec::new(),
         };
         Ok((head, None))
@@ -386,14 +390,18 @@ impl Connection {
 
         let (requests, mut input) = mpsc::channel(MAX_APPENDS);
         let (frames, mut unanswered) = mpsc::channel(MAX_APPENDS);
+        let unanswered_bytes = AtomicUsize::new(0);
         let input = stream::poll_fn(move |cx| input.poll_recv(cx));
         let mut results = std::pin::pin!(shared.raft.stream_append(input).ready_chunks(MAX_BURST));
         let read = async {
             while let Some((mut frame, append)) = self.next_append(&mut reader).await? {
+                let bytes = frame.raw.len();
+                self.wait_for_space(bytes, &unanswered_bytes).await;
+                unanswered_bytes.fetch_add(bytes, Ordering::Relaxed);
                 // Only what an answer needs is kept.
                 frame.head = Bytes::new();
                 frame.raw = Bytes::new();
-                let unanswered = (frame, append.leader_last);
+                let unanswered = (frame, append.leader_last, bytes);
                 frames.try_send(unanswered).map_err(|_| Closed::Crowded)?;
                 if requests.send(append.request).await.is_err() {
                     return Err(Closed::Stopped);
@@ -407,7 +415,9 @@ impl Connection {
                 let mut done = true;
                 for result in results {
                     let result = result.map_err(|_| Closed::Stopped)?;
-                    let (frame, leader_last) = unanswered.recv().await.ok_or(Closed::Stopped)?;
+                    let (frame, leader_last, bytes) =
+                        unanswered.recv().await.ok_or(Closed::Stopped)?;
+                    unanswered_bytes.fetch_sub(bytes, Ordering::Relaxed);
                     shared.heard(&result, leader_last);
                     done &= result.is_ok();
                     answers.push(answer(&frame, &result));
@@ -470,6 +480,21 @@ impl Connection {
         Ok(())
     }
 
+    /// Waits until the log has room for an append behind those that are not answered yet: an append
+    /// that fails would end this node. The leader hangs up meanwhile, and tries again.
+    async fn wait_for_space(&self, bytes: usize, unanswered: &AtomicUsize) {
+        let takes = || {
+            let all = bytes + unanswered.load(Ordering::Relaxed);
+            bytes == 0 || self.shared.space.takes(all)
+        };
+        if !takes() && self.shared.nag.is_due("no space") {
+            tracing::error!("no space for the log: this node falls behind its group");
+        }
+        while !takes() {
+            sleep(SPACE_PAUSE).await;
+        }
+    }
+
     /// The next append.
     async fn next_append(&self, reader: &mut Reader) -> Result<Option<(Frame, Append)>, Closed> {
         let Some(frame) = self.next(reader, Duration::MAX).await? else {
@@ -521,6 +546,7 @@ enum Request {
     Form(Form),
     Join(Join),
     Forward(Forward),
+    Full,
     Ping,
 }
 
@@ -540,6 +566,7 @@ impl Request {
             (Purpose::Control, Kind::TransferLeader) => {
                 Message::from_head(head).map(Self::Transfer)
             }
+            (Purpose::Control, Kind::Full) => <()>::from_head(head).map(|()| Self::Full),
             (Purpose::Forward, Kind::Forward) => Message::from_head(head).map(Self::Forward),
             _ => return Err(Closed::OutOfPlace { kind, purpose }),
         };

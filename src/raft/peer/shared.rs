@@ -12,6 +12,7 @@ use super::server::ForwardHandler;
 use super::{GroupId, Local, Receiver};
 use crate::raft::Raft;
 use crate::raft::gate::VoteGate;
+use crate::raft::space::Space;
 use crate::raft::types::LogId;
 
 /// What the requests of peers act on.
@@ -20,6 +21,7 @@ pub(super) struct Shared {
     pub(super) raft: Raft,
     /// Shut while this node may have promised or lost what it does not remember.
     pub(super) gate: VoteGate,
+    pub(super) space: Arc<Space>,
     pub(super) forward: ForwardHandler,
     pub(super) receiver: Receiver,
     pub(super) joins: Joins,

@@ -197,6 +197,7 @@ async fn start(dir: &Path, id: u16, peers: PeerList, addr: String, differs: Diff
         local: Arc::clone(&local),
         raft: node.raft.clone(),
         gate: node.gate.clone(),
+        space: node.space.clone(),
         forward,
         receiver,
         join_only: differs.join_only,

@@ -63,6 +63,8 @@ pub(super) enum Kind {
     Chunk = 12,
     /// All of a snapshot was sent.
     Finish = 13,
+    /// Asks whether there is space for messages.
+    Full = 14,
 }
 
 impl Kind {
@@ -81,6 +83,7 @@ impl Kind {
             11 => Self::Offer,
             12 => Self::Chunk,
             13 => Self::Finish,
+            14 => Self::Full,
             _ => return None,
         })
     }
@@ -332,7 +335,7 @@ mod tests {
     fn frame_strategy() -> impl Strategy<Value = (u8, u8, u64, Vec<u8>, Vec<Vec<u8>>)> {
         let piece = || proptest::collection::vec(any::<u8>(), 0..60);
         (
-            1..=10u8,
+            1..=14u8,
             0..3u8,
             any::<u64>(),
             piece(),

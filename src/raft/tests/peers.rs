@@ -5,6 +5,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rmq_store::{Disk, DiskFile, FlushMode, OpenMode, RealDisk, Space};
 use tempfile::TempDir;
@@ -18,18 +19,31 @@ use crate::raft::node::Timers;
 use crate::raft::{OnInstall, PeerOptions, RaftOptions, RetentionRules, SelfId, Tcp};
 
 /// What a node runs on.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Machine {
     pub(super) flush: FlushMode,
     /// Names the run of the machine since its power was switched on.
     pub(super) boot: &'static str,
     /// How quickly a test's log lets go of what is old; `None` for never.
     pub(super) retention: Option<fn() -> RetentionRules>,
+    /// Percent of the disk that are used; `None` for those of this machine.
+    pub(super) used: Option<&'static AtomicU64>,
+}
+
+impl Machine {
+    pub(super) fn retaining(rules: fn() -> RetentionRules) -> Self {
+        Self {
+            flush: FlushMode::Sync,
+            boot: "boot",
+            retention: Some(rules),
+            used: None,
+        }
+    }
 }
 
 /// The files of this machine in another run of it.
 #[derive(Debug)]
-struct Booted(&'static str);
+struct Booted(Machine);
 
 impl Disk for Booted {
     fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
@@ -57,10 +71,19 @@ impl Disk for Booted {
         RealDisk.lock(path)
     }
     fn space(&self, dir: &Path) -> io::Result<Space> {
-        RealDisk.space(dir)
+        match self.0.used {
+            None => RealDisk.space(dir),
+            Some(used) => {
+                let used = used.load(Ordering::Relaxed);
+                Ok(Space {
+                    used: used << 40,
+                    available: (100 - used) << 40,
+                })
+            }
+        }
     }
     fn boot_id(&self) -> io::Result<String> {
-        Ok(self.0.to_owned())
+        Ok(self.0.boot.to_owned())
     }
     fn now_ms(&self) -> i64 {
         RealDisk.now_ms()
@@ -135,7 +158,7 @@ async fn start_peer(
     on_install: OnInstall,
 ) -> Running {
     let config = store_config(root, machine.flush);
-    let disk = Arc::new(Booted(machine.boot));
+    let disk = Arc::new(Booted(machine));
     let store = open_store(&config, disk.clone()).await;
     let reader = store.log.reader();
     store.queues.start(Arc::new(|_| {})).unwrap();
@@ -179,6 +202,7 @@ async fn three_nodes_find_each_other_and_outlive_their_leader() {
         flush: FlushMode::Sync,
         boot: "boot",
         retention: None,
+        used: None,
     };
     let site = Site::new();
     let mut nodes = site.start_all(machine).await;
@@ -227,6 +251,7 @@ async fn a_node_that_lost_power_votes_again_once_it_has_what_its_leader_has() {
         flush,
         boot: "first boot",
         retention: None,
+        used: None,
     };
     let site = Site::new();
     let mut nodes = site.start_all(machine).await;
@@ -243,6 +268,7 @@ async fn a_node_that_lost_power_votes_again_once_it_has_what_its_leader_has() {
         flush,
         boot: "second boot",
         retention: None,
+        used: None,
     };
     let alone = site.start(0, lost_power).await;
     tokio::time::sleep(2 * Timers::default().election_max).await;

@@ -23,6 +23,7 @@ pub(super) fn eager() -> RetentionRules {
         // The disk of the test's machine has no say.
         max_used: 100,
         forcibly: None,
+        warning: 100,
         interval: Duration::from_millis(10),
         pause: Duration::ZERO,
         ..RetentionRules::default()
@@ -49,11 +50,7 @@ async fn stopped_with_its_share(node: &Running, sent: &[Sent]) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_node_of_a_group_lets_go_of_what_is_old_and_starts_again_without_it() {
-    let machine = Machine {
-        flush: FlushMode::Sync,
-        boot: "boot",
-        retention: Some(eager),
-    };
+    let machine = Machine::retaining(eager);
     let site = Site::new();
     let mut nodes = site.start_all(machine).await;
     let mut sent = Vec::new();
@@ -140,11 +137,7 @@ async fn a_tool_has_old_segments_removed_at_once() {
             ..eager()
         }
     }
-    let machine = Machine {
-        flush: FlushMode::Sync,
-        boot: "boot",
-        retention: Some(asked),
-    };
+    let machine = Machine::retaining(asked);
     let site = Site::new();
     let nodes = site.start_all(machine).await;
     let all: Vec<&Running> = nodes.iter().collect();

@@ -18,6 +18,7 @@ const MACHINE: Machine = Machine {
     flush: FlushMode::Sync,
     boot: "boot",
     retention: None,
+    used: None,
 };
 
 /// Has a node forget its entries up to the last one that is applied, as retention does.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::support::*;
 use crate::config::FlushMode;
-use crate::disk::Disk;
+use crate::disk::{Disk, Space};
 use crate::log::Log;
 use crate::seal::AppendError;
 use crate::sim::{Fault, SimDisk};
@@ -129,4 +129,57 @@ fn a_vote_that_cannot_be_written_is_not_given() {
     assert!(log.save_vote(Vote::default()).is_err());
     assert_eq!(log.read_vote(), None);
     assert_poisoned(&sim, &mut log, "cannot save the vote");
+}
+
+#[test]
+fn a_log_that_gets_no_next_segment_tells_its_room_and_goes_on_when_there_is_space() {
+    let sim = SimDisk::default();
+    let full = |available| Space {
+        used: SEGMENT_BYTES,
+        available,
+    };
+    sim.set_space(full(SEGMENT_BYTES));
+    let mut log = open(&sim, FlushMode::Sync);
+    let reader = log.reader();
+    let mut index = 0;
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    let mut append = |log: &mut Log, bytes: usize| {
+        let record = vec![pending("t", 0, &vec![5; bytes], true)];
+        log.append(vec![messages(id(1, index), record).0]).unwrap();
+        index += 1;
+    };
+    // The log finds out once half of its segment is used.
+    while reader.room().is_none() {
+        assert!(std::time::Instant::now() < deadline, "it is never short");
+        if reader.end_offset().0 < SEGMENT_BYTES * 2 / 3 {
+            append(&mut log, 1000);
+        }
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    let before = reader.room().unwrap();
+    let end = reader.end_offset();
+    append(&mut log, 1000);
+    let used = reader.end_offset() - end;
+    assert_eq!(reader.room(), Some(before - used));
+    assert_eq!(before + end.0, SEGMENT_BYTES - SEGMENT_BYTES / 16);
+    while reader.room() > Some(2000) {
+        append(&mut log, 1000);
+    }
+    // Votes, truncations and what the reserve is for.
+    log.save_vote(Vote::default()).unwrap();
+    log.truncate_after(Some(LogIndex(index - 2))).unwrap();
+    log.append(vec![blank(id(2, index - 1))]).unwrap();
+    assert!(reader.room().is_some());
+
+    sim.set_space(full(2 * SEGMENT_BYTES));
+    while reader.room().is_some() {
+        assert!(std::time::Instant::now() < deadline, "it stays short");
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    for _ in 0..100 {
+        let next = reader.last_id().unwrap().index.0 + 1;
+        let record = vec![pending("t", 0, &[5; 1000], true)];
+        log.append(vec![messages(id(2, next), record).0]).unwrap();
+    }
+    assert!(reader.end_offset().0 > SEGMENT_BYTES);
 }

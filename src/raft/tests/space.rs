@@ -1,0 +1,160 @@
+//! Nodes whose disks are full, each for itself.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::peers::{Machine, Site};
+use super::{
+    Running, assert_equal_logs, assert_in_place, commit_surely, leader_of, record, send_surely,
+    until, until_level,
+};
+use crate::raft::{ProposeError, RetentionRules};
+
+/// Nothing goes, and looks at the disk are frequent.
+fn watchful() -> RetentionRules {
+    RetentionRules {
+        delete_when: Vec::new(),
+        max_used: 100,
+        forcibly: None,
+        interval: Duration::from_millis(10),
+        ..RetentionRules::default()
+    }
+}
+
+struct Full {
+    nodes: Vec<Running>,
+    used: Vec<&'static AtomicU64>,
+    _site: Site,
+}
+
+impl Full {
+    async fn start() -> Self {
+        let site = Site::new();
+        let mut nodes = Vec::new();
+        let mut used = Vec::new();
+        for place in 0..3 {
+            let own: &'static AtomicU64 = Box::leak(Box::new(AtomicU64::new(10)));
+            used.push(own);
+            let machine = Machine {
+                used: Some(own),
+                ..Machine::retaining(watchful)
+            };
+            nodes.push(site.start(place, machine).await);
+        }
+        Self {
+            nodes,
+            used,
+            _site: site,
+        }
+    }
+
+    fn all(&self) -> [&Running; 3] {
+        [&self.nodes[0], &self.nodes[1], &self.nodes[2]]
+    }
+
+    /// Its place among the nodes.
+    async fn leader(&self) -> usize {
+        let leader = leader_of(&self.all()).await;
+        let is_it = |node: &Running| std::ptr::eq(node, leader);
+        self.nodes.iter().position(is_it).unwrap()
+    }
+
+    fn fill(&self, place: usize, percent: u64) {
+        self.used[place].store(percent, Ordering::Relaxed);
+    }
+
+    async fn stop(self) {
+        for node in self.nodes {
+            node.group.shutdown().await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_whose_disk_is_full_hands_over_and_the_group_goes_on() {
+    let group = Full::start().await;
+    let mut sent = send_surely(&group.all(), "first", 20).await;
+    let full = group.leader().await;
+    group.fill(full, 91);
+    let others: Vec<&Running> = (0..3)
+        .filter(|place| *place != full)
+        .map(|place| &group.nodes[place])
+        .collect();
+    until("another node leads", || {
+        others.iter().any(|node| node.group.serving())
+    })
+    .await;
+    sent.extend(send_surely(&others, "second", 50).await);
+    // It goes on to follow while it can.
+    until_level(&group.all()).await;
+    assert_equal_logs(&group.all());
+    assert_in_place(&group.nodes[full].reader, &sent);
+    group.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_most_of_which_is_full_refuses_messages_until_there_is_space() {
+    let group = Full::start().await;
+    let mut sent = send_surely(&group.all(), "first", 20).await;
+    let leader = group.leader().await;
+    for place in (0..3).filter(|place| *place != leader) {
+        group.fill(place, 91);
+    }
+    let refusal = async |part: &str| {
+        loop {
+            let leader = leader_of(&group.all()).await;
+            let outcome = leader.group.propose_messages(vec![record(0, "full")]).await;
+            match outcome {
+                Err(ProposeError::Full(reason)) if reason.contains(part) => return,
+                Err(ProposeError::Fatal(reason)) => panic!("{reason}"),
+                _ => tokio::time::sleep(Duration::from_millis(5)).await,
+            }
+        }
+    };
+    let limit = super::PATIENCE;
+    let of_majority = tokio::time::timeout(limit, refusal("a majority of the group are full"));
+    of_majority.await.expect("it refuses for the others");
+    // Down to another level they go on to be full, and what is no message is taken meanwhile.
+    commit_surely(&group.all(), 7).await;
+    for place in 0..3 {
+        group.fill(place, 91);
+    }
+    let of_all = tokio::time::timeout(limit, refusal("91% of it are used"));
+    of_all.await.expect("it refuses for itself");
+    commit_surely(&group.all(), 8).await;
+    for place in 0..3 {
+        group.fill(place, 85);
+    }
+    sent.extend(send_surely(&group.all(), "second", 50).await);
+    until_level(&group.all()).await;
+    assert_in_place(&group.nodes[0].reader, &sent);
+    group.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_without_room_for_its_log_stays_and_catches_up_when_there_is_space() {
+    let group = Full::start().await;
+    let mut sent = send_surely(&group.all(), "first", 20).await;
+    let full = (group.leader().await + 1) % 3;
+    group.fill(full, 100);
+    let others: Vec<&Running> = (0..3)
+        .filter(|place| *place != full)
+        .map(|place| &group.nodes[place])
+        .collect();
+    let segment = others[0].reader.segment_bytes();
+    for round in 0.. {
+        assert!(round < 1000, "the log does not grow");
+        sent.extend(send_surely(&group.all(), &format!("more-{round}"), 100).await);
+        if others[0].reader.confirm_offset().0 > 3 * segment {
+            break;
+        }
+    }
+    let stuck = &group.nodes[full];
+    assert!(stuck.reader.end_offset().0 <= 2 * segment, "it has no room");
+    assert!(stuck.reader.room().is_some());
+    group.fill(full, 10);
+    until_level(&group.all()).await;
+    assert_equal_logs(&group.all());
+    assert_in_place(&stuck.reader, &sent);
+    group.stop().await;
+}
