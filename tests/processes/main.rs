@@ -2,8 +2,9 @@
 //! mqadmin, Java name servers and a Java broker.
 //!
 //! `support` starts them; `clients` runs applications, `admin` and `tools` the official tools,
-//! `java_store` gives our store to a Java broker, `migrate` starts from one of a Java broker, `startup` and `hostile` feed bad input, `failover`
-//! kills nodes, `delay` has messages wait, `freeze` has a group take nothing.
+//! `java_store` gives our store to a Java broker, `migrate` starts from one of a Java broker, `startup`
+//! and `hostile` feed bad input, `failover` kills nodes, `delay` has messages wait, `freeze` has a group
+//! take nothing, `snapshot` has a node take the log as files.
 
 #![expect(
     clippy::unwrap_used,
@@ -18,6 +19,7 @@ mod freeze;
 mod hostile;
 mod java_store;
 mod migrate;
+mod snapshot;
 mod startup;
 mod support;
 mod tools;

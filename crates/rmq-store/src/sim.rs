@@ -283,27 +283,42 @@ fn names_left(
     dice: &mut dyn FnMut(usize) -> usize,
 ) -> BTreeMap<PathBuf, usize> {
     let dir_of = |path: &Path| path.parent().expect("a file has one").to_owned();
-    let mut changes: BTreeMap<PathBuf, (usize, Vec<&Op>)> = BTreeMap::new();
+    let mut changes: BTreeMap<PathBuf, (usize, usize)> = BTreeMap::new();
     for op in done {
         match op {
             Op::Link { path, .. } | Op::Unlink { path } | Op::Rename { to: path, .. } => {
-                changes.entry(dir_of(path)).or_default().1.push(op);
+                changes.entry(dir_of(path)).or_default().1 += 1;
             }
             Op::SyncDir { dir } => {
                 let (synced, all) = changes.entry(dir.clone()).or_default();
-                *synced = all.len();
+                *synced = *all;
             }
             _ => {}
         }
     }
+    let mut keep: BTreeMap<PathBuf, usize> = changes
+        .into_iter()
+        .map(|(dir, (synced, all))| (dir, synced + dice(all - synced + 1)))
+        .collect();
     let mut left = Inner {
         names: before.clone(),
         ..Inner::default()
     };
-    for (synced, ops) in changes.into_values() {
-        let keep = synced + dice(ops.len() - synced + 1);
-        for op in &ops[..keep] {
-            left.apply((*op).clone());
+    // In the order in which they were done, because a file may move from one directory to another.
+    for op in done {
+        let (Op::Link { path, .. } | Op::Unlink { path } | Op::Rename { to: path, .. }) = op else {
+            continue;
+        };
+        let keep = keep.get_mut(&dir_of(path)).expect("it has this change");
+        let lost = match op {
+            Op::Rename { from, .. } => !left.names.contains_key(from),
+            _ => false,
+        };
+        if *keep > 0 {
+            *keep -= 1;
+            if !lost {
+                left.apply(op.clone());
+            }
         }
     }
     left.names

@@ -9,3 +9,4 @@ mod model;
 mod open;
 mod retention;
 mod support;
+mod transfer;

@@ -16,13 +16,13 @@ use crate::store::{self, Store};
 use crate::types::{EntryId, LogIndex, PhyOffset, QueueOffset};
 
 const ENTRIES: u64 = 300;
-const ALL: RetentionLimits = RetentionLimits {
+pub(super) const ALL: RetentionLimits = RetentionLimits {
     stored_before: None,
     segments: 100,
     keep_from: None,
 };
 
-fn settings() -> StoreConfig {
+pub(super) fn settings() -> StoreConfig {
     StoreConfig {
         consume_queue_file_bytes: 20 * 20,
         consume_queue_flush_interval_ms: 1,
@@ -32,11 +32,11 @@ fn settings() -> StoreConfig {
     }
 }
 
-struct Bed {
+pub(super) struct Bed {
     sim: SimDisk,
-    log: Log,
-    queues: Arc<Queues>,
-    retention: Retention,
+    pub(super) log: Log,
+    pub(super) queues: Arc<Queues>,
+    pub(super) retention: Retention,
 }
 
 impl Bed {
@@ -55,7 +55,7 @@ impl Bed {
     }
 
     /// Entries of one large message each, alternately to two queues, and first one to a third.
-    fn filled() -> Self {
+    pub(super) fn filled() -> Self {
         let mut bed = Self::open(&SimDisk::default());
         for _ in 0..ENTRIES {
             bed.append();
@@ -99,7 +99,7 @@ impl Bed {
         }
     }
 
-    fn remove(&mut self, cut: Cut) {
+    pub(super) fn remove(&mut self, cut: Cut) {
         if let Some(index) = cut.purge {
             let id = self.log.reader().id_at(index).unwrap().unwrap();
             self.log.purge(id).unwrap();

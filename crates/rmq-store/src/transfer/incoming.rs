@@ -20,7 +20,7 @@ use crate::segment::{file_name, parse_name};
 use crate::slots::{Slots, SlotsError};
 
 /// Bytes that may be written without being durable.
-const SYNC_BYTES: u64 = 32 << 20;
+const SYNC_BYTES: u64 = if cfg!(test) { 100_000 } else { 8 << 20 };
 /// Bytes before the place to go on at that both sides compare.
 const COMPARED_BYTES: u64 = 1 << 20;
 
