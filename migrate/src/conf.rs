@@ -73,6 +73,22 @@ const GONE: [(&str, &str); 12] = [
     ("enableDLedgerCommitLog", "see enableDLegerCommitLog"),
 ];
 
+/// Keys of a group's nodes that a Java master does not know or must not have.
+const GONE_BACK: [(&str, &str); 9] = [
+    ("dLeger*", "a classic master has no peers"),
+    ("dLedger*", "a classic master has no peers"),
+    ("raft*", "a key of rmq"),
+    ("autoRejoin", "a key of rmq"),
+    ("uncleanRecovery", "a key of rmq"),
+    ("bindAddress", "a key of rmq"),
+    ("preferredLeaderId", "a classic master has no peers"),
+    ("haMasterAddress", "this is the master"),
+    (
+        "storePathDLedgerCommitLog",
+        "a classic master has no such log",
+    ),
+];
+
 /// Room that a segment needs beside the largest message, as rmq has it.
 const SEGMENT_ROOM: u64 = rmq_store::ENTRY_OVERHEAD_BYTES;
 
@@ -189,10 +205,51 @@ impl Conf {
             let why = "a segment of this store holds no larger message";
             new.push(("maxMessageSize", most.to_string(), why));
         }
-        self.rewritten(&new)
+        self.rewritten(&new, &GONE)
     }
 
-    fn rewritten(&self, new: &[(&str, String, &str)]) -> String {
+    /// The file for a Java master on a store that came back.
+    pub(crate) fn for_master(
+        &self,
+        root: &Path,
+        segment_bytes: u64,
+        consume_queue_file_bytes: u64,
+        index: (u32, u32),
+    ) -> String {
+        let path = |dir: &str| root.join(dir).display().to_string();
+        let role = self.get("brokerRole").filter(|role| *role == "SYNC_MASTER");
+        let size = "as the files are";
+        let new: Vec<(&str, String, &str)> = vec![
+            (
+                "storePathRootDir",
+                root.display().to_string(),
+                "the store that came back",
+            ),
+            ("storePathCommitLog", path("commitlog"), "in it"),
+            (
+                "enableDLegerCommitLog",
+                "false".to_owned(),
+                "a classic master",
+            ),
+            ("brokerId", "0".to_owned(), "the master"),
+            (
+                "brokerRole",
+                role.unwrap_or("ASYNC_MASTER").to_owned(),
+                "a classic master",
+            ),
+            ("mappedFileSizeCommitLog", segment_bytes.to_string(), size),
+            (
+                "mappedFileSizeConsumeQueue",
+                consume_queue_file_bytes.to_string(),
+                size,
+            ),
+            ("maxHashSlotNum", index.0.to_string(), size),
+            ("maxIndexNum", index.1.to_string(), size),
+        ];
+        self.rewritten(&new, &GONE_BACK)
+    }
+
+    fn rewritten(&self, new: &[(&str, String, &str)], gone: &[(&str, &str)]) -> String {
         let mut out = format!("# Written by rmq-migrate from {}\n", self.path.display());
         let mut last: BTreeMap<&str, usize> = BTreeMap::new();
         for (at, line) in self.lines.iter().enumerate() {
@@ -207,7 +264,7 @@ impl Conf {
             match line {
                 Line::Text(text) => note(format_args!("{text}")),
                 Line::Entry { key, value } => {
-                    let gone = GONE.iter().find(|(of, _)| of == key);
+                    let gone = gone.iter().find(|(of, _)| is_named(of, key));
                     let changed = new.iter().find(|(of, ..)| of == key);
                     if last[key.as_str()] != at {
                         note(format_args!(
@@ -237,6 +294,14 @@ impl Conf {
             }
         }
         out
+    }
+}
+
+/// Whether a key is the named one, or begins as it does where that ends in a star.
+fn is_named(name: &str, key: &str) -> bool {
+    match name.strip_suffix('*') {
+        Some(begin) => key.starts_with(begin),
+        None => name == key,
     }
 }
 

@@ -5,6 +5,7 @@
 //! - `transfer`: its files into the target; `dledger`: a DLedger log written anew
 //! - `run`: the steps in their order; `verify`: the result against itself; `compare`: two stores;
 //!   `rollback`: the way out
+//! - `reverse`: the way back, from a group's store to a Java broker's
 //! - `conf`: properties files; `report`, `progress`, `problem`: for people
 //!
 //! The source is opened to read only. All work is done in `TO.partial-<run>`, which is renamed at the
@@ -20,6 +21,7 @@ mod problem;
 mod progress;
 mod queues;
 mod report;
+mod reverse;
 mod rollback;
 mod run;
 mod source;
@@ -36,6 +38,7 @@ pub use history::Verify;
 pub use problem::{Code, Problem};
 pub use progress::{Progress, Style};
 pub use report::Report;
+pub use reverse::{Reversed, reverse};
 pub use run::{check, run};
 pub use transfer::Mode;
 
@@ -87,6 +90,14 @@ pub struct Options {
     /// Remove what a run made, unless a group has accepted messages on it.
     #[arg(long, conflicts_with_all = ["from", "check"])]
     pub rollback: bool,
+    /// The way back: from the store of a stopped node of rmq, frozen before (mqadmin raftFreeze), to one
+    /// that a Java broker opens. Without a freeze --compare-with names the stores of all other nodes.
+    #[arg(long, conflicts_with_all = ["rollback", "check", "group", "peers", "config_from", "accept_torn_tail"])]
+    pub reverse: bool,
+    /// With --reverse: go on although acknowledged messages may be in stores that are not given; the
+    /// report lists what is known.
+    #[arg(long, requires = "reverse")]
+    pub accept_unconfirmed: bool,
     #[arg(long, value_enum, default_value = "auto")]
     pub progress: Style,
     /// Where the report goes as JSON, besides the target; `-` is the standard output.
@@ -101,6 +112,10 @@ pub fn main() -> ExitCode {
     let progress = Progress::new(options.progress);
     let result = if options.rollback {
         rollback::rollback(&options.to).map(|text| report::say(&text))
+    } else if options.reverse {
+        let done = reverse(&options, &progress);
+        progress.finish();
+        done.and_then(|done| done.publish(&options))
     } else {
         let report = if options.check {
             check(&options, &progress)

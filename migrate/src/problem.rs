@@ -46,6 +46,8 @@ pub enum Code {
     OffsetBeyondEnd = 203,
     /// Two stores differ.
     StoresDiffer = 207,
+    /// Other nodes may have messages that this store lacks.
+    Unconfirmed = 208,
     /// The target exists.
     TargetExists = 301,
     /// The target is not a place to write to.

@@ -30,7 +30,7 @@ use crate::{Options, verify};
 
 /// In the target's root: which run made it, from what.
 pub(crate) const STATE_FILE: &str = "migration.state";
-const DEFAULT_INDEX: (u32, u32) = (5_000_000, 20_000_000);
+pub(crate) const DEFAULT_INDEX: (u32, u32) = (5_000_000, 20_000_000);
 /// Room for small files that nobody has to count.
 const SPARE_BYTES: u64 = 16 << 20;
 /// Files of the source's root and directories that are kept and not used.
@@ -462,7 +462,7 @@ fn inputs(options: &Options, plan: &Plan) -> Result<Inputs, Problem> {
     })
 }
 
-fn free_target(to: &Path) -> Result<(), Problem> {
+pub(crate) fn free_target(to: &Path) -> Result<(), Problem> {
     if exists(to)? {
         return Err(Problem::new(Code::TargetExists, "the target exists")
             .at_file(to)
@@ -481,7 +481,7 @@ fn free_target(to: &Path) -> Result<(), Problem> {
     Ok(())
 }
 
-fn parent(path: &Path) -> &Path {
+pub(crate) fn parent(path: &Path) -> &Path {
     path.parent().unwrap_or_else(|| Path::new("/"))
 }
 
@@ -518,7 +518,7 @@ fn check_space(plan: &mut Plan, mode: Mode) -> Result<(), Problem> {
 }
 
 /// Keeps two runs from working on one target.
-fn only_run(partial: &Path) -> Result<File, Problem> {
+pub(crate) fn only_run(partial: &Path) -> Result<File, Problem> {
     let dir = File::open(partial).map_err(|error| Problem::writing(partial, &error))?;
     match rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(dir),
@@ -543,7 +543,7 @@ pub(crate) fn partials(to: &Path) -> Result<Vec<PathBuf>, Problem> {
     Ok(own.map(|name| parent(to).join(name)).collect())
 }
 
-fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+pub(crate) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name: OsString = path.file_name().unwrap_or_default().to_owned();
     name.push(suffix);
     path.with_file_name(name)
@@ -793,7 +793,7 @@ fn derive(
     Ok((verified.transpose()?, maxima))
 }
 
-fn remove_file(path: &Path) -> Result<(), Problem> {
+pub(crate) fn remove_file(path: &Path) -> Result<(), Problem> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(Problem::writing(path, &error))

@@ -1,5 +1,5 @@
 //! Stores of real Java brokers, migrated and compared with what those brokers said of them; what is in
-//! the way of a migration; runs that are killed.
+//! the way of a migration; runs that are killed; the way back.
 
 #![expect(
     clippy::unwrap_used,
@@ -11,3 +11,4 @@ mod fixture;
 mod killed;
 mod manifest;
 mod problems;
+mod reversed;

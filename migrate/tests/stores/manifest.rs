@@ -14,7 +14,7 @@ use crate::fixture::{Unpacked, tree};
 /// Where a record was and where it is now.
 type Moved = BTreeMap<u64, u64>;
 
-fn conf(unpacked: &Unpacked, name: &str) -> BTreeMap<String, String> {
+pub(crate) fn conf(unpacked: &Unpacked, name: &str) -> BTreeMap<String, String> {
     let text = std::fs::read_to_string(unpacked.conf(name)).unwrap();
     let pairs = text.lines().filter_map(|line| line.split_once('='));
     pairs

@@ -48,6 +48,8 @@ pub struct Generation {
     /// Where the first extent starts, and behind the last one.
     pub start_offset: u64,
     pub end_offset: u64,
+    /// Behind the last extent with messages; 0 if there is none.
+    pub messages_end_offset: u64,
 }
 
 /// What the files beside the log note.
@@ -211,6 +213,9 @@ impl Extents {
         generation.last_term = header.id.term.0;
         generation.end_offset = header.end().0;
         generation.records += u64::from(header.record_count);
+        if header.kind == EntryKind::Messages {
+            generation.messages_end_offset = header.end().0;
+        }
         *match header.kind {
             EntryKind::Blank => &mut generation.blank,
             EntryKind::Membership => &mut generation.membership,
