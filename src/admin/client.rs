@@ -148,7 +148,7 @@ impl Admin {
         })
     }
 
-    /// Has the leader of a group do what an operator wants (`code`, about the self id `node`), through
+    /// Has the leader of a group do what an operator wants (`code`, with this field), through
     /// whichever node answers, and gives its words. Goes on asking for `patience` where the answer is
     /// that it may be done later.
     ///
@@ -158,12 +158,12 @@ impl Admin {
         &self,
         broker_name: &str,
         code: i32,
-        node: Option<&str>,
+        field: Option<(&str, &str)>,
         patience: Duration,
     ) -> Result<String, AskError> {
         let begun = Instant::now();
         loop {
-            let error = match self.steer_once(broker_name, code, node).await {
+            let error = match self.steer_once(broker_name, code, field).await {
                 Ok(text) => return Ok(text),
                 Err(error) => error,
             };
@@ -183,11 +183,11 @@ impl Admin {
         &self,
         broker_name: &str,
         code: i32,
-        node: Option<&str>,
+        field: Option<(&str, &str)>,
     ) -> Result<String, AskError> {
         let mut command = Command::request(code);
-        if let Some(node) = node {
-            command.ext.insert("node", node);
+        if let Some((name, value)) = field {
+            command.ext.insert(name, value);
         }
         let mut failed = AskError::NoBroker {
             namesrv: self.namesrv.clone(),

@@ -43,6 +43,28 @@ pub fn render(status: &NodeStatus) -> String {
     text
 }
 
+/// The nodes that do not vote because they lost power, a line for each, and what to do if no node
+/// leads.
+#[must_use]
+pub fn quarantined(statuses: &[NodeStatus]) -> String {
+    let lost = statuses.iter().filter(|status| status.group.quarantined);
+    let mut text = lost.map(|status| {
+        let last = status.group.last_index;
+        format!(
+            "{} in QUARANTINE: it lost power under ASYNC_FLUSH and does not vote before it has what a \
+             leader has; last {}\n",
+            status.self_id,
+            last.map_or_else(|| "-".to_owned(), |last| last.to_string()),
+        )
+    })
+    .collect::<String>();
+    if !text.is_empty() && !statuses.iter().any(|status| status.group.serving) {
+        text += "no node leads: start those that are missing; if none leads then, mqadmin raftRecover has \
+                 the longest log lead, and what only others had is lost\n";
+    }
+    text
+}
+
 const HEADINGS: [&str; 8] = [
     "id", "role", "clients", "raft", "matched", "lag", "heard", "node",
 ];

@@ -80,6 +80,7 @@ table! {
     Local RAFT_STATUS => admin::raft_status,
     Write RAFT_ADD_NODE | RAFT_PROMOTE | RAFT_REMOVE_NODE => admin::change_members,
     Write RAFT_TRANSFER_LEADER => admin::transfer_leader,
+    Local RAFT_RECOVER => admin::recover,
     Write RAFT_FREEZE => admin::freeze,
     Write RAFT_THAW => admin::thaw,
     Local GET_BROKER_RUNTIME_INFO => admin::runtime_info,

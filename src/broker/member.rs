@@ -131,6 +131,10 @@ impl Replica for Member {
         self.group.transfer_leader(to).boxed()
     }
 
+    fn recover(&self, without_absent: bool) -> BoxFuture<'_, Result<SelfId, MembersError>> {
+        self.group.recover(without_absent).boxed()
+    }
+
     fn change_members(
         &self,
         change: MemberChange,

@@ -56,6 +56,9 @@ pub trait Replica: Send + Sync + 'static {
     /// Hands leadership to `to`, or to the node that is most fit to lead, and gives the new leader.
     fn transfer_leader(&self, to: Option<SelfId>) -> BoxFuture<'_, Result<NodeId, TransferError>>;
 
+    /// Has the node with the longest log lead after a loss of power, and names it.
+    fn recover(&self, without_absent: bool) -> BoxFuture<'_, Result<SelfId, MembersError>>;
+
     /// Changes the members of the group and says what is so then.
     fn change_members(
         &self,

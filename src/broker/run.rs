@@ -161,7 +161,7 @@ async fn run_on_store(
             // Whoever was told once need not be told again.
             arrived.try_send(()).ok();
         }),
-        quarantine: config.unclean_recovery == UncleanRecovery::Manual,
+        longest_log: config.unclean_recovery == UncleanRecovery::LongestLog,
         runtime: None,
         retention: retention_rules(&config),
         on_fatal: Box::new(move |reason| drop(fatal.send(reason.to_owned()))),

@@ -208,6 +208,7 @@ impl Replica for FakeReplica {
             commit_index: None,
             applied_index: Some(3),
             members: self.members.lock().unwrap().clone(),
+            quarantined: false,
             asking: Vec::new(),
         }
     }
@@ -232,6 +233,12 @@ impl Replica for FakeReplica {
     fn transfer_leader(&self, to: Option<SelfId>) -> BoxFuture<'_, Result<NodeId, TransferError>> {
         self.follow(Some("other:1"));
         async move { Ok(u64::from(to.map_or(1, |to| to.0)) << 48 | 1) }.boxed()
+    }
+
+    fn recover(&self, without_absent: bool) -> BoxFuture<'_, Result<SelfId, MembersError>> {
+        let refusal = MembersError::Refused("n2 does not answer".to_owned());
+        let recovered = without_absent.then_some(SelfId(1)).ok_or(refusal);
+        async move { recovered }.boxed()
     }
 
     fn change_members(

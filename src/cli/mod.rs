@@ -77,6 +77,9 @@ enum AdminAction {
     /// Hand leadership to another node.
     #[command(name = "raftTransferLeader")]
     RaftTransferLeader(raft_members::TransferOptions),
+    /// Have the longest log lead after a loss of power that left no majority without loss.
+    #[command(name = "raftRecover")]
+    RaftRecover(raft_members::RecoverOptions),
 }
 
 /// Runs what the command line asks for. The exit code: 0 done, 1 failed, 2 wrong usage, 78 wrong
@@ -116,6 +119,9 @@ async fn admin(action: AdminAction) -> anyhow::Result<ExitCode> {
         }
         AdminAction::RaftTransferLeader(options) => {
             raft_members::transfer(request::RAFT_TRANSFER_LEADER, options).await
+        }
+        AdminAction::RaftRecover(options) => {
+            raft_members::recover(request::RAFT_RECOVER, options).await
         }
     }
 }

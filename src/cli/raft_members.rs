@@ -1,4 +1,4 @@
-//! `mqadmin raftAddNode`, `raftPromote`, `raftRemoveNode`, `raftTransferLeader`.
+//! `mqadmin raftAddNode`, `raftPromote`, `raftRemoveNode`, `raftTransferLeader`, `raftRecover`.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -43,15 +43,45 @@ pub(super) struct TransferOptions {
     group: Options,
 }
 
+/// How a group recovers from a loss of power.
+#[derive(Debug, clap::Args)]
+pub(super) struct RecoverOptions {
+    /// Go on without the nodes that do not answer, and lose what only they have.
+    #[arg(long)]
+    without_absent: bool,
+    #[command(flatten)]
+    group: Options,
+}
+
+pub(super) async fn recover(code: i32, options: RecoverOptions) -> anyhow::Result<ExitCode> {
+    let field = options.without_absent.then(|| "true".to_owned());
+    steer(
+        code,
+        field.map(|value| ("withoutAbsent", value)),
+        options.group,
+    )
+    .await
+}
+
 pub(super) async fn change(code: i32, options: NodeOptions) -> anyhow::Result<ExitCode> {
-    steer(code, Some(options.node), options.group).await
+    steer(
+        code,
+        Some(("node", options.node.to_string())),
+        options.group,
+    )
+    .await
 }
 
 pub(super) async fn transfer(code: i32, options: TransferOptions) -> anyhow::Result<ExitCode> {
-    steer(code, options.to, options.group).await
+    let field = options.to.map(|to| ("node", to.to_string()));
+    steer(code, field, options.group).await
 }
 
-async fn steer(code: i32, node: Option<SelfId>, options: Options) -> anyhow::Result<ExitCode> {
+async fn steer(
+    code: i32,
+    field: Option<(&str, String)>,
+    options: Options,
+) -> anyhow::Result<ExitCode> {
     let namesrv = options.namesrv.split(';').next().unwrap_or_default();
     let admin = Admin::new(namesrv.to_owned());
     let name = match options.broker_name {
@@ -65,9 +95,9 @@ async fn steer(code: i32, node: Option<SelfId>, options: Options) -> anyhow::Res
             }
         }
     };
-    let node = node.map(|node| node.to_string());
+    let field = field.as_ref().map(|(name, value)| (*name, value.as_str()));
     let patience = Duration::from_secs(options.wait);
-    let done = admin.steer(&name, code, node.as_deref(), patience).await?;
+    let done = admin.steer(&name, code, field, patience).await?;
     println!("{name}: {done}");
     Ok(ExitCode::SUCCESS)
 }

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use crate::admin::{Admin, render};
+use crate::admin::{Admin, quarantined, render};
 
 /// Whom to ask.
 #[derive(Debug, clap::Args)]
@@ -31,7 +31,10 @@ pub(super) async fn run(options: Options) -> anyhow::Result<ExitCode> {
             .find(|s| s.group.serving)
             .or_else(|| statuses.first());
         match best {
-            Some(status) => print!("{}", render(status)),
+            Some(status) => {
+                print!("{}", render(status));
+                print!("{}", quarantined(&statuses));
+            }
             None => {
                 println!("group {name}: no node answers");
                 code = ExitCode::FAILURE;

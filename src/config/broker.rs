@@ -172,10 +172,11 @@ config_struct! {
         /// Whether a node that lost its store is taken back by the leader without an operator; else
         /// as with `raftJoin`.
         "autoRejoin" => auto_rejoin: bool = true;
-        /// What a node does after a power failure that may have taken entries it acknowledged
-        /// (`ASYNC_FLUSH` only): `manual` keeps it from voting until it has all that a leader has,
-        /// so that a group waits if a majority is in that state; with `longest-log` the longest log
-        /// of a majority wins, and messages that only other nodes had are lost.
+        /// A node that a power failure may have cost entries it acknowledged (`ASYNC_FLUSH` only)
+        /// does not vote until it has all that a leader has. If so many nodes are in that state that
+        /// the others can elect no leader, a group with `manual` waits for `mqadmin raftRecover`; with
+        /// `longest-log` the longest log leads at once, or after 10 s without the nodes that do not
+        /// answer, and messages that only these had are lost.
         "uncleanRecovery" => unclean_recovery: UncleanRecovery = UncleanRecovery::Manual;
         /// Milliseconds between a leader's heartbeats.
         "raftHeartbeatIntervalMillis" => raft_heartbeat_interval_millis: Duration

@@ -3,9 +3,10 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::types::LogId;
+use super::types::{LogId, NodeId};
 
 /// Whether this node may vote.
 ///
@@ -18,7 +19,17 @@ pub(super) struct VoteGate(Arc<Gate>);
 
 struct Gate {
     opens: Instant,
-    quarantine: Mutex<Quarantine>,
+    state: Mutex<State>,
+    /// Rings with every [`VoteGate::absolve`].
+    choice: Notify,
+}
+
+struct State {
+    quarantine: Quarantine,
+    /// When a leader was heard last.
+    heard: Option<Instant>,
+    /// Who may be voted for in quarantine, because no leader would be found otherwise.
+    chosen: Option<NodeId>,
 }
 
 enum Quarantine {
@@ -39,35 +50,48 @@ impl VoteGate {
         };
         Self(Arc::new(Gate {
             opens: Instant::now() + grace,
-            quarantine: Mutex::new(quarantine),
+            state: Mutex::new(State {
+                quarantine,
+                heard: None,
+                chosen: None,
+            }),
+            choice: Notify::new(),
         }))
     }
 
-    fn quarantine(&self) -> MutexGuard<'_, Quarantine> {
-        self.0
-            .quarantine
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether votes and pre-votes may be granted; otherwise the request is to be refused as if
-    /// this node were unreachable.
-    pub(super) fn is_open(&self) -> bool {
-        Instant::now() >= self.0.opens && matches!(*self.quarantine(), Quarantine::None)
+    /// Whether votes and pre-votes may be granted to `candidate`; otherwise its request is to be
+    /// refused as if this node were unreachable.
+    pub(super) fn is_open_to(&self, candidate: NodeId) -> bool {
+        Instant::now() >= self.0.opens && self.state().trusts(candidate)
+    }
+
+    /// Whether `own`, which is this node, may stand for election.
+    pub(super) fn may_stand(&self, own: NodeId) -> bool {
+        self.state().trusts(own)
+    }
+
+    /// Whether a leader was heard within this time.
+    pub(super) fn hears_leader(&self, within: Duration) -> bool {
+        self.state().heard.is_some_and(|at| at.elapsed() <= within)
     }
 
     /// Takes note of the last entry of a leader whose append was accepted. Only the first note
     /// counts: nothing later was acknowledged by this node and lost.
     pub(super) fn heard_leader(&self, last: LogId) {
-        let mut quarantine = self.quarantine();
-        if matches!(*quarantine, Quarantine::Unheard) {
-            *quarantine = Quarantine::Until(last);
+        let mut state = self.state();
+        state.heard = Some(Instant::now());
+        if matches!(state.quarantine, Quarantine::Unheard) {
+            state.quarantine = Quarantine::Until(last);
         }
     }
 
     /// Whether this node is in quarantine and a log that ends here ends it.
     pub(super) fn is_recovered_by(&self, last: Option<LogId>) -> bool {
-        match *self.quarantine() {
+        match self.state().quarantine {
             Quarantine::None | Quarantine::Unheard => false,
             // Logs are equal up to a common id, and a later leader has all that an earlier one
             // committed.
@@ -77,12 +101,29 @@ impl VoteGate {
 
     /// Whether this node may have lost entries and does not have them again yet.
     pub(super) fn is_quarantined(&self) -> bool {
-        !matches!(*self.quarantine(), Quarantine::None)
+        !matches!(self.state().quarantine, Quarantine::None)
+    }
+
+    /// Lets this node vote in quarantine for `chosen`, which may be itself, and for nobody else.
+    pub(super) fn absolve(&self, chosen: NodeId) {
+        self.state().chosen = Some(chosen);
+        self.0.choice.notify_one();
+    }
+
+    /// Resolves after [`Self::absolve`], for one caller.
+    pub(super) async fn absolved(&self) {
+        self.0.choice.notified().await;
     }
 
     /// Ends the quarantine.
     pub(super) fn release(&self) {
-        *self.quarantine() = Quarantine::None;
+        self.state().quarantine = Quarantine::None;
+    }
+}
+
+impl State {
+    fn trusts(&self, candidate: NodeId) -> bool {
+        matches!(self.quarantine, Quarantine::None) || self.chosen == Some(candidate)
     }
 }
 
@@ -98,16 +139,19 @@ mod tests {
         }
     }
 
+    const OWN: NodeId = 1;
+    const OTHER: NodeId = 2;
+
     #[test]
     fn a_gate_opens_after_its_grace() {
-        assert!(!VoteGate::new(Duration::from_secs(3600), false).is_open());
-        assert!(VoteGate::new(Duration::ZERO, false).is_open());
+        assert!(!VoteGate::new(Duration::from_secs(3600), false).is_open_to(OTHER));
+        assert!(VoteGate::new(Duration::ZERO, false).is_open_to(OTHER));
     }
 
     #[test]
     fn quarantine_lasts_until_the_log_has_what_the_first_leader_had() {
         let gate = VoteGate::new(Duration::ZERO, true);
-        assert!(!gate.is_open());
+        assert!(!gate.is_open_to(OTHER) && !gate.may_stand(OWN));
         assert!(
             !gate.is_recovered_by(Some(id(9, 99))),
             "no leader was heard"
@@ -122,8 +166,24 @@ mod tests {
         );
         assert!(gate.is_recovered_by(Some(id(3, 10))));
         assert!(gate.is_recovered_by(Some(id(4, 11))));
-        assert!(!gate.is_open());
+        assert!(!gate.is_open_to(OTHER));
         gate.release();
-        assert!(gate.is_open());
+        assert!(gate.is_open_to(OTHER) && gate.may_stand(OWN));
+    }
+
+    #[test]
+    fn an_absolved_node_is_for_the_chosen_one_alone() {
+        let gate = VoteGate::new(Duration::ZERO, true);
+        for chosen in [OTHER, OWN] {
+            gate.absolve(chosen);
+            for candidate in [OTHER, OWN] {
+                assert_eq!(gate.is_open_to(candidate), candidate == chosen);
+            }
+            assert_eq!(gate.may_stand(OWN), chosen == OWN);
+            assert!(gate.is_quarantined(), "it has not recovered by that");
+        }
+        let gate = VoteGate::new(Duration::from_secs(3600), true);
+        gate.absolve(OTHER);
+        assert!(!gate.is_open_to(OTHER), "it keeps what it promised");
     }
 }

@@ -163,6 +163,10 @@ pub struct GroupStatus {
     pub applied_index: Option<u64>,
     /// All members, by id.
     pub members: Vec<MemberStatus>,
+    /// Whether the node lost power under ASYNC_FLUSH and does not yet have again what it may have
+    /// lost, so that it does not vote.
+    #[serde(default)]
+    pub quarantined: bool,
     /// Nodes that ask to become members and wait for an operator; known to the leader only.
     #[serde(default)]
     pub asking: Vec<AskingNode>,
@@ -300,12 +304,6 @@ impl Group {
         &self.0.node.leadership
     }
 
-    /// When this node may vote.
-    #[cfg(test)]
-    pub(super) fn gate(&self) -> &super::gate::VoteGate {
-        &self.0.node.gate
-    }
-
     /// openraft's handle.
     #[cfg(test)]
     pub(super) fn raft(&self) -> &super::Raft {
@@ -418,6 +416,7 @@ impl Group {
     /// The group as this node sees it.
     pub fn status(&self) -> GroupStatus {
         let mut status = self.leadership().status();
+        status.quarantined = self.0.node.gate.is_quarantined();
         if let Some(members) = &self.0.members
             && self.leadership().leading().is_some()
         {
@@ -446,6 +445,18 @@ impl Group {
             )),
             (Some(_), None) => Err(MembersError::Later("this node does not lead".to_owned())),
             (Some(members), Some(_)) => members.change(change, node).await,
+        }
+    }
+
+    /// After a loss of power under ASYNC_FLUSH that leaves no majority without loss: has the node with
+    /// the longest log lead, and names it. Refused while anything better is to be had; `without_absent`
+    /// gives up what only nodes that do not answer may have.
+    pub async fn recover(&self, without_absent: bool) -> Result<SelfId, MembersError> {
+        match &self.0.members {
+            Some(members) => members.recover(without_absent).await,
+            None => Err(MembersError::Refused(
+                "this broker is no node of a group (enableDLegerCommitLog=false)".to_owned(),
+            )),
         }
     }
 
@@ -543,6 +554,7 @@ mod tests {
             commit_index: Some(1000),
             applied_index: Some(1000),
             members,
+            quarantined: false,
             asking: Vec::new(),
         }
     }

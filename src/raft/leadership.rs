@@ -319,6 +319,7 @@ impl Leadership {
             commit_index: metrics.cluster_committed.map(|id| id.index),
             applied_index: metrics.last_applied.map(|id| id.index),
             members: members.nodes().map(|(id, node)| member(id, node)).collect(),
+            quarantined: false,
             asking: Vec::new(),
         }
     }

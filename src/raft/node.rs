@@ -8,7 +8,7 @@ use std::time::Duration;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::Fatal;
 use openraft::network::{NetSnapshot, RaftNetworkFactory};
-use openraft::{Config, SnapshotPolicy};
+use openraft::{Config, ServerState, SnapshotPolicy};
 use rmq_store::{Disk, FlushMode, Log, Queues};
 use tokio::runtime::{Builder, Handle, Runtime, RuntimeFlavor};
 use tokio::task::JoinError;
@@ -335,16 +335,25 @@ async fn leave_quarantine(raft: Raft, gate: VoteGate, log: SharedLog, queues: Ar
             node,
             last = %last.map_or_else(|| "none".to_owned(), |id| id.to_string()),
             "the machine went down without a sync and entries that were acknowledged may be lost: \
-             does not vote before it has all that a leader has (uncleanRecovery=longest-log makes \
-             it vote at once)"
+             in QUARANTINE, does not vote before it has all that a leader has; if no leader can be \
+             elected without it, mqadmin raftRecover has the longest log lead"
         );
         let recovered = async {
-            while data.changed().await.is_ok() {
-                if gate.is_recovered_by(data.borrow_watched().last_log) {
+            loop {
+                tokio::select! {
+                    changed = data.changed() => if changed.is_err() {
+                        return false;
+                    },
+                    () = gate.absolved() => {
+                        raft.runtime_config().elect(gate.may_stand(node) && queues.is_built());
+                    }
+                }
+                // One that was elected while it was absolved has all that is left.
+                let leads = raft.server_metrics().borrow_watched().state == ServerState::Leader;
+                if leads || gate.is_recovered_by(data.borrow_watched().last_log) {
                     return true;
                 }
             }
-            false
         };
         match tokio::time::timeout(QUARANTINE_LOG_INTERVAL, recovered).await {
             Ok(true) => break,
@@ -371,7 +380,7 @@ async fn stand_once_built(raft: Raft, gate: VoteGate, queues: Arc<Queues>) {
         }
         tokio::time::sleep(LOOK).await;
     }
-    raft.runtime_config().elect(!gate.is_quarantined());
+    raft.runtime_config().elect(gate.may_stand(*raft.node_id()));
 }
 
 pub(super) fn failed(error: Fatal<TypeConfig>) -> StartError {

@@ -39,10 +39,11 @@ pub struct RaftOptions {
     pub peers: Option<PeerOptions>,
     /// How quickly a dead leader is noticed.
     pub timers: Timers,
-    /// `uncleanRecovery=manual`: after a power failure under ASYNC_FLUSH, whether this node keeps from voting until it has
-    /// all that a leader has. Without it the node with the longest log among a majority leads, and
-    /// acknowledged messages that only others had may be lost.
-    pub quarantine: bool,
+    /// `uncleanRecovery=longest-log`: when so many nodes have lost power under ASYNC_FLUSH that those
+    /// which lost nothing are no majority, the node with the longest log leads; else the group waits
+    /// for [`Group::recover`]. In either case a node that lost power does not vote by itself before it
+    /// has all that a leader has.
+    pub longest_log: bool,
     /// Where Raft runs. `None` gives it threads of its own, so that no load from clients delays a
     /// heartbeat.
     pub runtime: Option<Handle>,
@@ -90,7 +91,7 @@ pub async fn start(
         broker_addr,
         peers,
         timers,
-        quarantine,
+        longest_log,
         runtime,
         retention: rules,
         snapshot_bytes_per_second,
@@ -154,13 +155,21 @@ pub async fn start(
         meta,
         root: store_config.root.clone(),
         disk,
-        quarantine: quarantine && peers.is_some(),
+        quarantine: peers.is_some(),
         on_fatal,
     };
 
     let runtime = RaftRuntime::start(runtime)?;
     let started = runtime
-        .run(take_part(parts, local, addrs, peers, receiver, throttle))
+        .run(take_part(
+            parts,
+            local,
+            addrs,
+            peers,
+            longest_log,
+            receiver,
+            throttle,
+        ))
         .await;
     let (node, network, peers) = started.ok_or(StartError::Panicked)??;
     let max = reader.max_extent_bytes();
@@ -183,6 +192,7 @@ async fn take_part(
     local: Arc<Local>,
     addrs: BrokerNode,
     peers: Option<PeerOptions>,
+    longest_log: bool,
     receiver: Receiver,
     throttle: Throttle,
 ) -> Result<(Arc<Node>, Network, Option<Peers>), StartError> {
@@ -215,6 +225,7 @@ async fn take_part(
         space: node.space.clone(),
         forward: peers.forward,
         receiver,
+        longest_log,
         join_only: peers.join_only,
         auto_rejoin: peers.auto_rejoin,
     };

@@ -1,5 +1,5 @@
-//! `RAFT_ADD_NODE`, `RAFT_PROMOTE`, `RAFT_REMOVE_NODE`, `RAFT_TRANSFER_LEADER`: an operator's changes of
-//! the group. Code `SERVICE_NOT_AVAILABLE` says that the same request may be granted later.
+//! `RAFT_ADD_NODE`, `RAFT_PROMOTE`, `RAFT_REMOVE_NODE`, `RAFT_TRANSFER_LEADER`, `RAFT_RECOVER`:
+//! an operator's changes of the group. Code `SERVICE_NOT_AVAILABLE` says that the same request may be granted later.
 
 use std::sync::Arc;
 
@@ -38,6 +38,18 @@ pub(in crate::broker) async fn change_members(broker: &Arc<Broker>, request: &Re
 pub(in crate::broker) async fn transfer_leader(broker: &Arc<Broker>, request: &Request) -> Handled {
     let leader = broker.hand_over(node(request)?).await.map_err(refusal)?;
     Ok(done(request, format!("{leader} leads")))
+}
+
+pub(in crate::broker) async fn recover(broker: &Arc<Broker>, request: &Request) -> Handled {
+    let without_absent = request.command.ext.get("withoutAbsent") == Some("true");
+    tracing::warn!(client = %request.peer, without_absent, "an operator asks for recovery");
+    match broker.replica.recover(without_absent).await {
+        Ok(leader) => {
+            let text = format!("{leader} has the longest log and is to lead");
+            Ok(done(request, text))
+        }
+        Err(error) => Err(Refusal::system_error(error.to_string())),
+    }
 }
 
 fn node(request: &Request) -> Result<Option<SelfId>, Refusal> {

@@ -296,6 +296,15 @@ async fn an_operator_changes_the_group_and_is_told_what_came_of_it() {
     assert_eq!(answer, (response::SUCCESS, "n2 leads".to_owned()));
     assert!(!node.broker.is_serving());
 
+    // Any node answers this, for there is no leader when it is needed.
+    let mut recover = Command::request(request::RAFT_RECOVER);
+    let answer = node.told(recover.clone()).await;
+    assert_eq!(answer.code, response::SYSTEM_ERROR);
+    recover.ext.insert("withoutAbsent", "true");
+    let answer = node.told(recover).await;
+    assert_eq!(answer.code, response::SUCCESS);
+    assert!(answer.remark.unwrap().starts_with("n1 has the longest log"));
+
     // A leader that is to go hands over, and is removed by its successor.
     node.replica.become_leader(2);
     *node.replica.members_refusal.lock().unwrap() = Some(MembersError::Leads);

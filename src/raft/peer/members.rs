@@ -10,10 +10,11 @@ use std::time::Duration;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::{ChangeMembers, Instant as _};
 
-use super::SelfId;
+use super::caller::Dialer;
 use super::join::Joins;
 use super::messages::NodeInfo;
 use super::shared::Shared;
+use super::{SelfId, unclean};
 use crate::raft::types::{BrokerNode, Membership, NodeId};
 use crate::raft::{AskingNode, Raft};
 
@@ -327,7 +328,10 @@ fn plan_remove(view: &View, self_id: SelfId) -> Step {
 
 /// An operator's access to the members.
 #[derive(Clone)]
-pub(in crate::raft) struct Members(pub(super) Arc<Shared>);
+pub(in crate::raft) struct Members {
+    pub(super) shared: Arc<Shared>,
+    pub(super) dialer: Dialer,
+}
 
 impl Members {
     /// Changes the members as asked, if this node leads; what is so then, in words.
@@ -336,7 +340,7 @@ impl Members {
         change: MemberChange,
         self_id: SelfId,
     ) -> Result<String, MembersError> {
-        let shared = Arc::clone(&self.0);
+        let shared = Arc::clone(&self.shared);
         // A change once begun is to be waited for, whether the one who asked for it does so or not.
         let changed = tokio::spawn(async move {
             let joins: &Joins = &shared.joins;
@@ -382,7 +386,17 @@ impl Members {
 
     /// The nodes that ask to join and wait.
     pub(in crate::raft) fn waiting(&self) -> Vec<AskingNode> {
-        self.0.joins.waiting()
+        self.shared.joins.waiting()
+    }
+
+    /// After a loss of power under ASYNC_FLUSH that leaves no majority without loss: has the node with
+    /// the longest log lead, and names it. `without_absent` gives up what only nodes that do not answer
+    /// may have.
+    pub(in crate::raft) async fn recover(
+        &self,
+        without_absent: bool,
+    ) -> Result<SelfId, MembersError> {
+        unclean::recover(&self.shared, &self.dialer, without_absent).await
     }
 }
 

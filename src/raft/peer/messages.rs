@@ -15,7 +15,7 @@ pub(super) use self::raft::{
     encode_append,
 };
 use super::identity::{GroupId, PeerList, SelfId};
-use crate::raft::types::{BrokerNode, NodeId};
+use crate::raft::types::{BrokerNode, LogId, NodeId};
 
 /// Grows with every change of the protocol; nodes of different versions do not talk.
 pub(super) const PROTOCOL_VERSION: u16 = 1;
@@ -447,6 +447,55 @@ impl Message for JoinAnswer {
                     value: value.into(),
                 });
             }
+        })
+    }
+}
+
+/// A node asks another how it came through a loss of power. Answered by a [`Condition`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Recover {
+    /// Who has the longest log and is to lead: a node in quarantine votes from now on.
+    pub(super) leader: Option<NodeId>,
+}
+
+impl Message for Recover {
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.put_u8(u8::from(self.leader.is_some()));
+        if let Some(leader) = self.leader {
+            out.put_u64(leader);
+        }
+    }
+
+    fn decode(from: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Ok(Self {
+            leader: from.flag("leader")?.then(|| from.u64()).transpose()?,
+        })
+    }
+}
+
+/// How a node came through a loss of power.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Condition {
+    /// It may have lost entries that it acknowledged.
+    pub(super) quarantined: bool,
+    /// It knows a leader.
+    pub(super) has_leader: bool,
+    /// The last entry of its log.
+    pub(super) last: Option<LogId>,
+}
+
+impl Message for Condition {
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.put_u8(u8::from(self.quarantined));
+        out.put_u8(u8::from(self.has_leader));
+        self.last.encode(out);
+    }
+
+    fn decode(from: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Ok(Self {
+            quarantined: from.flag("quarantined")?,
+            has_leader: from.flag("has leader")?,
+            last: Option::decode(from)?,
         })
     }
 }

@@ -9,6 +9,7 @@
 //! - `shared`: what the requests of peers act on.
 //! - `formation`: from configured peers to a group, once. `join`: the leader's part in taking in
 //!   a node with an empty directory. `members`: what an operator changes about the members.
+//!   `unclean`: who leads when a majority lost power.
 //!
 //! What Raft does with the messages is openraft's business; what a forwarded request means is the
 //! broker's.
@@ -25,6 +26,7 @@ mod server;
 mod shared;
 mod snapshot;
 mod transport;
+mod unclean;
 mod wire;
 
 use std::sync::Arc;
@@ -68,6 +70,8 @@ pub(in crate::raft) struct Options {
     pub(in crate::raft) forward: ForwardHandler,
     /// Takes snapshots.
     pub(in crate::raft) receiver: Receiver,
+    /// `uncleanRecovery=longest-log`: after a loss of power, decide without an operator.
+    pub(in crate::raft) longest_log: bool,
     /// `raftJoin`: join a group, never form one.
     pub(in crate::raft) join_only: bool,
     /// `autoRejoin`: as leader, let a node with an emptied directory take its own place again.
@@ -78,6 +82,7 @@ pub(in crate::raft) struct Options {
 /// voter, until this is dropped or shut down.
 pub(in crate::raft) struct Peers {
     shared: Arc<Shared>,
+    dialer: Dialer,
     tasks: JoinSet<()>,
 }
 
@@ -102,13 +107,22 @@ impl Peers {
         });
         let mut tasks = JoinSet::new();
         tasks.spawn(server::accept(options.listener, Arc::clone(&shared)));
-        tasks.spawn(formation::run(Arc::clone(&shared), dialer));
-        Self { shared, tasks }
+        tasks.spawn(formation::run(Arc::clone(&shared), dialer.clone()));
+        let by_itself = options.longest_log;
+        tasks.spawn(unclean::run(Arc::clone(&shared), dialer.clone(), by_itself));
+        Self {
+            shared,
+            dialer,
+            tasks,
+        }
     }
 
     /// What an operator may change.
     pub(in crate::raft) fn members(&self) -> Members {
-        Members(Arc::clone(&self.shared))
+        Members {
+            shared: Arc::clone(&self.shared),
+            dialer: self.dialer.clone(),
+        }
     }
 
     /// Hangs up on all peers. On return the port is free and the identity file is never written

@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use super::caller::MAX_OUTSTANDING;
 use super::messages::{
     Append, AppendResult, DecodeError, Form, Forward, Forwarded, Hello, Join, Message, NodeInfo,
-    Purpose, Refusal, RefusalKind, TransferRequest, VoteRequest, decode_append,
+    Purpose, Recover, Refusal, RefusalKind, TransferRequest, VoteRequest, decode_append,
 };
 use super::network::MAX_APPENDS;
 use super::shared::{Shared, stopped};
@@ -311,12 +311,12 @@ impl Connection {
         let head = match request {
             Request::Heartbeat(append) => append_one(shared, self.group(), append).await?.to_head(),
             Request::Vote(request) => {
-                shared.check_gate()?;
+                shared.check_gate(&request)?;
                 let vote = shared.acting_for(self.group(), raft.vote(request)).await?;
                 vote.map_err(stopped)?.to_head()
             }
             Request::PreVote(request) => {
-                shared.check_gate()?;
+                shared.check_gate(&request)?;
                 raft.pre_vote(request).await.map_err(stopped)?.to_head()
             }
             Request::Transfer(_) if !shared.receiver.queues.is_built() => {
@@ -337,6 +337,10 @@ impl Connection {
             Request::Join(join) => {
                 let answer = shared.joins.advance(shared, &self.hello.from, join).await?;
                 answer.to_head()
+            }
+            Request::Recover(recover) => {
+                let condition = shared.recover(self.hello.from.group, recover).await?;
+                condition.to_head()
             }
             Request::Forward(Forward { client }) => {
                 let not_leader = |NotLeader| Refusal {
@@ -545,6 +549,7 @@ enum Request {
     Transfer(TransferRequest),
     Form(Form),
     Join(Join),
+    Recover(Recover),
     Forward(Forward),
     Full,
     Ping,
@@ -558,6 +563,7 @@ impl Request {
             (_, Kind::Ping) => Ok(Self::Ping),
             (Purpose::Meet, Kind::Form) => Message::from_head(head).map(Self::Form),
             (Purpose::Meet, Kind::Join) => Message::from_head(head).map(Self::Join),
+            (Purpose::Meet, Kind::Recover) => Message::from_head(head).map(Self::Recover),
             (Purpose::Control, Kind::Heartbeat) => {
                 decode_append(head, frame.raw.clone()).map(Self::Heartbeat)
             }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use openraft::async_runtime::watch::WatchReceiver;
 
 use super::join::Joins;
-use super::messages::{AppendResult, NodeInfo, Refusal};
+use super::messages::{AppendResult, NodeInfo, Refusal, VoteRequest};
 use super::nag::Nag;
 use super::server::ForwardHandler;
 use super::{GroupId, Local, Receiver};
@@ -73,13 +73,18 @@ impl Shared {
         Ok(result)
     }
 
-    /// Refuses a vote that this node may not give, whoever asks for it.
-    pub(super) fn check_gate(&self) -> Result<(), Refusal> {
-        if self.gate.is_open() {
+    /// Refuses a vote that this node may not give.
+    pub(super) fn check_gate(&self, request: &VoteRequest) -> Result<(), Refusal> {
+        if self.gate.is_open_to(request.vote.leader_id.node_id) {
             return Ok(());
         }
+        let reason = if self.gate.is_quarantined() {
+            "it lost power and may have lost entries that it acknowledged"
+        } else {
+            "it has to keep what it promised before it was restarted"
+        };
         Err(Refusal::later(format!(
-            "{} does not vote yet: it has to keep what it promised before it was restarted",
+            "{} does not vote yet: {reason}",
             self.local.self_id
         )))
     }

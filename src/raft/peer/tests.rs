@@ -200,6 +200,7 @@ async fn start(dir: &Path, id: u16, peers: PeerList, addr: String, differs: Diff
         space: node.space.clone(),
         forward,
         receiver,
+        longest_log: false,
         join_only: differs.join_only,
         auto_rejoin: !differs.no_auto_rejoin,
     });

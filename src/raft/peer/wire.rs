@@ -65,6 +65,8 @@ pub(super) enum Kind {
     Finish = 13,
     /// Asks whether there is space for messages.
     Full = 14,
+    /// After a loss of power: asks for a node's condition, or says who is to lead.
+    Recover = 15,
 }
 
 impl Kind {
@@ -84,6 +86,7 @@ impl Kind {
             12 => Self::Chunk,
             13 => Self::Finish,
             14 => Self::Full,
+            15 => Self::Recover,
             _ => return None,
         })
     }

@@ -94,6 +94,8 @@ impl Disk for Booted {
 pub(super) struct Site {
     pub(super) dirs: Vec<TempDir>,
     addrs: Vec<SocketAddr>,
+    /// `uncleanRecovery=longest-log` on all of them.
+    pub(super) longest_log: bool,
 }
 
 impl Site {
@@ -105,6 +107,7 @@ impl Site {
         Self {
             dirs: (0..3).map(|_| tempfile::tempdir().unwrap()).collect(),
             addrs: listeners.iter().map(|l| l.local_addr().unwrap()).collect(),
+            longest_log: false,
         }
     }
 
@@ -126,7 +129,17 @@ impl Site {
             panic!("three places")
         };
         let list = format!("n0-{n0};n1-{n1};n2-{n2}");
-        start_peer(root, number, &list, listener, machine, on_install).await
+        let longest_log = self.longest_log;
+        start_peer(
+            root,
+            number,
+            &list,
+            listener,
+            machine,
+            longest_log,
+            on_install,
+        )
+        .await
     }
 
     pub(super) async fn start_all(&self, machine: Machine) -> Vec<Running> {
@@ -155,6 +168,7 @@ async fn start_peer(
     list: &str,
     listener: TcpListener,
     machine: Machine,
+    longest_log: bool,
     on_install: OnInstall,
 ) -> Running {
     let config = store_config(root, machine.flush);
@@ -179,7 +193,7 @@ async fn start_peer(
             }),
         }),
         timers: Timers::default(),
-        quarantine: true,
+        longest_log,
         runtime: None,
         retention: machine
             .retention
@@ -242,54 +256,4 @@ async fn three_nodes_find_each_other_and_outlive_their_leader() {
         assert_in_place(&node.reader, &sent);
         node.group.shutdown().await;
     }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_node_that_lost_power_votes_again_once_it_has_what_its_leader_has() {
-    let flush = FlushMode::Async { interval_ms: 500 };
-    let machine = Machine {
-        flush,
-        boot: "first boot",
-        retention: None,
-        used: None,
-    };
-    let site = Site::new();
-    let mut nodes = site.start_all(machine).await;
-    let mut sent = send_surely(&nodes.iter().collect::<Vec<_>>(), "first", 50).await;
-    // Ends without closing its log, as in a crash.
-    drop(nodes.remove(0));
-    sent.extend(send_surely(&nodes.iter().collect::<Vec<_>>(), "second", 50).await);
-    for node in &nodes {
-        node.group.shutdown().await;
-    }
-    drop(nodes);
-
-    let lost_power = Machine {
-        flush,
-        boot: "second boot",
-        retention: None,
-        used: None,
-    };
-    let alone = site.start(0, lost_power).await;
-    tokio::time::sleep(2 * Timers::default().election_max).await;
-    assert!(
-        !alone.group.gate().is_open(),
-        "it votes though it may have lost entries"
-    );
-    let others = [site.start(1, machine).await, site.start(2, machine).await];
-    until("the quarantine ends", || alone.group.gate().is_open()).await;
-    let all = [&alone, &others[0], &others[1]];
-    sent.extend(send_surely(&all, "third", 50).await);
-    until_level(&[leader_of(&all).await, all[0], all[1], all[2]]).await;
-    assert_equal_logs(&all);
-    assert_in_place(&alone.reader, &sent);
-    for node in all {
-        node.group.shutdown().await;
-    }
-    let store = open_store(
-        &store_config(site.dirs[0].path(), flush),
-        Arc::new(RealDisk),
-    )
-    .await;
-    assert!(!store.log.is_suspect());
 }

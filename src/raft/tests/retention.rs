@@ -91,7 +91,7 @@ async fn an_applied_state_that_nothing_can_make_again_is_not_done_without() {
         broker_addr: "127.0.0.1:10911".to_owned(),
         peers: None,
         timers: Timers::default(),
-        quarantine: true,
+        longest_log: false,
         snapshot_bytes_per_second: 0,
         on_install: Arc::new(|| {}),
         runtime: None,

@@ -142,7 +142,7 @@ impl RaftNetworkV2<TypeConfig> for Link {
         _: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RpcError> {
         let target = self.target()?;
-        if !target.gate.is_open() {
+        if !target.gate.is_open_to(request.vote.leader_id.node_id) {
             return Err(unreachable());
         }
         self.answer(target.raft.vote(request).await)
@@ -154,7 +154,7 @@ impl RaftNetworkV2<TypeConfig> for Link {
         _: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RpcError> {
         let target = self.target()?;
-        if !target.gate.is_open() {
+        if !target.gate.is_open_to(request.vote.leader_id.node_id) {
             return Err(unreachable());
         }
         self.answer(target.raft.pre_vote(request).await)

@@ -169,6 +169,8 @@ proptest! {
     ) {
         check(&Form { group: GroupId(group), members })?;
         check(&Join { as_new_member: flag })?;
+        check(&Recover { leader: flag.then_some(7) })?;
+        check(&Condition { quarantined: flag, has_leader: !flag, last: None })?;
         check(&JoinAnswer::Voter)?;
         check(&JoinAnswer::UnderWay(text.clone()))?;
         check(&JoinAnswer::Leader(text.clone()))?;
