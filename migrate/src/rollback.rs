@@ -11,7 +11,7 @@ use crate::run::{STATE_FILE, partials};
 use crate::source::{exists, list};
 
 /// Everything that a run or a broker puts into a store's root.
-const OWN: [&str; 16] = [
+const OWN: [&str; 17] = [
     "commitlog",
     "consumequeue",
     "index",
@@ -24,6 +24,7 @@ const OWN: [&str; 16] = [
     "raft.vote",
     "raft.checkpoint",
     "raft.applied",
+    "raft.frozen",
     "raft.identity",
     "abort",
     "checkpoint",
@@ -87,7 +88,9 @@ fn refuse_if_used(to: &Path) -> Result<(), Problem> {
     let reader = log.reader();
     let last = reader.last_id().map(|id| id.index.0);
     let first = reader.first_index().map(|index| index.0);
-    if last.is_some() && first != Some(0) {
+    // The first entry names the members, and is purged at once: nodes without the history get it
+    // with a snapshot then.
+    if reader.purged_id().is_some_and(|id| id.index.0 > 0) {
         return Err(refused(
             "a group has worked on this store for long".to_owned(),
         ));

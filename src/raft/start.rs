@@ -2,12 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use openraft::ChangeMembers;
+use openraft::async_runtime::watch::WatchReceiver;
 use rmq_store::{Disk, Retention, Store, StoreConfig};
 use tokio::runtime::Handle;
 use tokio::sync::Mutex;
+use tokio::time::sleep;
 
+use super::Raft;
 use super::batcher::Batcher;
 use super::group::Group;
 use super::leadership::OnFatal;
@@ -21,6 +25,8 @@ use super::retention::{Retaining, RetentionRules};
 use super::types::BrokerNode;
 use crate::meta::Meta;
 
+/// Between two looks at whether a snapshot has been made.
+const SNAPSHOT_PAUSE: Duration = Duration::from_millis(100);
 /// The identity's name under the store's root.
 const IDENTITY_FILE: &str = "raft.identity";
 
@@ -207,8 +213,12 @@ async fn take_part(
         .map(|peers| peers.listener.listen())
         .transpose();
     let listener = listener.map_err(StartError::Listen)?;
+    let has_history = parts.log.genesis().is_some();
     let node = Arc::new(Node::recover(parts, network.clone()).await?);
     node.raft.run();
+    if has_history {
+        tokio::spawn(begin_with_a_snapshot(node.raft.clone()));
+    }
     let (Some(peers), Some(listener)) = (peers, listener) else {
         form_alone(&local, &node.raft)
             .await
@@ -230,6 +240,26 @@ async fn take_part(
         auto_rejoin: peers.auto_rejoin,
     };
     Ok((node, network, Some(Peers::start(options))))
+}
+
+/// Purges the first entry of a log that stands on an adopted history: a node without that history
+/// then gets it with a snapshot, for entries alone would find no place there.
+async fn begin_with_a_snapshot(raft: Raft) {
+    let data = raft.data_metrics();
+    loop {
+        let now = data.borrow_watched().clone();
+        let (snapshot, applied) = (now.snapshot.is_some(), now.last_applied.is_some());
+        let asked = match (now.purged.is_some(), snapshot, applied) {
+            (true, ..) => return,
+            (false, true, _) => raft.trigger().purge_log(0).await,
+            (false, false, true) => raft.trigger().snapshot().await,
+            (false, false, false) => Ok(()),
+        };
+        if asked.is_err() {
+            return;
+        }
+        sleep(SNAPSHOT_PAUSE).await;
+    }
 }
 
 /// A group of one has nobody to tell of a new address but its own log.

@@ -59,23 +59,7 @@ impl Migrated {
                 entry.unpack_in(dir.path()).unwrap();
             }
         }
-        let source = dir.path().join(STORE);
-        let text = |path: PathBuf| path.to_str().unwrap().to_owned();
-        let args = [
-            "rmq-migrate".to_owned(),
-            "--from".to_owned(),
-            text(source.join("store")),
-            "--to".to_owned(),
-            text(dir.path().join("migrated")),
-            "-c".to_owned(),
-            text(source.join("broker.conf")),
-            "--verify".to_owned(),
-            "full".to_owned(),
-        ];
-        let more = more.iter().map(|arg| (*arg).to_owned());
-        let options = Options::parse_from(args.into_iter().chain(more));
-        let report = rmq_migrate::run(&options, &Progress::new(Style::None)).unwrap();
-        assert!(!report.conf_files.is_empty());
+        migrate(dir.path(), "migrated", more);
         let expected = messages(&dir.path().join("migrated"));
         assert!(expected.len() > 10);
         Some(Self { dir, expected })
@@ -83,6 +67,19 @@ impl Migrated {
 
     fn target(&self) -> PathBuf {
         self.dir.path().join("migrated")
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// The file that was written for a node of the group.
+    fn conf(&self, node: usize) -> PathBuf {
+        self.target().join(format!("conf/broker-n{node}.conf"))
+    }
+
+    fn start(&self, node: usize) -> Node {
+        Node::start(&self.conf(node), &self.path(&format!("n{node}")))
     }
 
     fn group_offset(&self) -> (String, u64) {
@@ -127,9 +124,45 @@ impl Migrated {
         }
     }
 
+    /// What is left of the nodes serves all that was there, and takes more.
+    fn assert_sent_again(&self, nodes: &mut [Node]) {
+        let next = self.next_offset();
+        // What was sent while there was no leader may have been done without an answer.
+        let after = nodes[0].send("new 1");
+        assert!(after > next, "{after}");
+        self.assert_served(nodes[1].address, after - next + 1);
+    }
+
     fn next_offset(&self) -> u64 {
         self.expected.last().unwrap().0 + 1
     }
+}
+
+/// Migrates the unpacked store under `dir` to a directory beside it.
+fn migrate(dir: &Path, to: &str, more: &[&str]) {
+    let source = dir.join(STORE);
+    let text = |path: PathBuf| path.to_str().unwrap().to_owned();
+    let args = [
+        "rmq-migrate".to_owned(),
+        "--from".to_owned(),
+        text(source.join("store")),
+        "--to".to_owned(),
+        text(dir.join(to)),
+        "-c".to_owned(),
+        text(source.join("broker.conf")),
+        "--verify".to_owned(),
+        "full".to_owned(),
+    ];
+    let more = more.iter().map(|arg| (*arg).to_owned());
+    let options = Options::parse_from(args.into_iter().chain(more));
+    let report = rmq_migrate::run(&options, &Progress::new(Style::None)).unwrap();
+    assert!(!report.conf_files.is_empty());
+}
+
+/// `--peers` of three nodes on this machine.
+fn peers() -> String {
+    let peers = [0, 1, 2].map(|n| format!("n{n}-127.0.0.1:{}", free_port()));
+    peers.join(";")
 }
 
 /// What the queue holds, read without a broker.
@@ -246,42 +279,96 @@ fn a_broker_alone_goes_on_from_a_java_store() {
 }
 
 #[test]
-fn a_group_goes_on_from_a_java_store_and_outlives_its_leader() {
-    let ports = [(); 3].map(|()| free_port());
-    let peers: Vec<String> = (0..3)
-        .map(|n| format!("n{n}-127.0.0.1:{}", ports[n]))
-        .collect();
-    let Some(migrated) = Migrated::new(&["--peers", &peers.join(";")]) else {
+fn a_group_of_nodes_that_were_migrated_separately_outlives_its_leader() {
+    let peers = peers();
+    let Some(migrated) = Migrated::new(&["--peers", &peers]) else {
         return;
     };
-    let stores: Vec<PathBuf> = (0..3)
-        .map(|n| migrated.dir.path().join(format!("n{n}")))
-        .collect();
-    for store in &stores {
-        let copied = Command::new("cp")
-            .arg("-a")
-            .arg(migrated.target())
-            .arg(store)
-            .status();
-        assert!(copied.unwrap().success());
+    for to in ["n0", "n1", "n2"] {
+        migrate(migrated.dir.path(), to, &["--peers", &peers]);
     }
-    let conf = |n: usize| migrated.target().join(format!("conf/broker-n{n}.conf"));
-    let mut nodes: Vec<Node> = (0..3).map(|n| Node::start(&conf(n), &stores[n])).collect();
-    let next = migrated.next_offset();
-    assert_eq!(nodes[1].send("new 0"), next);
-    for node in &nodes {
+    let mut nodes: Vec<Node> = [0, 1, 2].map(|n| migrated.start(n)).into();
+    assert_goes_on(&migrated, &mut nodes);
+    let leader = position_of_leader(&nodes);
+    drop(nodes.remove(leader));
+    migrated.assert_sent_again(&mut nodes);
+}
+
+#[test]
+fn empty_nodes_take_the_history_from_the_one_that_was_migrated() {
+    let Some(migrated) = Migrated::new(&["--peers", &peers()]) else {
+        return;
+    };
+    // The store's place is in the middle of the list: it need not be the lowest node's.
+    copy(&migrated.target(), &migrated.path("n1"));
+    let mut nodes: Vec<Node> = [0, 1, 2].map(|n| migrated.start(n)).into();
+    assert_goes_on(&migrated, &mut nodes);
+    // The others have it by themselves now.
+    drop(nodes.remove(1));
+    migrated.assert_sent_again(&mut nodes);
+}
+
+#[test]
+fn nodes_with_different_histories_say_so_until_one_is_chosen() {
+    let peers = peers();
+    let Some(migrated) = Migrated::new(&["--peers", &peers]) else {
+        return;
+    };
+    let dir = migrated.dir.path();
+    let config = migrated.path("config");
+    copy(&dir.join(STORE).join("store/config"), &config);
+    for name in ["consumerOffset.json", "consumerOffset.json.bak"] {
+        fs::remove_file(config.join(name)).unwrap();
+    }
+    let other = ["--peers", &peers, "--config-from", config.to_str().unwrap()];
+    migrate(dir, "n0", &["--peers", &peers]);
+    migrate(dir, "n1", &["--peers", &peers]);
+    migrate(dir, "n2", &other);
+    let mut nodes: Vec<Node> = [0, 1, 2].map(|n| migrated.start(n)).into();
+    let end = Instant::now() + PATIENCE;
+    let wanted = "the adopted histories differ: n0 has metadata ";
+    while !fs::read_to_string(migrated.path("n0.log"))
+        .unwrap()
+        .contains(wanted)
+    {
+        assert!(Instant::now() < end, "n0 does not say what differs");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    // An empty directory takes it over from the others.
+    drop(nodes.pop());
+    fs::remove_dir_all(migrated.path("n2")).unwrap();
+    nodes.push(migrated.start(2));
+    assert_goes_on(&migrated, &mut nodes);
+}
+
+fn copy(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg("-a").args([from, to]).status();
+    assert!(copied.unwrap().success());
+}
+
+/// All nodes become voters, and serve what was there and what is new.
+fn assert_goes_on(migrated: &Migrated, nodes: &mut [Node]) {
+    assert_eq!(nodes[1].send("new 0"), migrated.next_offset());
+    let end = Instant::now() + PATIENCE;
+    let voting = |node: &Node| {
+        let status = jepsen::cluster::status(node.address).ok()?;
+        let members = status["group"]["members"].as_array()?.clone();
+        let voting = members.iter().filter(|member| member["voter"] == true);
+        Some(voting.count())
+    };
+    while voting(&nodes[1]) != Some(nodes.len()) {
+        assert!(Instant::now() < end, "{:?} voters", voting(&nodes[1]));
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    for node in nodes {
         migrated.assert_served(node.address, 1);
     }
-    let status = jepsen::cluster::status(nodes[0].address).unwrap();
-    let leader = &status["group"]["leader"];
+}
+
+fn position_of_leader(nodes: &[Node]) -> usize {
     let leads = |node: &Node| {
         let status = jepsen::cluster::status(node.address).unwrap();
-        status["group"]["node"] == *leader
+        status["group"]["serving"] == true
     };
-    let leader = nodes.iter().position(leads).unwrap_or(0);
-    drop(nodes.remove(leader));
-    // What was sent while there was no leader may have been done without an answer.
-    let after = nodes[0].send("new 1");
-    assert!(after > next, "{after}");
-    migrated.assert_served(nodes[1].address, after - next + 1);
+    nodes.iter().position(leads).unwrap()
 }

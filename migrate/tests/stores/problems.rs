@@ -279,7 +279,6 @@ fn a_store_that_a_group_has_written_to_is_not_rolled_back() {
     let Some(unpacked) = Unpacked::new("classic-4.9.7-clean", |store| store == "broker-b-s") else {
         return;
     };
-    run(&unpacked.options("broker-b-s", &[]), &quiet()).unwrap();
     let target = unpacked.target();
     let config = StoreConfig {
         consume_queue_file_bytes: 6000,
@@ -289,36 +288,46 @@ fn a_store_that_a_group_has_written_to_is_not_rolled_back() {
         segment_bytes: 1 << 20,
         ..StoreConfig::new(&target)
     };
-    let mut store = rmq_store::open(&config, Arc::new(RealDisk)).unwrap();
-    fs::write(target.join("raft.identity"), "").unwrap();
-    let entry = |index, kind, batch| NewEntry::Unsealed {
-        id: EntryId {
+    // A group writes its members and a blank when it starts, and purges the first entry.
+    let started = |with_messages: bool| {
+        run(&unpacked.options("broker-b-s", &[]), &quiet()).unwrap();
+        let mut store = rmq_store::open(&config, Arc::new(RealDisk)).unwrap();
+        fs::write(target.join("raft.identity"), "").unwrap();
+        let id = |index| EntryId {
             term: Term(1),
             node: 1,
             index: LogIndex(index),
-        },
-        kind,
-        meta: Default::default(),
-        batch,
+        };
+        let mut append = |index, kind, batch| {
+            let entry = NewEntry::Unsealed {
+                id: id(index),
+                kind,
+                meta: Default::default(),
+                batch,
+            };
+            store.log.append(vec![entry]).unwrap();
+        };
+        append(0, EntryKind::Membership, None);
+        append(1, EntryKind::Blank, None);
+        if with_messages {
+            append(2, EntryKind::Messages, Some(Batch::new(Vec::new())));
+        }
+        store.log.purge(id(0)).unwrap();
+        store.queues.stop().unwrap();
+        store.log.close().unwrap();
+        let output = Command::new(env!("CARGO_BIN_EXE_rmq-migrate"))
+            .args(["--rollback", "--to"])
+            .arg(&target)
+            .output()
+            .unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        (output.status.code(), said)
     };
-    store
-        .log
-        .append(vec![entry(0, EntryKind::Blank, None)])
-        .unwrap();
-    let batch = Batch::new(Vec::new());
-    store
-        .log
-        .append(vec![entry(1, EntryKind::Messages, Some(batch))])
-        .unwrap();
-    store.queues.stop().unwrap();
-    store.log.close().unwrap();
-    let output = Command::new(env!("CARGO_BIN_EXE_rmq-migrate"))
-        .args(["--rollback", "--to"])
-        .arg(&target)
-        .output()
-        .unwrap();
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(3), "{said}");
+    let (exit, said) = started(false);
+    assert_eq!(exit, Some(0), "{said}");
+    assert!(!target.try_exists().unwrap());
+    let (exit, said) = started(true);
+    assert_eq!(exit, Some(3), "{said}");
     assert!(said.contains("has accepted messages"), "{said}");
     assert!(target.join("genesis").try_exists().unwrap());
 }

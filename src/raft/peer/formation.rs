@@ -76,6 +76,15 @@ fn decide(own: &NodeInfo, join_only: bool, met: &Met) -> Next {
     if let Some(reason) = there().find_map(|peer| disagreement(own, peer)) {
         return Next::Refuse(reason);
     }
+    let with_history = there().find(|peer| !peer.genesis.is_empty());
+    if own.genesis.is_empty()
+        && let Some(peer) = with_history
+    {
+        return Next::Wait(format!(
+            "{} has taken over a history and forms the group; this node gets it from there",
+            peer.self_id
+        ));
+    }
     let missing: Vec<String> = own
         .peers
         .iter()
@@ -95,24 +104,27 @@ fn decide(own: &NodeInfo, join_only: bool, met: &Met) -> Next {
             missing.join(", ")
         ));
     }
-    let lowest = own.peers.iter().next().map(|(id, _)| id);
-    if lowest != Some(own.self_id) {
-        let lowest = lowest.map_or_else(String::new, |id| id.to_string());
+    // Those without the history of the others take it from the group later.
+    let founders: BTreeMap<SelfId, &NodeInfo> = there()
+        .filter(|peer| peer.genesis == own.genesis)
+        .chain([own])
+        .map(|peer| (peer.self_id, peer))
+        .collect();
+    if let Some((lowest, _)) = founders.first_key_value()
+        && *lowest != own.self_id
+    {
         return Next::Wait(format!("all nodes have been met; {lowest} forms the group"));
     }
-    let members = there()
-        .chain([own])
-        .map(|peer| (peer.node, peer.addrs.clone()))
-        .collect();
-    Next::Form(members)
+    let members = founders.values();
+    Next::Form(
+        members
+            .map(|peer| (peer.node, peer.addrs.clone()))
+            .collect(),
+    )
 }
 
 /// Why the two cannot form a group together.
 fn disagreement(own: &NodeInfo, peer: &NodeInfo) -> Option<String> {
-    let named = |genesis: &str| match genesis {
-        "" => "none".to_owned(),
-        digest => digest.to_owned(),
-    };
     if peer.peers != own.peers {
         Some(format!(
             "dLegerPeers differ: {} has {:?}, {} has {:?}",
@@ -121,18 +133,22 @@ fn disagreement(own: &NodeInfo, peer: &NodeInfo) -> Option<String> {
             peer.self_id,
             peer.peers.to_string()
         ))
-    } else if peer.genesis != own.genesis {
+    } else if peer.genesis != own.genesis && !peer.genesis.is_empty() && !own.genesis.is_empty() {
+        let (mine, its) = first_difference(&own.genesis, &peer.genesis);
         Some(format!(
-            "the adopted histories differ: {} has {}, {} has {}; every node needs a copy of what one \
-             run of rmq-migrate made, or another directory",
-            own.self_id,
-            named(&own.genesis),
-            peer.self_id,
-            named(&peer.genesis)
+            "the adopted histories differ: {} has {mine}, {} has {its}; choose the node that has all \
+             and give the others a copy of its directory, or empty ones",
+            own.self_id, peer.self_id
         ))
     } else {
         None
     }
+}
+
+/// The first of the parts of two digests that differs.
+fn first_difference<'a>(one: &'a str, other: &'a str) -> (&'a str, &'a str) {
+    let mut parts = one.split(", ").zip(other.split(", "));
+    parts.find(|(a, b)| a != b).unwrap_or((one, other))
 }
 
 /// Makes a node without peers a group of its own, unless it is one.
@@ -167,7 +183,14 @@ impl Shared {
         }
         let configured: Vec<SelfId> = own.peers.iter().map(|(id, _)| id).collect();
         let proposed: Vec<SelfId> = form.members.keys().map(|node| SelfId::of(*node)).collect();
-        if proposed != configured || configured.first() != Some(&from.self_id) {
+        // Those without the history of the others come to the group later, and get it then.
+        let founds = |id: &SelfId| configured.contains(id);
+        let right = if own.genesis.is_empty() {
+            proposed == configured
+        } else {
+            proposed.iter().all(founds)
+        };
+        if !right || from.genesis != own.genesis || proposed.first() != Some(&from.self_id) {
             return Err(Refusal::refused(format!(
                 "{} proposes a group of {proposed:?}, configured are {configured:?}",
                 from.self_id
@@ -318,7 +341,10 @@ async fn form(
         group,
         members: members.clone(),
     };
-    let answers = connections.iter_mut().map(|(id, connection)| {
+    let founders: Vec<SelfId> = members.keys().map(|node| SelfId::of(*node)).collect();
+    let founding = connections.iter_mut();
+    let founding = founding.filter(|(id, _)| founders.contains(id));
+    let answers = founding.map(|(id, connection)| {
         let form = &form;
         async move {
             let agreed = connection.ask::<()>(Kind::Form, form, FORM_LIMIT).await;
@@ -465,15 +491,39 @@ mod tests {
                     .into()
             )
         );
-        let mut other = info(1);
-        other.genesis = "5eed".into();
+        let [mut own, mut other] = [info(0), info(1)];
+        own.genesis = "bytes 0 to 100, log 5eed, metadata 1".into();
+        other.genesis = "bytes 0 to 100, log 0ther, metadata 2".into();
         assert_eq!(
-            decide(&info(0), false, &met([other, info(2)])),
+            decide(&own, false, &met([other, info(2)])),
             Next::Refuse(
-                "the adopted histories differ: n0 has none, n1 has 5eed; every node needs a copy of \
-                 what one run of rmq-migrate made, or another directory"
+                "the adopted histories differ: n0 has log 5eed, n1 has log 0ther; choose the node \
+                 that has all and give the others a copy of its directory, or empty ones"
                     .into()
             )
+        );
+    }
+
+    #[test]
+    fn those_with_a_history_form_the_group_when_all_have_been_met() {
+        let [mut one, mut two] = [info(1), info(2)];
+        (one.genesis, two.genesis) = ("5eed".into(), "5eed".into());
+        let Next::Wait(reason) = decide(&info(0), false, &met([one.clone(), two.clone()])) else {
+            panic!("n0 has nothing to begin with");
+        };
+        assert!(reason.contains("n1 has taken over a history"), "{reason}");
+        let Next::Form(members) = decide(&one, false, &met([info(0), two.clone()])) else {
+            panic!("n1 is the lowest with a history");
+        };
+        let ids: Vec<_> = members.keys().map(|node| SelfId::of(*node)).collect();
+        assert_eq!(ids, [SelfId(1), SelfId(2)]);
+        assert!(matches!(
+            decide(&two, false, &met([info(0), one.clone()])),
+            Next::Wait(_)
+        ));
+        assert!(
+            matches!(decide(&one, false, &met([two])), Next::Wait(_)),
+            "n0 is missing"
         );
     }
 

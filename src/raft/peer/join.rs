@@ -33,7 +33,10 @@ pub(in crate::raft) struct Joins {
 }
 
 /// The next step towards a vote for the node that asks.
-fn plan(view: &View, from: &NodeInfo, auto: bool) -> Step {
+///
+/// `founding` says that the node is one of those that the group was to be formed of, and may have begun
+/// without the history that the others had: it gets its vote by itself then, too.
+fn plan(view: &View, from: &NodeInfo, auto: bool, founding: bool) -> Step {
     if let Some(step) = view.unfinished() {
         return step;
     }
@@ -57,6 +60,7 @@ fn plan(view: &View, from: &NodeInfo, auto: bool) -> Step {
     }
     let known = registered.is_some();
     match (known, former.is_empty()) {
+        (false, true) if founding && from.genesis.is_empty() => {}
         (false, true) => {
             return Step::Refuse(format!(
                 "{self_id} is no member of the group: mqadmin raftAddNode adds it"
@@ -70,7 +74,10 @@ fn plan(view: &View, from: &NodeInfo, auto: bool) -> Step {
         }
         (false, false) => {}
         (true, _) => {
-            let takes_place = auto && former.iter().any(|node| voters.contains(node));
+            let takes_place = match former.is_empty() {
+                true => founding,
+                false => auto && former.iter().any(|node| voters.contains(node)),
+            };
             return match view.promotion(from.node, former) {
                 Step::Change(..) if !takes_place => Step::Wait(format!(
                     "{self_id} is a learner and caught up: mqadmin raftPromote gives it a vote"
@@ -182,7 +189,8 @@ impl Joins {
                 named(from.group)
             )));
         }
-        if from.genesis != own.genesis {
+        // A node that has none yet gets it with a snapshot.
+        if from.genesis != own.genesis && !from.genesis.is_empty() {
             return Err(Refusal::refused(
                 "the adopted history below the log differs, so the log alone cannot be sent",
             ));
@@ -195,7 +203,13 @@ impl Joins {
             Some(_) => drop(self.table().remove(&from.node)),
             None => self.note(from),
         }
-        match plan(&view, from, self.auto) {
+        let expected = own.peers.addr(from.self_id).is_some() && !join.as_new_member;
+        let founding = expected && !own.genesis.is_empty();
+        let lacks_history = from.genesis != own.genesis;
+        if lacks_history && shared.holds_all_entries() {
+            return under_way("making ready to send the adopted history");
+        }
+        match plan(&view, from, self.auto, founding) {
             Step::Done(_) => Ok(JoinAnswer::Voter),
             // It was started to be added, so there is nothing wrong yet.
             Step::Refuse(reason) if join.as_new_member => under_way(reason),
@@ -240,7 +254,7 @@ mod tests {
         let (zero, one, two) = (node(0, 1), node(1, 1), node(2, 1));
         let new = node(1, 2);
         let voters = [zero, one, two];
-        let step = |view: &View| plan(view, &info(new), true);
+        let step = |view: &View| plan(view, &info(new), true, false);
 
         let added = Edit::AddLearner(new, BrokerNode::default());
         assert_eq!(edit(step(&view(&voters, &[], &[zero, two]))), added);
@@ -268,18 +282,18 @@ mod tests {
         let voters = [zero, one, two];
         let new = info(node(1, 2));
         assert_eq!(
-            plan(&view(&voters, &[], &voters), &new, true),
+            plan(&view(&voters, &[], &voters), &new, true, false),
             Step::Wait("n1 is alive as node 0001000000000001".into())
         );
         assert_eq!(
-            plan(&view(&voters, &[], &[zero]), &new, true),
+            plan(&view(&voters, &[], &[zero]), &new, true, false),
             Step::Wait("1 of 3 voters are alive, too few to change the members".into())
         );
         let manual = view(&voters, &[], &[zero, two]);
-        assert!(matches!(plan(&manual, &new, false), Step::Refuse(_)));
+        assert!(matches!(plan(&manual, &new, false, false), Step::Refuse(_)));
         let mut unsettled = view(&voters, &[], &[zero, two]);
         unsettled.settled = false;
-        assert!(matches!(plan(&unsettled, &new, true), Step::Wait(_)));
+        assert!(matches!(plan(&unsettled, &new, true, false), Step::Wait(_)));
     }
 
     #[test]
@@ -287,13 +301,13 @@ mod tests {
         let voters = [node(0, 1), node(1, 1), node(2, 1)];
         let new = node(3, 1);
         let stranger = view(&voters, &[], &voters);
-        let Step::Refuse(reason) = plan(&stranger, &info(new), true) else {
+        let Step::Refuse(reason) = plan(&stranger, &info(new), true, false) else {
             panic!("it joined by itself")
         };
         assert!(reason.contains("mqadmin raftAddNode"), "{reason}");
         let alive = [voters[0], voters[1], voters[2], new];
         let learner = view(&voters, &[new], &alive);
-        let Step::Wait(reason) = plan(&learner, &info(new), true) else {
+        let Step::Wait(reason) = plan(&learner, &info(new), true, false) else {
             panic!("it votes by itself")
         };
         assert!(reason.contains("mqadmin raftPromote"), "{reason}");
@@ -324,7 +338,7 @@ mod tests {
             let nodes = BTreeMap::from([(here, registered)]);
             alone.members = Membership::new(vec![[here].into()], nodes).unwrap();
             from.addrs = stated;
-            let step = plan(&alone, &from, true);
+            let step = plan(&alone, &from, true, false);
             match now {
                 None => assert!(matches!(step, Step::Done(_)), "{step:?}"),
                 Some(now) => assert_eq!(edit(step), Edit::Readdress(here, now)),
@@ -368,7 +382,7 @@ mod tests {
                 let voting: Vec<_> = voters.iter().copied().collect();
                 let learning: Vec<_> = nodes.difference(&voters).copied().collect();
                 let view = view(&voting, &learning, &[zero, two]);
-                match plan(&view, &info(new), true) {
+                match plan(&view, &info(new), true, false) {
                     Step::Change(Edit::AddLearner(node, _), _) => prop_assert!(nodes.insert(node)),
                     Step::Change(Edit::Promote { node, former }, _) => {
                         prop_assert!(nodes.contains(&node) && voters.insert(node));

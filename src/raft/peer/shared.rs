@@ -123,6 +123,12 @@ impl Shared {
         others.map(|(_, addr)| addr.to_owned())
     }
 
+    /// Whether its log can be sent from the first entry on, so that a follower may do without a
+    /// snapshot.
+    pub(super) fn holds_all_entries(&self) -> bool {
+        self.raft.data_metrics().borrow_watched().purged.is_none()
+    }
+
     /// Whether this node believes to lead.
     pub(super) fn leads(&self) -> bool {
         self.raft.server_metrics().borrow_watched().current_leader == Some(self.local.node)

@@ -146,18 +146,21 @@ impl Genesis {
         Ok(genesis)
     }
 
-    /// Two nodes with the same digest have taken over the same. It shows the generation and the
-    /// range, for people who compare two.
+    /// Two nodes with the same digest have taken over the same. It has parts, for people who compare
+    /// two: range, log, metadata.
     #[must_use]
     pub fn digest(&self) -> String {
-        let hash = fnv_1a(json::to_vec(self));
+        let log = fnv_1a(json::to_vec(&(self.segment_bytes, &self.segments)));
+        let metadata = fnv_1a(json::to_vec(&self.metadata));
         let Self {
             generation,
             start,
             end,
             ..
         } = self;
-        format!("generation {generation}, bytes {start} to {end}, digest {hash:016x}")
+        format!(
+            "bytes {start} to {end}, log {log:016x}, metadata {metadata:016x}, generation {generation}"
+        )
     }
 
     /// From 1 to the largest number.

@@ -18,6 +18,8 @@ use crate::disk::Disk;
 
 /// The topic of messages that the timer wheel of 5.x takes.
 const TIMER_TOPIC: &str = "rmq_sys_wheel_timer";
+/// Where a migrated store has what nothing but the Java broker writes.
+const ADOPTED_DIR: &str = "adopted";
 
 /// What the settings name.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -53,7 +55,7 @@ impl Config {
         root: &Path,
         damage: &mut Damages,
     ) -> Result<Self, InspectError> {
-        let dir = root.join("config");
+        let dir = parent_of(disk, root, "config/topics.json")?.join("config");
         let names: BTreeSet<String> = disk.list(&dir).map_err(at(&dir))?.into_iter().collect();
         let mut reader = Reader {
             disk,
@@ -111,6 +113,25 @@ impl Config {
     pub(super) fn delay_offsets(&self) -> impl Iterator<Item = (i32, u64)> {
         self.delay.iter().map(|(level, at)| (*level, *at))
     }
+}
+
+/// Where a file of the store lies that a Java broker wrote: in its root, or where a migration kept it.
+fn parent_of(disk: &Arc<dyn Disk>, root: &Path, file: &str) -> Result<PathBuf, InspectError> {
+    let kept = root.join(ADOPTED_DIR);
+    for parent in [root, &kept] {
+        let path = parent.join(file);
+        let dir = path.parent().unwrap_or(parent);
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if has(disk, dir, &name)? {
+            return Ok(parent.to_owned());
+        }
+    }
+    Ok(root.to_owned())
+}
+
+fn has(disk: &Arc<dyn Disk>, dir: &Path, name: &str) -> Result<bool, InspectError> {
+    let names = disk.list(dir).map_err(at(dir))?;
+    Ok(names.iter().any(|of| of == name))
 }
 
 struct Reader<'a> {
@@ -176,9 +197,8 @@ pub(super) fn timer(
         messages: queue.messages(),
         ..TimerPart::default()
     };
-    let has = |dir: &Path, name: &str| disk.list(dir).map(|names| names.iter().any(|n| n == name));
-    let config = root.join("config");
-    if !has(&config, "timercheck").map_err(at(&config))? {
+    let config = parent_of(disk, root, "config/timercheck")?.join("config");
+    if !has(disk, &config, "timercheck")? {
         part.pending = part.messages;
         return Ok(part);
     }
@@ -195,8 +215,9 @@ pub(super) fn timer(
     };
     part.taken = taken;
     part.pending = max.saturating_sub(taken);
-    if has(root, "timerwheel").map_err(at(root))? {
-        let wheel = map(disk, &root.join("timerwheel"))?;
+    let of_wheel = parent_of(disk, root, "timerwheel")?;
+    if has(disk, &of_wheel, "timerwheel")? {
+        let wheel = map(disk, &of_wheel.join("timerwheel"))?;
         for slot in wheel.as_chunks::<SLOT_BYTES>().0 {
             let seconds = u64::from_be_bytes(*slot.first_chunk().expect("32 bytes"));
             let messages = i32::from_be_bytes(*slot[24..].first_chunk().expect("8 bytes"));

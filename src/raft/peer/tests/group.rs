@@ -76,9 +76,13 @@ async fn nodes_with_different_peers_or_histories_form_nothing() {
         },
     ] {
         let cluster = Cluster::new(3).await;
+        let with_history = || Differs {
+            genesis: "0ther",
+            ..Differs::default()
+        };
         let nodes = [
-            cluster.start(0).await,
-            cluster.start(1).await,
+            cluster.start_as(0, with_history()).await,
+            cluster.start_as(1, with_history()).await,
             cluster.start_as(2, differs).await,
         ];
         tokio::time::sleep(A_WHILE).await;
