@@ -117,12 +117,13 @@ impl Cluster {
         let n = &self.nodes[node];
         let mut text = format!(
             "brokerClusterName=jepsen\nbrokerName=jepsen\nbrokerIP1=127.0.0.1\n\
-             bindAddress=127.0.0.1\nnamesrvAddr={}\nlistenPort={}\n\
+             bindAddress=127.0.0.1\nnamesrvAddr={}\nlistenPort={}\ngroupAliasPort={}\n\
              storePathRootDir={}\nflushDiskType={flush}\n\
              mappedFileSizeCommitLog={SEGMENT}\nmaxMessageSize=1048576\n\
              mappedFileSizeConsumeQueue=60000\nmaxHashSlotNum=50000\nmaxIndexNum=200000\n{}",
             self.namesrv,
             n.address.port(),
+            n.address.port() + 1,
             n.store.display(),
             options.more,
         );
@@ -363,7 +364,7 @@ impl Cluster {
 }
 
 impl Node {
-    /// Three ports from `first` on: the VIP channel, Raft, and clients.
+    /// Four ports from `first` on: the VIP channel, Raft, clients, and the group's further names.
     fn new(dir: &Path, node: usize, first: u16) -> Self {
         Self {
             address: SocketAddr::from(([127, 0, 0, 1], first + 2)),
@@ -421,7 +422,7 @@ fn committed_end(address: SocketAddr) -> io::Result<u64> {
         .ok_or_else(|| io::Error::other("no commitLogMaxOffset"))
 }
 
-/// First ports of runs of three that were free a moment ago, below the range that the kernel gives to
+/// First ports of runs of four that were free a moment ago, below the range that the kernel gives to
 /// outgoing connections. One process never gets the same run twice.
 fn free_runs(count: usize) -> anyhow::Result<Vec<u16>> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -429,10 +430,10 @@ fn free_runs(count: usize) -> anyhow::Result<Vec<u16>> {
     let first = 20_000 + std::process::id().wrapping_mul(331) % 9_000;
     let mut found = Vec::new();
     while found.len() < count {
-        let at = first + NEXT.fetch_add(3, Ordering::Relaxed);
+        let at = first + NEXT.fetch_add(4, Ordering::Relaxed);
         let at = u16::try_from(at).ok().filter(|at| *at < 32_000);
         let at = at.context("no free ports between 20000 and 32000")?;
-        if (0..3).all(|i| TcpListener::bind(("127.0.0.1", at + i)).is_ok()) {
+        if (0..4).all(|i| TcpListener::bind(("127.0.0.1", at + i)).is_ok()) {
             found.push(at);
         }
     }

@@ -205,6 +205,12 @@ async fn handle(broker: &Arc<Broker>, request: &Request) -> Handled {
                     handled => return handled,
                 }
             }
+            let code = request.command.code;
+            if (code == request::PULL_MESSAGE || code == request::LITE_PULL_MESSAGE)
+                && let Some(handled) = pull::as_follower(broker, request).await
+            {
+                return handled;
+            }
             forward::to_leader(broker, request).await
         }
     }

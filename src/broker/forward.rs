@@ -26,6 +26,8 @@ const RETRY_PAUSE: Duration = Duration::from_millis(20);
 const HELD_MAX: usize = 10_000;
 /// Bytes of their frames.
 const HELD_BYTES_MAX: usize = 64 << 20;
+/// The broker id of the leader, or of who stands in for it.
+const MASTER: i64 = 0;
 /// The remark of [`no_leader`].
 pub(super) const NO_LEADER: &str = "the broker group has no leader at the moment";
 
@@ -84,7 +86,7 @@ fn count(counter: &AtomicU64) {
 /// request it says [`Refusal::NotLeader`], for that one may yet find the leader.
 pub(super) async fn to_leader(broker: &Arc<Broker>, request: &Request) -> Handled {
     let is_forwarded = request.conn.is_none();
-    let known = |role: &Role| role.serving || (!is_forwarded && role.leader.is_some());
+    let known = |role: &Role| role.serving || role.leader.is_some();
     let given_up = || match is_forwarded {
         true => Err(Refusal::NotLeader),
         false => no_leader(request),
@@ -97,6 +99,10 @@ pub(super) async fn to_leader(broker: &Arc<Broker>, request: &Request) -> Handle
         if known(&roles.borrow()) {
             if let Some(handled) = attempt(broker, request).await {
                 return handled;
+            }
+            // Whoever forwarded it will soon know too that another one leads.
+            if is_forwarded && roles.borrow().leader.is_some() {
+                return given_up();
             }
             pause = RETRY_PAUSE;
         }
@@ -164,7 +170,7 @@ pub(super) fn no_leader(request: &Request) -> Handled {
         // Java 4.9 and C++ consumers take any error for "no offset is stored" and start over from
         // the end or the beginning of the queue.
         request::QUERY_CONSUMER_OFFSET => Err(Refusal::Silence),
-        request::PULL_MESSAGE | request::LITE_PULL_MESSAGE => pull_again(request),
+        request::PULL_MESSAGE | request::LITE_PULL_MESSAGE => pull_again(request, MASTER),
         _ => Err(Refusal::new(response::SERVICE_NOT_AVAILABLE, NO_LEADER)),
     }
 }
@@ -204,11 +210,11 @@ fn suspension(request: &Request) -> Duration {
     }
 }
 
-/// Has a consumer repeat its pull, from where it was.
-fn pull_again(request: &Request) -> Handled {
+/// Has a consumer repeat its pull, from where it was, at the broker id `next_from`.
+pub(super) fn pull_again(request: &Request, next_from: i64) -> Handled {
     let pull = PullMessage::decode(&request.command.ext)?;
     let header = PullMessageResponse {
-        suggest_which_broker_id: 0,
+        suggest_which_broker_id: next_from,
         next_begin_offset: pull.queue_offset,
         min_offset: 0,
         max_offset: pull.queue_offset,

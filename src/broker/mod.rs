@@ -19,6 +19,7 @@
 //! - `run`: all of this assembled into a process; `member`: a node of a Raft group as [`Replica`]
 //! - `clients`: who is connected; `heartbeat`: how it becomes known
 //! - `alias`: what is asked by the further names of a group
+//! - `hook`: a program of the operator's that is told of changes of role
 //! - `admin`: what tools ask; `stats`: the numbers that they are told
 //!
 //! How a group agrees is [`crate::raft`]'s; frames and connections are [`crate::remoting`]'s.
@@ -32,6 +33,7 @@ mod forward;
 mod group;
 mod heartbeat;
 mod hold;
+mod hook;
 mod leading;
 mod lock;
 mod member;

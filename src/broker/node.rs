@@ -13,6 +13,7 @@ use super::forward::Forwarding;
 use super::hold::Holds;
 use super::message::Bounds;
 use super::offset_buffer::OffsetBuffer;
+use super::pull::Readers;
 use super::refusal::Refusal;
 use super::registrar::Told;
 use super::replica::{ProposeError, Replica};
@@ -33,6 +34,9 @@ pub struct Broker {
     pub(super) offsets: Arc<OffsetBuffer>,
     pub(super) holds: Holds,
     pub(super) forwarding: Forwarding,
+    pub(super) readers: Readers,
+    /// This node's broker id while it does not lead.
+    pub(super) follower_id: i64,
     pub(super) stats: Stats,
     /// The address that stands in records and message ids.
     pub(super) store_host: SocketAddr,
@@ -59,6 +63,7 @@ impl Broker {
         replica: Arc<dyn Replica>,
         clock: fn() -> i64,
     ) -> Arc<Self> {
+        let follower_id = follower_id(&config);
         Arc::new(Self {
             config,
             meta,
@@ -69,6 +74,8 @@ impl Broker {
             clients: Clients::default(),
             holds: Holds::default(),
             forwarding: Forwarding::default(),
+            readers: Readers::default(),
+            follower_id,
             stats: Stats::new(clock()),
             store_host,
             recent_bytes: recent_bytes(),
@@ -95,6 +102,7 @@ impl Broker {
             () = Arc::clone(&self.offsets).run() => {}
             () = heartbeat::expire_silent(&self) => {}
             () = leading::run(&self) => {}
+            () = Readers::keep(&self) => {}
             () = stats::run(&self) => {}
         }
     }
@@ -229,6 +237,14 @@ pub fn arrival_listener(broker: &Arc<Broker>) -> ArrivalListener {
                 .holds
                 .arrived(topic, *queue_id, next.as_i64(), *tags_code);
         }
+    })
+}
+
+/// A follower's broker id, one more than the number of its self id, as in Java's DLedger mode.
+fn follower_id(config: &BrokerConfig) -> i64 {
+    let id = config.dleger_self_id.parse::<SelfId>();
+    id.map_or(0, |id| {
+        i64::try_from(id.follower_broker_id()).unwrap_or(i64::MAX)
     })
 }
 

@@ -1,7 +1,10 @@
 //! `PULL_MESSAGE` and `LITE_PULL_MESSAGE`: messages out, at once or when they arrive.
 //!
 //! `PullMessageProcessor` and `PullRequestHoldService` (4.9.8). Everything that a consumer is told
-//! here it stores as its position, so only a leader answers, and only while it is certain.
+//! here it stores as its position, so a leader answers, while it is certain; what a follower may say
+//! by itself is in `follower`.
+
+mod follower;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +24,8 @@ use super::stats::Got;
 use super::{Broker, group, heartbeat};
 use crate::meta::OffsetCommit;
 use crate::remoting::{Reply, Request};
+
+pub(super) use follower::{Readers, as_follower};
 
 /// How often a waiting pull looks by itself, for it may have to be moved past messages that it does
 /// not want.
@@ -54,7 +59,8 @@ pub(super) async fn handle(broker: &Arc<Broker>, request: &Request) -> Handled {
     if code(&result, &pull) == response::PULL_OFFSET_MOVED {
         tell_of_move(broker, &pull, &result);
     }
-    Ok(answer(request, &pull, result))
+    let next_from = broker.readers.of(&pull);
+    Ok(answer(request, &pull, result, next_from))
 }
 
 /// Checks whether this consumer may read this queue, and finds what it wants of it.
@@ -344,10 +350,11 @@ fn remark(status: GetStatus) -> &'static str {
     }
 }
 
-fn answer(request: &Request, pull: &PullMessage, result: GetResult) -> Reply {
+/// `next_from` is the broker id to pull from the next time.
+fn answer(request: &Request, pull: &PullMessage, result: GetResult, next_from: i64) -> Reply {
     let code = code(&result, pull);
     let header = PullMessageResponse {
-        suggest_which_broker_id: 0,
+        suggest_which_broker_id: next_from,
         next_begin_offset: result.next.as_i64(),
         min_offset: result.min.as_i64(),
         max_offset: result.max.as_i64(),

@@ -11,13 +11,14 @@ use chrono::{Local, TimeZone as _, Timelike as _};
 use futures_util::FutureExt;
 use rmq_store::{Disk, Genesis, OpenStoreError, RealDisk};
 use rmq_wire::body::TopicConfigSerializeWrapper;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::alias::AliasPort;
 use super::dispatch::forwarded;
+use super::hook;
 use super::member::Member;
 use super::registrar;
 use super::topic::READ_WRITE;
@@ -25,20 +26,23 @@ use super::{Broker, arrival_listener};
 use crate::config::{BrokerConfig, UncleanRecovery};
 use crate::meta::{Adopted, Meta, Views};
 use crate::raft::{
-    self, NotLeader, PeerListError, PeerOptions, RaftOptions, RetentionRules, SelfId, SelfIdError,
-    Timers,
+    self, NotLeader, PeerListError, PeerOptions, RaftOptions, RetentionRules, SelfIdError, Timers,
 };
 use crate::remoting::{Client, Limits, serve};
 use crate::shutdown::{Shutdown, Trigger};
 
-/// The open ports of a broker.
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 1024;
+
+/// The ports of a broker. Those for clients are taken and refuse connections until somebody answers
+/// there: what a client sends into a backlog costs it its whole patience, a refusal sends it elsewhere.
 pub struct Listeners {
     /// `listenPort`.
-    pub clients: TcpListener,
+    pub clients: TcpSocket,
     /// The VIP channel, two below.
-    pub vip: TcpListener,
+    pub vip: TcpSocket,
     /// For requests by the further names of the group, if it has any.
-    pub alias: Option<TcpListener>,
+    pub alias: Option<TcpSocket>,
     /// The port of this node's `dLegerPeers` entry; none outside a group.
     pub raft: Option<TcpListener>,
 }
@@ -187,8 +191,10 @@ async fn run_on_store(
     late.get_or_init(|| Arc::downgrade(&broker));
     queues.start(arrival_listener(&broker))?;
 
+    let (roles, of_hook) = (broker.replica.role(), Arc::clone(&config));
     let background = [
         tokio::spawn(Arc::clone(&broker).run()),
+        tokio::spawn(async move { hook::run(&of_hook, roles).await }),
         tokio::spawn(keep_views(
             Views::new(config.store_path_root_dir.join("config"), &meta),
             config.flush_consumer_offset_interval,
@@ -201,11 +207,13 @@ async fn run_on_store(
         ..Limits::default()
     };
     let mut servers = JoinSet::new();
-    for listener in [listeners.clients, listeners.vip] {
+    for socket in [listeners.clients, listeners.vip] {
+        let listener = socket.listen(BACKLOG)?;
         let service = Arc::clone(&broker);
         servers.spawn(serve(listener, service, limits.clone(), serving.clone()));
     }
-    if let Some(listener) = listeners.alias {
+    if let Some(socket) = listeners.alias {
+        let listener = socket.listen(BACKLOG)?;
         let service = AliasPort::new(Arc::clone(&broker));
         servers.spawn(serve(listener, service, limits, serving));
     }
@@ -259,7 +267,7 @@ fn register(broker: &Arc<Broker>) -> (tokio::task::JoinHandle<()>, Trigger) {
         addr: config.broker_addr(),
         ha_addr: format!("{}:{}", config.broker_ip2, config.listen_port + 1),
         alias: alias(config),
-        follower_id: follower_id(config),
+        follower_id: broker.follower_id,
         period: config.register_name_server_period,
         limit: config.register_broker_timeout_mills,
     };
@@ -379,14 +387,6 @@ fn group_name(config: &BrokerConfig) -> String {
 
 fn broker_name(config: &BrokerConfig) -> String {
     config.broker_name.clone()
-}
-
-/// A follower's broker id, one more than the number of its self id, as in Java's DLedger mode.
-fn follower_id(config: &BrokerConfig) -> i64 {
-    let id = config.dleger_self_id.parse::<SelfId>();
-    id.map_or(0, |id| {
-        i64::try_from(id.follower_broker_id()).unwrap_or(i64::MAX)
-    })
 }
 
 /// The address in records and message ids: that of `brokerIP1`, by which clients reach this node.

@@ -19,6 +19,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 
 use super::Broker;
+use super::message::{Bounds, Message, Properties};
 use super::replica::{ForwardError, ProposeError, Replica, Role};
 use crate::config::BrokerConfig;
 use crate::meta::{Change, Command, Meta, Reply};
@@ -125,6 +126,28 @@ impl FakeReplica {
             return Err(error);
         }
         self.serving().map(drop).ok_or(ProposeError::NotLeader)
+    }
+
+    /// A message that another node leads here.
+    pub(super) fn replicate(&self, topic: &str, body: &[u8]) {
+        let host = "10.0.0.1:10911".parse().unwrap();
+        let message = Message {
+            topic: topic.into(),
+            queue_id: 0,
+            flag: 0,
+            sys_flag: 0,
+            born_timestamp: 1,
+            born_host: host,
+            store_host: host,
+            reconsume_times: 0,
+            body,
+            properties: Properties::default(),
+        };
+        let bounds = Bounds {
+            body_bytes: 1 << 10,
+            delay_levels: 0,
+        };
+        self.append(vec![message.into_record(bounds).unwrap()]);
     }
 
     fn append(&self, records: Vec<PendingRecord>) -> Vec<Position> {

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -105,10 +105,10 @@ pub(super) fn broker(options: &Options) -> anyhow::Result<ExitCode> {
         let (trigger, shutdown) = Shutdown::new();
         // All ports are taken before the slow work of recovery, and before anything is written.
         let listeners = broker::Listeners {
-            clients: bind("clients", config.bind_address, config.listen_port).await?,
-            vip: bind("VIP channel", config.bind_address, config.listen_port - 2).await?,
+            clients: reserve("clients", config.bind_address, config.listen_port)?,
+            vip: reserve("VIP channel", config.bind_address, config.listen_port - 2)?,
             alias: match config.alias_port() {
-                Some(port) => Some(bind("group aliases", config.bind_address, port).await?),
+                Some(port) => Some(reserve("group aliases", config.bind_address, port)?),
                 None => None,
             },
             raft: match config.raft_bind() {
@@ -186,6 +186,21 @@ async fn until_stopped<E: fmt::Display>(
         tracing::info!("asked to stop");
         trigger.stop();
     }
+}
+
+/// Takes a port without accepting anything there yet.
+fn reserve(what: &str, host: std::net::IpAddr, port: u16) -> anyhow::Result<TcpSocket> {
+    let address = SocketAddr::new(host, port);
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4(),
+        SocketAddr::V6(_) => TcpSocket::new_v6(),
+    }?;
+    // Connections of a former process may still be dying.
+    socket.set_reuseaddr(true)?;
+    socket
+        .bind(address)
+        .map_err(|e| anyhow::anyhow!("{}", explain_bind_error(what, address, &e)))?;
+    Ok(socket)
 }
 
 async fn bind(what: &str, host: std::net::IpAddr, port: u16) -> anyhow::Result<TcpListener> {

@@ -66,6 +66,9 @@ config_struct! {
         /// Milliseconds that such a pull waits if long polling is off.
         "shortPollingTimeMills" => short_polling_time_mills: Duration = Duration::from_secs(1),
             in 1..=60_000;
+        /// Whether consumers read from followers too: the leader spreads the queues of a group over all
+        /// nodes that keep up, so that those read from a living follower go on when the leader is gone.
+        "slaveReadEnable" => slave_read_enable: bool = false;
         /// Whether consumers are told at once that their group has changed.
         "notifyConsumerIdsChangedEnable" => notify_consumer_ids_changed_enable: bool = true;
         /// Bytes in one answer to a pull from the newest part of the log.
@@ -204,6 +207,13 @@ config_struct! {
         /// files because the entries they lack have left it; 0 for no limit.
         "snapshotMaxBytesPerSecond" => snapshot_max_bytes_per_second: u64 = 64 * u64::from(MIB),
             in 0..=1_000_000_000_000;
+        /// A program that is called at the start and whenever this node's role changes, as `PROGRAM
+        /// ROLE GROUP TERM`, `ROLE` being `leader`, `follower` or `no-leader`, with the leader's address
+        /// in `RMQ_LEADER` and this node's in `RMQ_NODE`.
+        "roleChangeHook" => role_change_hook: Option<PathBuf> = None;
+        /// Milliseconds after which that program is ended.
+        "roleChangeHookTimeoutMillis" => role_change_hook_timeout_millis: Duration
+            = Duration::from_secs(5), in 100..=600_000;
         /// Milliseconds that a stop may take before unanswered requests are given up.
         "drainTimeoutMillis" => drain_timeout_millis: Duration = Duration::from_secs(10),
             in 0..=600_000;

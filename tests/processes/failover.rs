@@ -2,11 +2,15 @@
 //! longer.
 
 use std::collections::BTreeSet;
+use std::io::{ErrorKind, Read};
+use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use jepsen::client::{Client, Outcome};
 use jepsen::cluster::{Options, status};
 use jepsen::run::{Nemesis, Plan, run};
+use rmq_wire::code::request;
+use rmq_wire::frame::Command;
 use tempfile::TempDir;
 
 use crate::support::{Running, rmq};
@@ -120,4 +124,88 @@ fn a_node_that_lost_its_store_comes_back_as_another_voter() {
     let found = client.read_queue(TOPIC, 0).unwrap();
     let want = (0..120).map(|n| (n, format!("m{n}"))).collect::<Vec<_>>();
     assert_eq!(found, want);
+}
+
+/// Address of id 0 by broker name, as the name server tells producers of the topic.
+fn producers_route(group: &Running) -> Vec<(String, SocketAddr)> {
+    let mut command = Command::request(request::GET_ROUTEINFO_BY_TOPIC);
+    command.ext.insert("topic", TOPIC);
+    command.ext.insert("acceptStandardJsonOnly", "true");
+    let answer = Client::connect(group.namesrv, PATIENCE)
+        .unwrap()
+        .call(command);
+    // None while the topic is not registered.
+    let route = serde_json::from_slice::<serde_json::Value>(&answer.unwrap().body);
+    let route = route.unwrap_or_default();
+    let mut names: Vec<_> = route["brokerDatas"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|data| {
+            let addr = data["brokerAddrs"]["0"].as_str().unwrap().parse().unwrap();
+            (data["brokerName"].as_str().unwrap().to_owned(), addr)
+        })
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_producer_that_tries_another_name_outlives_the_leader() {
+    let mut group = Running::start(&Options {
+        // Longer than a slow machine takes to elect.
+        more: "groupAliasRoutes=true\ngroupHoldMillis=60000".to_owned(),
+        ..Options::default()
+    });
+    let leader = group.leader().unwrap();
+    send(&group, leader, 0..1);
+    let end = Instant::now() + PATIENCE;
+    let (names, addrs): (Vec<_>, Vec<_>) = loop {
+        let route = producers_route(&group);
+        let addrs: BTreeSet<_> = route.iter().map(|(_, addr)| *addr).collect();
+        // Until all followers have registered their names share a node.
+        if addrs.len() == 3 {
+            break route.into_iter().unzip();
+        }
+        assert!(Instant::now() < end, "{route:?}");
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    assert_eq!(names, ["jepsen", "jepsen@1", "jepsen@2"]);
+    assert_eq!(addrs[0], group.addresses()[leader]);
+
+    // Sent by another name in peace, it is the leader's queue all the same.
+    let mut other = Client::connect(addrs[1], PATIENCE).unwrap();
+    assert_eq!(other.send(TOPIC, 0, "m1"), Outcome::Ok(1));
+
+    // The dead leader's connections are reset, not just closed, and its successor has the next send
+    // though it went out before there was one.
+    let mut idle = TcpStream::connect(addrs[0]).unwrap();
+    idle.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut used = Client::connect(addrs[0], PATIENCE).unwrap();
+    assert_eq!(used.send(TOPIC, 0, "m2"), Outcome::Ok(2));
+    group.cluster().kill(leader).unwrap();
+    let sent = loop {
+        match other.send(TOPIC, 0, "m3") {
+            // It was forwarded before the follower saw that the leader is dead; a client tries again.
+            Outcome::Unknown(_) => {}
+            sent => break sent,
+        }
+    };
+    assert_eq!(sent, Outcome::Ok(3));
+    let reset = idle.read(&mut [0; 1]).unwrap_err();
+    assert_eq!(reset.kind(), ErrorKind::ConnectionReset);
+
+    // The names stay, at nodes that live.
+    group.wait_for_leader(PATIENCE).unwrap();
+    let route = producers_route(&group);
+    assert_eq!(
+        route.iter().map(|(name, _)| name).collect::<Vec<_>>(),
+        names.iter().collect::<Vec<_>>()
+    );
+    assert!(
+        route
+            .iter()
+            .all(|(_, addr)| ![addrs[0].port(), addrs[0].port() + 1].contains(&addr.port())),
+        "{route:?}"
+    );
 }

@@ -287,3 +287,57 @@ async fn a_load_balancer_is_told_the_role() {
         );
     }
 }
+
+#[tokio::test]
+async fn a_follower_gives_out_what_is_committed_and_claims_nothing_else() {
+    let node = Node::with(BrokerConfig {
+        dleger_self_id: "n1".to_owned(),
+        slave_read_enable: true,
+        ..BrokerConfig::default()
+    })
+    .await;
+    node.sent(send("", b"1")).await;
+    let mut wanted = pull(0);
+    wanted.sys_flag |= pull_sys_flag::SUSPEND;
+    wanted.suspend_timeout_millis = 60_000;
+    node.pulled(&wanted).await;
+    node.replica.follow(Some("leader:1"));
+    *node.replica.leader.lock().unwrap() = Some(leader(77));
+
+    let client = Client::default();
+    let ask = |wanted: &PullMessage| {
+        let (client, addr) = (client.clone(), node.addr.clone());
+        let command = pull_request(wanted);
+        async move { client.call(&addr, command, LIMIT).await.unwrap() }
+    };
+    let answer = ask(&wanted).await;
+    assert_eq!(
+        (answer.code, bodies(&answer)),
+        (response::SUCCESS, vec![b"1".to_vec()])
+    );
+    let header: PullMessageResponse = answer.header().unwrap();
+    assert_eq!(header.suggest_which_broker_id, 2, "its own id");
+    // Beyond its end, in a topic that it does not know, and without a wait: for the leader to say.
+    for (offset, topic, suspend) in [(5, "T", true), (0, "U", true), (1, "T", false)] {
+        let mut wanted = wanted.clone();
+        wanted.queue_offset = offset;
+        wanted.topic = topic.to_owned();
+        if !suspend {
+            wanted.sys_flag &= !pull_sys_flag::SUSPEND;
+        }
+        assert_eq!(ask(&wanted).await.code, 77, "{offset} {topic} {suspend}");
+    }
+    // At its end it waits, here for a message that it gets from the leader.
+    wanted.queue_offset = 1;
+    let waiting = tokio::spawn(ask(&wanted));
+    while node.broker.holds.len() == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    node.replica.replicate("T", b"2");
+    let answer = waiting.await.unwrap();
+    assert_eq!(bodies(&answer), [b"2"]);
+    // When the time is up it does not say that there is nothing.
+    wanted.queue_offset = 2;
+    wanted.suspend_timeout_millis = 10;
+    assert_eq!(ask(&wanted).await.code, response::PULL_RETRY_IMMEDIATELY);
+}

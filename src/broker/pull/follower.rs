@@ -1,0 +1,125 @@
+//! Pulls that a follower answers (`slaveReadEnable`), so that consumers go on when the leader is gone, and
+//! who is asked to pull where.
+//!
+//! A follower gives out records below its own confirm offset, which are committed for ever, and waits for
+//! the next ones. It never says that there is nothing or where a queue begins or ends: those pulls go to the
+//! leader, as do all that it would refuse.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use rmq_store::GetStatus;
+use rmq_wire::header::{PullMessage, pull_sys_flag};
+use tokio::time::Instant;
+
+use super::{answer, check, get, suspension};
+use crate::broker::refusal::Handled;
+use crate::broker::{Broker, forward};
+use crate::raft::{GroupStatus, SelfId};
+use crate::remoting::Request;
+
+/// How often the leader looks which followers can be read from.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// A follower that has not answered for so long is not recommended.
+const SILENCE_MAX_MS: u64 = 1000;
+/// Nor is one that is so many entries behind.
+const LAG_MAX: u64 = 1000;
+
+/// The broker ids of the followers that consumers may be sent to; none on a node that does not lead.
+#[derive(Default)]
+pub(in crate::broker) struct Readers(RwLock<Vec<i64>>);
+
+impl Readers {
+    /// Keeps the list, for ever.
+    pub(in crate::broker) async fn keep(broker: &Broker) {
+        if !broker.config.slave_read_enable {
+            return std::future::pending().await;
+        }
+        loop {
+            let readers = match broker.is_serving() {
+                true => readable(&broker.replica.status()),
+                false => Vec::new(),
+            };
+            *broker
+                .readers
+                .0
+                .write()
+                .unwrap_or_else(PoisonError::into_inner) = readers;
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
+    }
+
+    /// Where this group shall pull this queue: from the leader (0) or a follower, always the same one
+    /// while nobody comes or goes, and evenly among all.
+    pub(in crate::broker) fn of(&self, pull: &PullMessage) -> i64 {
+        let readers = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        if readers.is_empty() {
+            return 0;
+        }
+        let mut hasher = DefaultHasher::new();
+        (&pull.consumer_group, &pull.topic).hash(&mut hasher);
+        let queue = u64::from(pull.queue_id.unsigned_abs());
+        let at = hasher.finish().wrapping_add(queue) % (readers.len() as u64 + 1);
+        match usize::try_from(at).unwrap_or(0) {
+            0 => 0,
+            follower => readers[follower - 1],
+        }
+    }
+}
+
+fn readable(status: &GroupStatus) -> Vec<i64> {
+    let mut ids: Vec<i64> = status
+        .members
+        .iter()
+        .filter(|member| member.node != status.node)
+        .filter(|member| member.acked_ms.is_some_and(|ms| ms <= SILENCE_MAX_MS))
+        .filter(|member| member.lag.is_some_and(|lag| lag <= LAG_MAX))
+        .filter_map(|member| i64::try_from(SelfId::of(member.node).follower_broker_id()).ok())
+        .collect();
+    ids.sort_unstable();
+    ids
+}
+
+/// This follower's own answer, if it has one.
+pub(in crate::broker) async fn as_follower(
+    broker: &Arc<Broker>,
+    request: &Request,
+) -> Option<Handled> {
+    let conn = request.conn.as_ref()?;
+    if !broker.config.slave_read_enable || broker.replica.role().borrow().leader.is_none() {
+        return None;
+    }
+    let pull: PullMessage = request.command.header().ok()?;
+    let filter = check(broker, request, &pull).await.ok()?;
+    let may_wait = pull.sys_flag & pull_sys_flag::SUSPEND != 0;
+    let end = Instant::now() + suspension(&pull);
+    loop {
+        // Entered before the look, so that nothing arrives unnoticed in between.
+        let hold = broker.holds.enter(
+            &pull.topic,
+            pull.queue_id,
+            pull.queue_offset,
+            Arc::clone(&filter),
+        );
+        let result = get(broker, &pull, &filter).ok()?;
+        match result.status {
+            GetStatus::Found => {
+                return Some(Ok(answer(request, &pull, result, broker.follower_id)));
+            }
+            GetStatus::OffsetOverflowOne if may_wait => {}
+            _ => return None,
+        }
+        tokio::select! {
+            () = hold.woken() => {}
+            // Only a leader could say that there is nothing.
+            () = tokio::time::sleep_until(end) => {
+                return Some(forward::pull_again(request, broker.follower_id));
+            }
+            () = conn.closed() => return None,
+        }
+        if broker.is_serving() {
+            return None;
+        }
+    }
+}
