@@ -16,6 +16,7 @@
 //!   have it; `leading`: what a leader does besides answering
 //! - `topic`, `group`: their configurations
 //! - `registrar`: name servers are kept informed
+//! - `port`: the ports for clients
 //! - `run`: all of this assembled into a process; `member`: a node of a Raft group as [`Replica`]
 //! - `clients`: who is connected; `heartbeat`: how it becomes known
 //! - `alias`: what is asked by the further names of a group
@@ -41,6 +42,7 @@ mod message;
 mod node;
 mod offset;
 mod offset_buffer;
+mod port;
 mod preferred;
 mod pull;
 mod query;
@@ -61,5 +63,6 @@ mod topic;
 
 pub use admin::{FrozenAt, NodeStatus};
 pub use node::{Broker, arrival_listener};
+pub use port::Port;
 pub use replica::{ForwardError, ProposeError, Replica, Role};
 pub use run::{Listeners, RunError, run};

@@ -11,7 +11,7 @@ use chrono::{Local, TimeZone as _, Timelike as _};
 use futures_util::FutureExt;
 use rmq_store::{Disk, Genesis, OpenStoreError, RealDisk};
 use rmq_wire::body::TopicConfigSerializeWrapper;
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -20,6 +20,7 @@ use super::alias::AliasPort;
 use super::dispatch::forwarded;
 use super::hook;
 use super::member::Member;
+use super::port::Port;
 use super::registrar;
 use super::topic::READ_WRITE;
 use super::{Broker, arrival_listener};
@@ -31,18 +32,14 @@ use crate::raft::{
 use crate::remoting::{Client, Limits, serve};
 use crate::shutdown::{Shutdown, Trigger};
 
-/// Connections that wait to be accepted.
-const BACKLOG: u32 = 1024;
-
-/// The ports of a broker. Those for clients are taken and refuse connections until somebody answers
-/// there: what a client sends into a backlog costs it its whole patience, a refusal sends it elsewhere.
+/// The ports of a broker.
 pub struct Listeners {
     /// `listenPort`.
-    pub clients: TcpSocket,
+    pub clients: Port,
     /// The VIP channel, two below.
-    pub vip: TcpSocket,
+    pub vip: Port,
     /// For requests by the further names of the group, if it has any.
-    pub alias: Option<TcpSocket>,
+    pub alias: Option<Port>,
     /// The port of this node's `dLegerPeers` entry; none outside a group.
     pub raft: Option<TcpListener>,
 }
@@ -73,22 +70,6 @@ pub enum RunError {
     Fatal(String),
 }
 
-impl Listeners {
-    /// The same ports once more.
-    fn again(&self) -> io::Result<Self> {
-        let again = |listener: &TcpListener| {
-            let socket = listener.as_fd().try_clone_to_owned()?;
-            TcpListener::from_std(socket.into())
-        };
-        Ok(Self {
-            clients: again(&self.clients)?,
-            vip: again(&self.vip)?,
-            alias: self.alias.as_ref().map(again).transpose()?,
-            raft: self.raft.as_ref().map(again).transpose()?,
-        })
-    }
-}
-
 /// Runs a broker until `shutdown`, which drains it: leadership is handed over, requests in flight are
 /// answered, everything is flushed, and the name servers forget this node.
 ///
@@ -105,8 +86,7 @@ pub async fn run(
 ) -> Result<(), RunError> {
     let config = Arc::new(config);
     loop {
-        let sockets = listeners.again()?;
-        match run_on_store(Arc::clone(&config), sockets, &mut shutdown).await? {
+        match run_on_store(Arc::clone(&config), &listeners, &mut shutdown).await? {
             End::Stopped => return Ok(()),
             End::Replaced => {}
         }
@@ -123,7 +103,7 @@ enum End {
 
 async fn run_on_store(
     config: Arc<BrokerConfig>,
-    listeners: Listeners,
+    listeners: &Listeners,
     shutdown: &mut Shutdown,
 ) -> Result<End, RunError> {
     let store_host = store_host(&config).await?;
@@ -151,8 +131,12 @@ async fn run_on_store(
     let options = RaftOptions {
         group: group_name(&config),
         broker_addr: config.broker_addr(),
-        peers: match listeners.raft {
-            Some(listener) => Some(peer_options(&config, listener, Arc::clone(&late))?),
+        peers: match &listeners.raft {
+            Some(listener) => {
+                let again = listener.as_fd().try_clone_to_owned()?;
+                let listener = TcpListener::from_std(again.into())?;
+                Some(peer_options(&config, listener, Arc::clone(&late))?)
+            }
             None => None,
         },
         timers: Timers {
@@ -207,14 +191,13 @@ async fn run_on_store(
         ..Limits::default()
     };
     let mut servers = JoinSet::new();
-    for socket in [listeners.clients, listeners.vip] {
-        let listener = socket.listen(BACKLOG)?;
-        let service = Arc::clone(&broker);
+    let ports = [&listeners.clients, &listeners.vip];
+    for port in ports {
+        let (listener, service) = (port.open()?, Arc::clone(&broker));
         servers.spawn(serve(listener, service, limits.clone(), serving.clone()));
     }
-    if let Some(socket) = listeners.alias {
-        let listener = socket.listen(BACKLOG)?;
-        let service = AliasPort::new(Arc::clone(&broker));
+    if let Some(port) = &listeners.alias {
+        let (listener, service) = (port.open()?, AliasPort::new(Arc::clone(&broker)));
         servers.spawn(serve(listener, service, limits, serving));
     }
     let (registrar, stop_registering) = register(&broker);
@@ -226,9 +209,8 @@ async fn run_on_store(
         reason = &mut failed => Err(RunError::Fatal(reason.unwrap_or_else(|_| "it has ended".into()))),
     };
 
-    // Sends are refused first, so that clients try elsewhere while the rest drains; what was
-    // accepted is committed under this leader; then another one leads, and only then are this
-    // node's routes and connections taken away.
+    // Another node leads first, and answers what still comes here; only then are this node's routes
+    // and connections taken away.
     if result.is_ok() {
         timeout(config.drain_timeout_millis, broker.drain())
             .await
@@ -236,6 +218,9 @@ async fn run_on_store(
     }
     drop(stop_registering);
     registrar.await.ok();
+    for port in ports.into_iter().chain(&listeners.alias) {
+        port.refuse();
+    }
     stop_serving.stop();
     broker.release_waiting();
     while servers.join_next().await.is_some() {}

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -188,19 +188,10 @@ async fn until_stopped<E: fmt::Display>(
     }
 }
 
-/// Takes a port without accepting anything there yet.
-fn reserve(what: &str, host: std::net::IpAddr, port: u16) -> anyhow::Result<TcpSocket> {
+fn reserve(what: &str, host: std::net::IpAddr, port: u16) -> anyhow::Result<broker::Port> {
     let address = SocketAddr::new(host, port);
-    let socket = match address {
-        SocketAddr::V4(_) => TcpSocket::new_v4(),
-        SocketAddr::V6(_) => TcpSocket::new_v6(),
-    }?;
-    // Connections of a former process may still be dying.
-    socket.set_reuseaddr(true)?;
-    socket
-        .bind(address)
-        .map_err(|e| anyhow::anyhow!("{}", explain_bind_error(what, address, &e)))?;
-    Ok(socket)
+    broker::Port::take(address)
+        .map_err(|e| anyhow::anyhow!("{}", explain_bind_error(what, address, &e)))
 }
 
 async fn bind(what: &str, host: std::net::IpAddr, port: u16) -> anyhow::Result<TcpListener> {
