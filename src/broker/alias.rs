@@ -47,6 +47,10 @@ impl Service for AliasPort {
         self.0.health(path)
     }
 
+    fn opened(&self, conn: &Arc<Conn>) {
+        self.0.opened(conn);
+    }
+
     fn closed(&self, conn: &Arc<Conn>) {
         self.0.closed(conn);
     }

@@ -134,7 +134,7 @@ impl Service for Broker {
             _ => return None,
         };
         let leader = match serves {
-            true => Some(self.config.broker_addr()),
+            true => Some(self.config.leader_addr()),
             false => role.leader,
         };
         let body = serde_json::json!({
@@ -147,7 +147,12 @@ impl Service for Broker {
         Some(Health { ok, body })
     }
 
+    fn opened(&self, conn: &Arc<Conn>) {
+        self.arrived.opened(self.config.broker_vip.as_ref(), conn);
+    }
+
     fn closed(&self, conn: &Arc<Conn>) {
+        self.arrived.closed(conn);
         heartbeat::connection_closed(self, conn);
     }
 }

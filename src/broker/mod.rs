@@ -16,7 +16,7 @@
 //!   have it; `leading`: what a leader does besides answering
 //! - `topic`, `group`: their configurations
 //! - `registrar`: name servers are kept informed
-//! - `port`: the ports for clients
+//! - `port`: the ports for clients; `vip`: the address that moves with the leader
 //! - `run`: all of this assembled into a process; `member`: a node of a Raft group as [`Replica`]
 //! - `clients`: who is connected; `heartbeat`: how it becomes known
 //! - `alias`: what is asked by the further names of a group
@@ -60,6 +60,7 @@ mod testing;
 #[cfg(test)]
 mod tests;
 mod topic;
+mod vip;
 
 pub use admin::{FrozenAt, NodeStatus};
 pub use node::{Broker, arrival_listener};

@@ -18,7 +18,7 @@ use super::refusal::Refusal;
 use super::registrar::Told;
 use super::replica::{ProposeError, Replica};
 use super::stats::{self, Stats};
-use super::{heartbeat, leading};
+use super::{heartbeat, leading, vip};
 use crate::config::BrokerConfig;
 use crate::meta::{Change, Command, Meta, Reply, SystemNames};
 use crate::raft::{SelfId, TransferError};
@@ -35,6 +35,7 @@ pub struct Broker {
     pub(super) holds: Holds,
     pub(super) forwarding: Forwarding,
     pub(super) readers: Readers,
+    pub(super) arrived: vip::Arrived,
     /// This node's broker id while it does not lead.
     pub(super) follower_id: i64,
     pub(super) stats: Stats,
@@ -75,6 +76,7 @@ impl Broker {
             holds: Holds::default(),
             forwarding: Forwarding::default(),
             readers: Readers::default(),
+            arrived: vip::Arrived::default(),
             follower_id,
             stats: Stats::new(clock()),
             store_host,

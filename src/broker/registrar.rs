@@ -42,6 +42,8 @@ pub(super) struct Options {
     pub name: String,
     /// `host:port` for clients.
     pub addr: String,
+    /// The same while this node leads; another one if the group has an address that moves.
+    pub leader_addr: String,
     /// `host:port` of the HA service, which name servers only pass on.
     pub ha_addr: String,
     /// The further names that this node wants for its group.
@@ -52,6 +54,15 @@ pub(super) struct Options {
     pub period: Duration,
     /// `registerBrokerTimeoutMills`.
     pub limit: Duration,
+}
+
+impl Options {
+    fn addr_as(&self, id: i64) -> &str {
+        match id {
+            MASTER => &self.leader_addr,
+            _ => &self.addr,
+        }
+    }
 }
 
 /// Further names for a group, see `namesrv`.
@@ -205,11 +216,16 @@ impl Registration {
         };
         let command = self.registration(id, role.term);
         // Until it answers, it may have either.
-        self.accepted_as = None;
+        let before = self.accepted_as.take();
         let answer = self.client.call(&self.name_server, command, limit).await?;
         if answer.code != response::SUCCESS {
             let remark = answer.remark.unwrap_or_default();
             return Err(RegisterError::Refused(answer.code, remark));
+        }
+        if id == MASTER && before != Some(id) && self.options.leader_addr != self.options.addr {
+            // Registering at another address does not end the registration at this one.
+            let command = self.unregistration(self.options.follower_id);
+            self.client.call(&self.name_server, command, limit).await?;
         }
         self.accepted_as = Some(id);
         Ok(())
@@ -233,12 +249,13 @@ impl Registration {
         let options = &self.options;
         let header = RegisterBroker {
             broker_name: options.name.clone(),
-            broker_addr: options.addr.clone(),
+            broker_addr: options.addr_as(id).to_owned(),
             cluster_name: options.cluster.clone(),
             ha_server_addr: options.ha_addr.clone(),
             broker_id: id,
             body_crc32: i32::try_from(body_crc(&body)).expect("31 bits"),
             raft_term: Some(term),
+            group_vip: (options.leader_addr != options.addr).then(|| options.leader_addr.clone()),
             group_alias_addr: options.alias.as_ref().map(|alias| alias.addr.clone()),
             group_alias_names: options.alias.as_ref().map(|alias| alias.names),
             group_alias_queues: options.alias.as_ref().map(|alias| alias.queues),
@@ -249,6 +266,17 @@ impl Registration {
             .with_body(body.into())
     }
 
+    fn unregistration(&self, id: i64) -> Command {
+        let options = &self.options;
+        let header = BrokerIdentity {
+            broker_name: options.name.clone(),
+            broker_addr: options.addr_as(id).to_owned(),
+            cluster_name: options.cluster.clone(),
+            broker_id: id,
+        };
+        Command::request(request::UNREGISTER_BROKER).with_header(&header)
+    }
+
     async fn unregister(&mut self) {
         let Some(conn) = self.conn.take() else { return };
         let wanted = self.wanted_id(&self.role.borrow().clone());
@@ -257,14 +285,7 @@ impl Registration {
         if let Some(id) = wanted
             && self.accepted_as == wanted
         {
-            let options = &self.options;
-            let header = BrokerIdentity {
-                broker_name: options.name.clone(),
-                broker_addr: options.addr.clone(),
-                cluster_name: options.cluster.clone(),
-                broker_id: id,
-            };
-            let command = Command::request(request::UNREGISTER_BROKER).with_header(&header);
+            let command = self.unregistration(id);
             if let Err(error) = conn.call(command, UNREGISTER_LIMIT).await {
                 tracing::warn!(name_server = self.name_server, "not unregistered: {error}");
             }

@@ -2,7 +2,7 @@
 //! undoes it without losing or refusing more than it must.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -23,6 +23,7 @@ use super::member::Member;
 use super::port::Port;
 use super::registrar;
 use super::topic::READ_WRITE;
+use super::vip::MovingAddress;
 use super::{Broker, arrival_listener};
 use crate::config::{BrokerConfig, UncleanRecovery};
 use crate::meta::{Adopted, Meta, Views};
@@ -62,6 +63,16 @@ pub enum RunError {
     /// `brokerIP1` is no address.
     #[error("brokerIP1: {0} is neither an IP address nor a name that resolves to one")]
     Address(String),
+    /// `brokerVip` cannot be moved from here.
+    #[error(
+        "brokerVip: cannot take {address} on {device}: {source} (it needs the rights CAP_NET_ADMIN and \
+         CAP_NET_RAW)"
+    )]
+    Vip {
+        address: Ipv4Addr,
+        device: String,
+        source: io::Error,
+    },
     /// The system has no thread to give, or took a port away.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -107,6 +118,7 @@ async fn run_on_store(
     shutdown: &mut Shutdown,
 ) -> Result<End, RunError> {
     let store_host = store_host(&config).await?;
+    let moving = moving_address(&config)?;
     let store_config = config.store_config();
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
     let opening = (store_config.clone(), Arc::clone(&disk));
@@ -201,6 +213,8 @@ async fn run_on_store(
         servers.spawn(serve(listener, service, limits, serving));
     }
     let (registrar, stop_registering) = register(&broker);
+    let (stop_moving, moving_ends) = Shutdown::new();
+    let moving = moving.map(|it| tokio::spawn(it.keep(Arc::clone(&broker), moving_ends)));
     tracing::info!(address = %config.broker_addr(), group = %group_name(&config), "the broker is up");
 
     let result = tokio::select! {
@@ -216,12 +230,16 @@ async fn run_on_store(
             .await
             .ok();
     }
+    stop_moving.stop();
+    if let Some(moving) = moving {
+        moving.await.ok();
+    }
     drop(stop_registering);
     registrar.await.ok();
+    stop_serving.stop();
     for port in ports.into_iter().chain(&listeners.alias) {
         port.refuse();
     }
-    stop_serving.stop();
     broker.release_waiting();
     while servers.join_next().await.is_some() {}
     for task in background {
@@ -250,6 +268,7 @@ fn register(broker: &Arc<Broker>) -> (tokio::task::JoinHandle<()>, Trigger) {
         cluster: config.broker_cluster_name.clone(),
         name: broker_name(config),
         addr: config.broker_addr(),
+        leader_addr: config.leader_addr(),
         ha_addr: format!("{}:{}", config.broker_ip2, config.listen_port + 1),
         alias: alias(config),
         follower_id: broker.follower_id,
@@ -374,8 +393,25 @@ fn broker_name(config: &BrokerConfig) -> String {
     config.broker_name.clone()
 }
 
-/// The address in records and message ids: that of `brokerIP1`, by which clients reach this node.
+fn moving_address(config: &BrokerConfig) -> Result<Option<MovingAddress>, RunError> {
+    let Some(vip) = &config.broker_vip else {
+        return Ok(None);
+    };
+    MovingAddress::open(vip)
+        .map(Some)
+        .map_err(|source| RunError::Vip {
+            address: vip.ip,
+            device: vip.device.clone(),
+            source,
+        })
+}
+
+/// The address in records and message ids, by which clients come to ask for a message: the one that
+/// moves with the leader, or else that of `brokerIP1`.
 async fn store_host(config: &BrokerConfig) -> Result<SocketAddr, RunError> {
+    if let Some(vip) = &config.broker_vip {
+        return Ok(SocketAddr::new(vip.ip.into(), config.listen_port));
+    }
     let host = config.broker_ip1.as_str();
     let bad = || RunError::Address(host.to_owned());
     if let Ok(ip) = host.trim_matches(['[', ']']).parse::<IpAddr>() {

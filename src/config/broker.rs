@@ -8,7 +8,7 @@ use rmq_store::{FlushMode, StoreConfig};
 
 use super::host;
 use super::schema::config_struct;
-use super::value::{BrokerRole, FlushDiskType, Hours, Peer, UncleanRecovery};
+use super::value::{BrokerRole, FlushDiskType, Hours, Peer, UncleanRecovery, Vip};
 
 const KIB: u32 = 1024;
 const MIB: u32 = 1024 * KIB;
@@ -207,6 +207,11 @@ config_struct! {
         /// files because the entries they lack have left it; 0 for no limit.
         "snapshotMaxBytesPerSecond" => snapshot_max_bytes_per_second: u64 = 64 * u64::from(MIB),
             in 0..=1_000_000_000_000;
+        /// An address that moves with the leader, `10.0.0.100/24@eth0`: the leader takes it on this
+        /// device once it leads, and tells the network so. Name servers then show the group under it.
+        /// Needs the rights CAP_NET_ADMIN and CAP_NET_RAW, and all nodes on one link. Alike on all
+        /// nodes but for the device.
+        "brokerVip" => broker_vip: Option<Vip> = None;
         /// A program that is called at the start and whenever this node's role changes, as `PROGRAM
         /// ROLE GROUP TERM`, `ROLE` being `leader`, `follower` or `no-leader`, with the leader's address
         /// in `RMQ_LEADER` and this node's in `RMQ_NODE`.
@@ -275,6 +280,14 @@ impl BrokerConfig {
     /// The address that clients are told, `brokerIP1:listenPort`.
     pub fn broker_addr(&self) -> String {
         format!("{}:{}", self.broker_ip1, self.listen_port)
+    }
+
+    /// The address that clients are told of the leader: `brokerVip` with `listenPort`, if there is one.
+    pub fn leader_addr(&self) -> String {
+        match &self.broker_vip {
+            Some(vip) => format!("{}:{}", vip.ip, self.listen_port),
+            None => self.broker_addr(),
+        }
     }
 
     /// The port for requests by the further names of the group; `None` without any.

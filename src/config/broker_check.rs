@@ -20,6 +20,7 @@ pub(super) fn check(config: &mut BrokerConfig, settings: &mut Settings) {
         check_single(config, settings);
     }
     check_ports(config, settings);
+    check_vip(config, settings);
     check_timers(config, settings);
     check_disk_ratios(config, settings);
     store_check::check_file_sizes(config, settings);
@@ -268,6 +269,30 @@ fn check_ports(config: &BrokerConfig, settings: &mut Settings) {
             message,
             Some("want 10.0.0.1 or 10.0.0.1:40911".to_owned()),
         );
+    }
+}
+
+fn check_vip(config: &BrokerConfig, settings: &mut Settings) {
+    let Some(vip) = &config.broker_vip else {
+        return;
+    };
+    let wrong = if !config.bind_address.is_unspecified() {
+        let bound = config.bind_address;
+        Some((
+            format!("no connection to it is accepted with bindAddress={bound}"),
+            "leave bindAddress out",
+        ))
+    } else if config.broker_ip1 == vip.ip.to_string() {
+        Some((
+            "it is also brokerIP1, which is this node's own".to_owned(),
+            "brokerVip is an address that no machine has by itself",
+        ))
+    } else {
+        None
+    };
+    if let Some((what, hint)) = wrong {
+        let message = format!("brokerVip: `{}`: {what}", vip.ip);
+        settings.error("brokerVip", message, Some(hint.to_owned()));
     }
 }
 

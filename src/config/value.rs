@@ -1,7 +1,7 @@
 //! The types that a key's value can have, each with its one way to be read and printed.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -169,6 +169,44 @@ impl Value for IpAddr {
 
     fn show(&self) -> String {
         self.to_string()
+    }
+}
+
+/// An address that moves with the leader, and where it is taken: `10.0.0.100/24@eth0`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vip {
+    /// The address.
+    pub ip: Ipv4Addr,
+    /// Bits of its network, from 1 to 32.
+    pub prefix: u8,
+    /// The network device that has it while this node leads.
+    pub device: String,
+}
+
+impl Value for Vip {
+    fn parse(text: &str) -> Result<Self, BadValue> {
+        /// `IFNAMSIZ` with its final zero.
+        const DEVICE_MAX: usize = 15;
+        let read = || {
+            let (address, device) = text.split_once('@')?;
+            let (ip, prefix) = address.split_once('/')?;
+            let ip: Ipv4Addr = ip.parse().ok()?;
+            let prefix = prefix.parse().ok().filter(|bits| (1..=32).contains(bits))?;
+            let is_host = !(ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast());
+            let is_device = (1..=DEVICE_MAX).contains(&device.len())
+                && !device.contains(|c: char| c == '/' || c.is_whitespace());
+            (is_host && is_device).then(|| Self {
+                ip,
+                prefix,
+                device: device.to_owned(),
+            })
+        };
+        let want = "an IPv4 address with its network and its device; want 10.0.0.100/24@eth0";
+        read().ok_or_else(|| BadValue::want(want, text))
+    }
+
+    fn show(&self) -> String {
+        format!("{}/{}@{}", self.ip, self.prefix, self.device)
     }
 }
 

@@ -6,7 +6,8 @@
 //! - a registration of id 0 with a lower term than the highest seen, or without a term, is refused;
 //! - while any node of the name lives, id 0 is not absent: when the node that had it is gone,
 //!   another one stands in for it (and is not listed under its own id as well) until a node
-//!   registers as id 0. A stand-in forwards, so clients need not wait for their next look here.
+//!   registers as id 0. A stand-in forwards, so clients need not wait for their next look here. A
+//!   group with an address that moves with the leader needs none: id 0 stays there.
 //!
 //! A group that asks for it has further names for producers (`alias`).
 //!
@@ -47,6 +48,8 @@ pub(super) struct Registration {
     pub(super) topics: Vec<TopicConfig>,
     /// What the broker wants of further names for its group.
     pub(super) alias: Option<Alias>,
+    /// The address that moves with the leader of its group.
+    pub(super) vip: Option<String>,
     /// `None` leaves those of an earlier registration.
     pub(super) filter_servers: Option<Vec<String>>,
     /// The connection whose end is the end of this broker.
@@ -97,6 +100,8 @@ struct Name {
     term: Option<i64>,
     /// What the leader wants of further names.
     aliases: Option<alias::Aliases>,
+    /// The address that moves with the leader, as it was last told.
+    vip: Option<String>,
     /// Whose topics, and which version of them, the topic table has.
     topics_of: Option<(String, DataVersion)>,
     /// By address, so that no address ever has two ids.
@@ -123,10 +128,11 @@ impl Name {
             .iter()
             .filter_map(|(addr, member)| Some((member.id?, addr.clone())))
             .collect();
-        if self.term.is_some() && !addrs.contains_key(&MASTER) {
-            let stand_in = addrs
-                .pop_first()
-                .map(|(_, addr)| addr)
+        if self.term.is_some() && !self.members.is_empty() && !addrs.contains_key(&MASTER) {
+            let stand_in = self
+                .vip
+                .clone()
+                .or_else(|| addrs.pop_first().map(|(_, addr)| addr))
                 .or_else(|| self.members.keys().next().cloned());
             addrs.extend(stand_in.map(|addr| (MASTER, addr)));
         }
@@ -198,10 +204,12 @@ impl Routes {
                 cluster: registration.cluster.clone(),
                 term: None,
                 aliases: None,
+                vip: None,
                 topics_of: None,
                 members: BTreeMap::new(),
             });
         name.fence(&registration)?;
+        name.vip.clone_from(&registration.vip);
         let Registration {
             cluster,
             name: broker,
@@ -244,9 +252,10 @@ impl Routes {
             return Ok(Master::default());
         }
         let master = name.addrs().remove(&MASTER);
-        let ha_addr = master
-            .as_ref()
-            .map(|addr| name.members[addr].ha_addr.clone());
+        // An address that moves may have nobody who has registered there.
+        let ha_addr = (master.as_ref())
+            .and_then(|addr| name.members.get(addr))
+            .map(|member| member.ha_addr.clone());
         Ok(Master {
             addr: master,
             ha_addr,

@@ -245,6 +245,8 @@ impl NameServer {
         let registration = Registration {
             topics: legal_topics(&header, topics.topic_config_table.into_values()),
             alias: alias(&header),
+            // A classic broker has nobody who could take it.
+            vip: header.raft_term.and(header.group_vip),
             cluster: header.cluster_name,
             name: header.broker_name,
             addr: header.broker_addr,
@@ -442,12 +444,15 @@ fn check_identity(header: &RegisterBroker) -> Result<(), Refusal> {
             "a broker cannot be id {id} at {addr:?}"
         )));
     }
-    if let Some(addr) = &header.group_alias_addr
-        && !has_port(addr)
-    {
-        return Err(Refusal::error(format!(
-            "{addr:?} is no address for further names of a group"
-        )));
+    for (addr, what) in [
+        (&header.group_alias_addr, "for further names of a group"),
+        (&header.group_vip, "that could move with a leader"),
+    ] {
+        if let Some(addr) = addr
+            && !has_port(addr)
+        {
+            return Err(Refusal::error(format!("{addr:?} is no address {what}")));
+        }
     }
     Ok(())
 }

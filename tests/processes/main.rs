@@ -4,7 +4,7 @@
 //! `support` starts them; `clients` runs applications, `admin` and `tools` the official tools,
 //! `java_store` gives our store to a Java broker, `migrate` starts from one of a Java broker, `startup`
 //! and `hostile` feed bad input, `failover` kills nodes, `delay` has messages wait, `freeze` has a group
-//! take nothing, `snapshot` has a node take the log as files.
+//! take nothing, `snapshot` has a node take the log as files, `vip` has an address move with the leader.
 
 #![expect(
     clippy::unwrap_used,
@@ -23,3 +23,4 @@ mod snapshot;
 mod startup;
 mod support;
 mod tools;
+mod vip;

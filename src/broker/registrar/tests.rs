@@ -96,6 +96,16 @@ fn role(term: u64, leader: Option<&str>, serving: bool) -> Role {
 
 /// With name servers `ns1:1`, `ns2:1` and so on.
 fn start(switchboard: &Switchboard, name_servers: usize, first: Role) -> Fixture {
+    start_at(ADDR, switchboard, name_servers, first)
+}
+
+/// The same for a node that is at `leader_addr` while it leads.
+fn start_at(
+    leader_addr: &str,
+    switchboard: &Switchboard,
+    name_servers: usize,
+    first: Role,
+) -> Fixture {
     let (role, roles) = watch::channel(first);
     let (topics_changed, changes) = watch::channel(0);
     let (tell, told) = watch::channel(Told::new());
@@ -106,6 +116,7 @@ fn start(switchboard: &Switchboard, name_servers: usize, first: Role) -> Fixture
         cluster: "C".into(),
         name: "b".into(),
         addr: ADDR.into(),
+        leader_addr: leader_addr.into(),
         ha_addr: "127.0.0.1:10912".into(),
         alias: None,
         follower_id: 1,
@@ -351,6 +362,36 @@ async fn a_name_server_that_comes_back_is_told_again() {
     fixture.stop().await;
     // What was never accepted needs no unregistering.
     assert_eq!(third.recorder.news().await, []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_route_shows_the_address_that_moves_with_the_leader() {
+    const VIP: &str = "127.0.0.100:10911";
+    let switchboard = Switchboard::default();
+    let (net, port) = network();
+    switchboard.plug("ns1:1", port);
+    let (_trigger, shutdown) = Shutdown::new();
+    let options = crate::namesrv::Options::default();
+    tokio::spawn(crate::namesrv::run(options, net, shutdown));
+    let fixture = start_at(VIP, &switchboard, 1, role(1, Some("other:1"), false));
+    let client = Client::new(switchboard, Limits::default());
+    let addrs = async || {
+        sleep(Duration::from_millis(200)).await;
+        let command = Command::request(request::GET_BROKER_CLUSTER_INFO);
+        let limit = Duration::from_secs(5);
+        let info = client.call("ns1:1", command, limit).await.unwrap();
+        let mut info: ClusterInfo = info.json().unwrap();
+        let broker = info.broker_addr_table.remove("b");
+        broker.map_or_else(Vec::new, |broker| broker.broker_addrs.into_iter().collect())
+    };
+    // Nobody has registered there yet, and nowhere else will the leader be.
+    assert_eq!(addrs().await, [(0, VIP.to_owned()), (1, ADDR.to_owned())]);
+    fixture.role.send_replace(role(2, None, true));
+    assert_eq!(addrs().await, [(0, VIP.to_owned())]);
+    fixture.role.send_replace(role(3, Some("other:1"), false));
+    assert_eq!(addrs().await, [(0, VIP.to_owned()), (1, ADDR.to_owned())]);
+    fixture.stop().await;
+    assert_eq!(addrs().await, []);
 }
 
 /// The two sides together.

@@ -246,3 +246,51 @@ fn a_preferred_leader_is_a_self_id() {
         "{text}"
     );
 }
+
+#[test]
+fn an_address_that_moves_with_the_leader_is_checked() {
+    let conf = format!("{GROUP}listenPort=30911\nbrokerIP1=10.0.0.1\n");
+    let (config, warnings) = loaded(&format!("{conf}brokerVip=10.0.0.100/24@eth0.5\n"));
+    assert_eq!(warnings, "");
+    let vip = config.broker_vip.clone().unwrap();
+    assert_eq!((vip.prefix, vip.device.as_str()), (24, "eth0.5"));
+    assert_eq!(config.leader_addr(), "10.0.0.100:30911");
+    assert_eq!(config.broker_addr(), "10.0.0.1:30911");
+    for bad in [
+        "10.0.0.100",
+        "10.0.0.100/24",
+        "10.0.0.100@eth0",
+        "10.0.0.100/33@eth0",
+        "10.0.0.100/0@eth0",
+        "10.0.0/24@eth0",
+        "::1/64@eth0",
+        "0.0.0.0/8@eth0",
+        "224.0.0.1/8@eth0",
+        "10.0.0.100/24@",
+        "10.0.0.100/24@a_device_name_16",
+        "10.0.0.100/24@e/0",
+    ] {
+        let text = refused(&format!("{conf}brokerVip={bad}\n"));
+        let want = format!(
+            "broker.conf:7: error: brokerVip: `{bad}` is not an IPv4 address with its network and its \
+             device; want 10.0.0.100/24@eth0\n"
+        );
+        assert!(text.contains(&want), "{text}");
+    }
+    for (more, want) in [
+        (
+            "bindAddress=10.0.0.1",
+            "no connection to it is accepted with bindAddress=10.0.0.1",
+        ),
+        (
+            "brokerIP1=10.0.0.100",
+            "it is also brokerIP1, which is this node's own",
+        ),
+    ] {
+        let text = refused(&format!("{conf}brokerVip=10.0.0.100/24@eth0\n{more}\n"));
+        assert!(
+            text.contains(&format!("brokerVip: `10.0.0.100`: {want}\n")),
+            "{text}"
+        );
+    }
+}

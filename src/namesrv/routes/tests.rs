@@ -36,6 +36,7 @@ pub(super) fn registration(addr: &str, id: i64, term: impl Into<Option<i64>>) ->
             vec![]
         },
         alias: None,
+        vip: None,
         filter_servers: None,
         conn: addr[1..].parse().unwrap(),
     }
@@ -108,6 +109,34 @@ fn a_dead_leader_leaves_at_once_and_a_living_node_stands_in() {
     assert_eq!(bench.addrs(), "0=n1 3=n3");
     bench.register("n3", 0, 7);
     assert_eq!(bench.addrs(), "0=n3 1=n1");
+}
+
+#[test]
+fn an_address_that_moves_with_the_leader_stays_id_0() {
+    let mut bench = Bench::new();
+    let register = |bench: &mut Bench, conn: u64, addr: &str, id, term| {
+        let registration = Registration {
+            addr: addr.into(),
+            vip: Some("vip".into()),
+            conn,
+            ..registration("n0", id, term)
+        };
+        bench.routes.register(registration, bench.now).unwrap();
+        bench.addrs()
+    };
+    assert_eq!(register(&mut bench, 2, "n2", 2, 4), "0=vip 2=n2");
+    assert_eq!(register(&mut bench, 3, "n3", 3, 5), "0=vip 2=n2 3=n3");
+    assert_eq!(register(&mut bench, 1, "vip", 0, 5), "0=vip 2=n2 3=n3");
+    bench.close("n1");
+    assert_eq!(bench.addrs(), "0=vip 2=n2 3=n3");
+    // It has it from another node by now when the old one's connection ends.
+    register(&mut bench, 2, "vip", 0, 6);
+    register(&mut bench, 3, "vip", 0, 7);
+    bench.routes.unregister("b", "n3");
+    bench.close("n2");
+    assert_eq!(bench.addrs(), "0=vip");
+    bench.close("n3");
+    assert_eq!(bench.addrs(), "");
 }
 
 #[test]

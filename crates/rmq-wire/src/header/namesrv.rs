@@ -32,6 +32,8 @@ headers! {
         group_alias_names: Option<i32> = "groupAliasNames",
         /// How many queues of each topic they show.
         group_alias_queues: Option<i32> = "groupAliasQueues",
+        /// Ours: the address that moves with the leader of the group, `host:port`. Java ignores it.
+        group_vip: Option<String> = "groupVip",
     }
 
     /// Answer to [`REGISTER_BROKER`](crate::code::request::REGISTER_BROKER).
