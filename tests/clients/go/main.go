@@ -420,15 +420,17 @@ func newPullConsumer(topic, group, instance, tag string) (rocketmq.PullConsumer,
 	return c, c.Start()
 }
 
-// poll takes and acknowledges messages until it has as many different ones as are wanted.
+// poll takes and acknowledges messages until it has as many different ones as are wanted and none
+// is left: the client panics at its shutdown if it still has one to hand over.
 func poll(c rocketmq.PullConsumer, want int) (*bag, error) {
 	got := newBag()
 	err := until(fmt.Sprintf("%d messages by poll", want), func() bool {
-		if r, e := c.Poll(ctx, time.Second); e == nil {
+		r, e := c.Poll(ctx, time.Second)
+		if e == nil {
 			got.take(r.GetMsgList())
 			c.ACK(ctx, r, consumer.ConsumeSuccess)
 		}
-		return got.size() >= want
+		return e != nil && got.size() >= want
 	})
 	return got, err
 }
