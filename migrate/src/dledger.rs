@@ -286,7 +286,7 @@ pub(crate) fn rewrite(
                 .write_all(&pair)
                 .map_err(|error| Problem::writing(map, &error))?;
             at += size;
-            progress.add(size);
+            progress.add_record(size);
         }
     }
     let Some(next) = next_index else {

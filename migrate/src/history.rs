@@ -30,6 +30,18 @@ pub enum Verify {
     Full,
 }
 
+impl Verify {
+    /// Which of some sealed segments are read record by record.
+    fn chosen(self, segments: usize) -> Vec<usize> {
+        let wanted = |nth: &usize| match self {
+            Self::None => false,
+            Self::Sample => nth.is_multiple_of(SAMPLE),
+            Self::Full => true,
+        };
+        (0..segments).filter(wanted).collect()
+    }
+}
+
 /// A range of records.
 #[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -91,17 +103,12 @@ impl History {
             break walked;
         };
         history.start = source.segments[0].base;
-        let sealed = &source.segments[..used - 1];
-        let wanted = |nth: &usize| match verify {
-            Verify::None => false,
-            Verify::Sample => nth.is_multiple_of(SAMPLE),
-            Verify::Full => true,
-        };
-        let nths: Vec<usize> = (0..sealed.len()).filter(wanted).collect();
-        let bytes = nths.len() as u64 * source.segment_bytes;
-        progress.phase("checking the records", bytes);
+        let nths = verify.chosen(used - 1);
         let mut end_at = used - 1;
-        for (nth, walked) in nths.iter().zip(walk_all(source, &nths, progress)?) {
+        for (nth, walked) in nths
+            .iter()
+            .zip(walk_all(source, &source.segments, &nths, progress)?)
+        {
             let broken = walked.end != End::Full;
             history.count(&walked, source.segment_bytes);
             if broken {
@@ -132,6 +139,42 @@ impl History {
             return Err(torn);
         }
         history.torn = Some(torn);
+        Ok(history)
+    }
+
+    /// Of a DLedger node, whose own log is looked at when it is written anew: that the commit log below
+    /// it, if there is one, is whole.
+    pub fn of_dledger(
+        source: &Source,
+        verify: Verify,
+        progress: &Progress,
+    ) -> Result<Self, Problem> {
+        let own = source.segment_bytes * source.segments.len() as u64;
+        let mut history = Self {
+            start: source.start(),
+            end: source.segments[0].base + own,
+            ..Self::default()
+        };
+        let mut nths = verify.chosen(source.older.len());
+        nths.extend(source.older.len().checked_sub(1));
+        nths.dedup();
+        let found = walk_all(source, &source.older, &nths, progress)?;
+        for (nth, walked) in nths.iter().zip(found) {
+            let segment = &source.older[*nth];
+            let (at, reason) = match &walked.end {
+                End::Full => {
+                    history.count(&walked, source.segment_bytes);
+                    continue;
+                }
+                End::Zeros(at) => (*at, "no record, though the DLedger log follows"),
+                End::Bad { at, reason } => (*at, &**reason),
+            };
+            return Err(Problem::new(Code::BadRecord, reason)
+                .at_file(&segment.path)
+                .at_byte(at)
+                .why("the commit log that the DLedger group began with is damaged here")
+                .hint("restore the file from another node of the group or a backup"));
+        }
         Ok(history)
     }
 
@@ -230,7 +273,7 @@ fn walk_segment(
     let size = source.segment_bytes;
     let end = walk::walk(&file, segment.base, size, |_, record, raw| {
         walked.records += 1;
-        progress.add(raw.len() as u64);
+        progress.add_record(raw.len() as u64);
         match walked.by_topic.get_mut(record.topic) {
             Some(count) => *count += 1,
             None => drop(walked.by_topic.insert(record.topic.to_owned(), 1)),
@@ -240,8 +283,15 @@ fn walk_segment(
     Ok(walked)
 }
 
-/// Walks some segments, on as many threads as there are processors.
-fn walk_all(source: &Source, nths: &[usize], progress: &Progress) -> Result<Vec<Walked>, Problem> {
+/// Walks some of the segments, on as many threads as there are processors.
+fn walk_all(
+    source: &Source,
+    segments: &[Segment],
+    nths: &[usize],
+    progress: &Progress,
+) -> Result<Vec<Walked>, Problem> {
+    let bytes = nths.len() as u64 * source.segment_bytes;
+    progress.phase("checking the records", bytes);
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let next = AtomicUsize::new(0);
     let found: Mutex<Vec<(usize, Result<Walked, Problem>)>> = Mutex::default();
@@ -251,7 +301,7 @@ fn walk_all(source: &Source, nths: &[usize], progress: &Progress) -> Result<Vec<
                 loop {
                     let at = next.fetch_add(1, Ordering::Relaxed);
                     let Some(nth) = nths.get(at) else { return };
-                    let walked = walk_segment(source, &source.segments[*nth], progress);
+                    let walked = walk_segment(source, &segments[*nth], progress);
                     found
                         .lock()
                         .unwrap_or_else(std::sync::PoisonError::into_inner)

@@ -6,7 +6,7 @@
 //! - `run`: the steps in their order; `verify`: the result against itself; `compare`: two stores;
 //!   `rollback`: the way out
 //! - `reverse`: the way back, from a group's store to a Java broker's
-//! - `conf`: properties files; `report`, `progress`, `problem`: for people
+//! - `conf`: properties files; `report`, `progress`, `problem`, `estimate`, `stop`: for people
 //!
 //! The source is opened to read only. All work is done in `TO.partial-<run>`, which is renamed at the
 //! end; the name of a run follows from its inputs, so that a run goes on where one with the same inputs
@@ -15,6 +15,7 @@
 mod compare;
 mod conf;
 mod dledger;
+mod estimate;
 mod history;
 mod metadata;
 mod problem;
@@ -25,6 +26,7 @@ mod reverse;
 mod rollback;
 mod run;
 mod source;
+mod stop;
 mod transfer;
 mod verify;
 mod walk;
@@ -49,7 +51,8 @@ pub use transfer::Mode;
     version,
     about = "Takes the store of a Java RocketMQ broker over into a group of rmq, with its whole history",
     after_help = "Exit codes: 0 done; 1 failed, run it again to go on; 2 usage; 3 the check found blockers; \
-                  4 verification found a difference; 75 no space, run it again to go on.\n\
+                  4 verification found a difference; 75 no space, run it again to go on; 130 Ctrl-C, \
+                  the same.\n\
                   docs/migrate.md is the guide."
 )]
 pub struct Options {
@@ -109,6 +112,7 @@ pub struct Options {
 #[must_use]
 pub fn main() -> ExitCode {
     let options = Options::parse();
+    stop::on_signals(&options);
     let progress = Progress::new(options.progress);
     let result = if options.rollback {
         rollback::rollback(&options.to).map(|text| report::say(&text))

@@ -18,8 +18,17 @@ const MAX_NAME_BYTES: usize = 263;
 /// Reads the metadata under `dir`, a store's `config`. What is odd about them goes to `notes`.
 pub(crate) fn read(dir: &Path, notes: &mut Vec<Problem>) -> Result<GenesisMetadata, Problem> {
     let mut metadata = GenesisMetadata::default();
-    if let Some(topics) = read_file(dir, "topics.json", notes)? {
-        metadata.topics = topics;
+    match read_file(dir, "topics.json", notes)? {
+        Some(topics) => metadata.topics = topics,
+        None => notes.push(
+            Problem::new(Code::Metadata, "there is no topics.json")
+                .at_file(dir)
+                .why("the group begins without topics: their messages are kept, but nobody can read them")
+                .hint(
+                    "give the directory with --config-from; a broker that keeps its settings in RocksDB \
+                     exports them with mqadmin rocksDBConfigToJson",
+                ),
+        ),
     }
     if let Some(groups) = read_file(dir, "subscriptionGroup.json", notes)? {
         metadata.groups = groups;

@@ -27,6 +27,7 @@ const BAR_CELLS: u64 = 24;
 pub struct Progress {
     style: Style,
     done: AtomicU64,
+    messages: AtomicU64,
     phase: Mutex<Phase>,
 }
 
@@ -49,6 +50,7 @@ impl Progress {
         Self {
             style,
             done: AtomicU64::new(0),
+            messages: AtomicU64::new(0),
             phase: Mutex::new(Phase {
                 name: String::new(),
                 total: 0,
@@ -64,6 +66,7 @@ impl Progress {
         let mut phase = self.lock();
         self.end(&mut phase);
         self.done.store(0, Ordering::Relaxed);
+        self.messages.store(0, Ordering::Relaxed);
         *phase = Phase {
             name: name.to_owned(),
             total,
@@ -77,6 +80,18 @@ impl Progress {
     pub fn finish(&self) {
         let mut phase = self.lock();
         self.end(&mut phase);
+    }
+
+    /// Counts a message of so many bytes.
+    pub fn add_record(&self, bytes: u64) {
+        self.messages.fetch_add(1, Ordering::Relaxed);
+        self.add(bytes);
+    }
+
+    /// Shows that so many bytes of a phase are done, as whoever does the work counts them.
+    pub fn set(&self, bytes: u64) {
+        let done = self.done.load(Ordering::Relaxed);
+        self.add(bytes.saturating_sub(done));
     }
 
     /// Counts bytes.
@@ -106,6 +121,7 @@ impl Progress {
     }
 
     fn show(&self, phase: &Phase, done: u64, ended: bool) {
+        let messages = self.messages.load(Ordering::Relaxed);
         let seconds = phase.since.elapsed().as_secs_f64();
         #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
         let rate = done as f64 / seconds.max(1e-9);
@@ -115,7 +131,7 @@ impl Progress {
             Style::Json => {
                 let line = serde_json::json!({
                     "phase": phase.name, "bytes_done": done, "bytes_total": phase.total,
-                    "rate": rate.round(), "eta_s": eta.round(), "ended": ended,
+                    "messages": messages, "rate": rate.round(), "eta_s": eta.round(), "ended": ended,
                 });
                 format!("{line}\n")
             }

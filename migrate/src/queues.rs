@@ -42,19 +42,35 @@ pub(crate) struct Queue {
 
 impl SourceQueues {
     /// Reads the ends of all queues. `configured` is the length of files where there are none.
-    pub(crate) fn read(source: &Source, configured: Option<u64>) -> Result<Self, Problem> {
+    pub(crate) fn read(
+        source: &Source,
+        configured: Option<u64>,
+        notes: &mut Vec<Problem>,
+    ) -> Result<Self, Problem> {
         let root = source.root.join("consumequeue");
         let mut found = Self {
             file_bytes: 0,
             queues: Vec::new(),
             lmq: BTreeMap::new(),
         };
+        let mut foreign = |path: &Path| {
+            notes.push(
+                Problem::new(Code::ForeignFile, "it is no queue of a topic")
+                    .at_file(path)
+                    .why("it is not taken over"),
+            );
+        };
         for topic in list(&root)? {
+            if !root.join(&topic).is_dir() {
+                foreign(&root.join(&topic));
+                continue;
+            }
             for id in list(&root.join(&topic))? {
-                let Ok(number) = id.parse::<i32>() else {
+                let dir = root.join(&topic).join(&id);
+                let Some(number) = id.parse::<i32>().ok().filter(|_| dir.is_dir()) else {
+                    foreign(&dir);
                     continue;
                 };
-                let dir = root.join(&topic).join(&id);
                 if let Some(queue) = found.queue(topic.clone(), number, dir)? {
                     if topic.starts_with(name::LMQ_PREFIX) {
                         found.lmq.insert(topic.clone(), queue.last + 1);

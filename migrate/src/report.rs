@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::Options;
 use crate::compare::Comparison;
 use crate::dledger::Rewritten;
+use crate::estimate::Estimate;
 use crate::history::History;
 use crate::problem::Problem;
 use crate::progress::bytes;
@@ -48,6 +49,9 @@ pub struct Report {
     pub files: Done,
     pub bytes_to_copy: u64,
     pub bytes_free: u64,
+    /// Of a check: how long the run will take.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub estimate: Option<Estimate>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verified: Option<Verified>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -209,6 +213,9 @@ impl Report {
         if let Some(genesis) = &self.genesis {
             rows.push(("genesis", genesis.clone()));
         }
+        if let Some(estimate) = &self.estimate {
+            rows.push(("will take", estimate.text()));
+        }
         rows.push(("time", format!("{:.1} s", self.seconds)));
         rows
     }
@@ -332,5 +339,9 @@ pub(crate) fn say(text: &str) {
 
 /// To the standard error.
 pub(crate) fn complain(problem: &Problem) {
-    let _unread = writeln!(std::io::stderr(), "error: {problem}");
+    tell(&format!("error: {problem}"));
+}
+
+pub(crate) fn tell(text: &str) {
+    let _unread = writeln!(std::io::stderr(), "{text}");
 }

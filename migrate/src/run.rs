@@ -18,6 +18,7 @@ use serde::Serialize;
 use crate::compare::Comparison;
 use crate::conf::{self, Conf, Peer, Target};
 use crate::dledger::{self, Rewritten};
+use crate::estimate::Estimate;
 use crate::history::{History, Verify};
 use crate::metadata;
 use crate::problem::{Code, Problem};
@@ -30,6 +31,8 @@ use crate::{Options, verify};
 
 /// In the target's root: which run made it, from what.
 pub(crate) const STATE_FILE: &str = "migration.state";
+/// In an unfinished target: the boot that it was made in.
+const BOOT_FILE: &str = "migration.boot";
 pub(crate) const DEFAULT_INDEX: (u32, u32) = (5_000_000, 20_000_000);
 /// Room for small files that nobody has to count.
 const SPARE_BYTES: u64 = 16 << 20;
@@ -104,10 +107,24 @@ pub fn check(options: &Options, progress: &Progress) -> Result<Report, Problem> 
     if let Err(problem) = check_space(&mut plan, options.mode) {
         plan.report.blockers.push(problem);
     }
+    if plan.report.blockers.is_empty() {
+        let reads = reads(&plan, options);
+        plan.report.estimate = Some(Estimate::make(&plan.source, reads, progress)?);
+    }
     let mut report = plan.report;
     report.log = plan.history;
     report.seconds = begun.elapsed().as_secs_f64();
     Ok(report)
+}
+
+/// Bytes that a run reads: of the log as often as it is read, and of what is copied twice.
+fn reads(plan: &Plan, options: &Options) -> u64 {
+    let log = plan.history.end - plan.history.start;
+    let times = |yes: bool| log * u64::from(yes);
+    let rewritten = plan.source.kind == Kind::DLedger;
+    2 * plan.report.bytes_to_copy.saturating_sub(SPARE_BYTES)
+        + times(!rewritten && plan.queues_rebuilt.is_some() || plan.index.rebuild.is_some())
+        + times(options.verify == Verify::Full)
 }
 
 /// Migrates.
@@ -156,6 +173,7 @@ pub fn run(options: &Options, progress: &Progress) -> Result<Report, Problem> {
     fs::create_dir_all(&partial).map_err(|error| Problem::writing(&partial, &error))?;
     let _only = only_run(&partial)?;
     write_file(&partial.join(STATE_FILE), state.as_bytes())?;
+    forget_before_boot(&partial)?;
 
     let mut transfer = Transfer::new(options.mode, progress);
     let dledger = match plan.source.kind {
@@ -165,8 +183,12 @@ pub fn run(options: &Options, progress: &Progress) -> Result<Report, Problem> {
         }
         Kind::DLedger => {
             let done = rewrite_log(&plan, &partial, progress)?;
-            (plan.history.start, plan.history.end) = (done.start, done.end);
-            plan.history.by_topic.clone_from(&done.by_topic);
+            plan.history.end = done.end;
+            for (topic, count) in &done.by_topic {
+                *plan.history.by_topic.entry(topic.clone()).or_default() += count;
+            }
+            // Behind the rewriting, which begins with an empty directory.
+            place_log(&plan, &partial, &mut transfer)?;
             Some(done)
         }
     };
@@ -191,6 +213,7 @@ pub fn run(options: &Options, progress: &Progress) -> Result<Report, Problem> {
         let path = partial.join(format!("migration-{run}.{name}"));
         write_file(&path, content.as_bytes())?;
     }
+    remove_file(&partial.join(BOOT_FILE))?;
     let disk = RealDisk;
     let writing = |error| Problem::writing(&plan.to, &error);
     disk.sync_dir(&partial).map_err(writing)?;
@@ -263,11 +286,7 @@ fn plan(options: &Options, progress: &Progress, verify: Verify) -> Result<Plan, 
     progress.phase("finding the end of the log", 0);
     let history = match source.kind {
         Kind::Classic => History::find(&source, verify, options.accept_torn_tail, progress)?,
-        Kind::DLedger => History {
-            start: source.segments[0].base,
-            end: source.segments[0].base + source.segment_bytes * source.segments.len() as u64,
-            ..History::default()
-        },
+        Kind::DLedger => History::of_dledger(&source, verify, progress)?,
     };
     let dledger = match source.kind {
         Kind::Classic => None,
@@ -290,7 +309,7 @@ fn plan(options: &Options, progress: &Progress, verify: Verify) -> Result<Plan, 
         Some(conf) => conf.number("mappedFileSizeConsumeQueue")?,
         None => None,
     };
-    let queues = SourceQueues::read(&source, file_bytes)?;
+    let queues = SourceQueues::read(&source, file_bytes, &mut report.warnings)?;
     let range = (history.start, history.end);
     let queues_rebuilt = match source.kind {
         Kind::Classic => queues.disagreement(&source, range)?,
@@ -332,10 +351,16 @@ fn plan(options: &Options, progress: &Progress, verify: Verify) -> Result<Plan, 
     report.to.clone_from(&to);
     report.source = match source.kind {
         Kind::Classic => "commit log of a master or slave".to_owned(),
-        Kind::DLedger => "log of a Java DLedger node, written anew".to_owned(),
+        Kind::DLedger if source.older.is_empty() => {
+            "log of a Java DLedger node, written anew".to_owned()
+        }
+        Kind::DLedger => format!(
+            "log of a Java DLedger node, written anew, above {} segments of a commit log",
+            source.older.len()
+        ),
     };
     report.clean_stop = source.clean;
-    report.segments = source.segments.len();
+    report.segments = source.older.len() + source.segments.len();
     report.segment_bytes = source.segment_bytes;
     report.queues = queues.queues.len();
     report.queues_rebuilt.clone_from(&queues_rebuilt);
@@ -549,7 +574,8 @@ pub(crate) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     path.with_file_name(name)
 }
 
-/// The commit log: sealed segments as they are, the last one as a copy.
+/// The commit log, of a DLedger node what lies below its own log: sealed segments as they are, the last
+/// one as a copy.
 fn place_log(plan: &Plan, partial: &Path, transfer: &mut Transfer<'_>) -> Result<(), Problem> {
     let Plan {
         source, history, ..
@@ -557,7 +583,12 @@ fn place_log(plan: &Plan, partial: &Path, transfer: &mut Transfer<'_>) -> Result
     transfer
         .progress
         .phase("taking over the log", history.end - history.start);
-    for segment in &source.segments {
+    transfer.durable = true;
+    let segments = match source.kind {
+        Kind::Classic => &source.segments,
+        Kind::DLedger => &source.older,
+    };
+    for segment in segments {
         if segment.base >= history.end {
             break;
         }
@@ -571,7 +602,28 @@ fn place_log(plan: &Plan, partial: &Path, transfer: &mut Transfer<'_>) -> Result
             transfer.copy(&segment.path, &to, used, source.segment_bytes)?;
         }
     }
+    transfer.durable = false;
     Ok(())
+}
+
+/// Of what a run before a crash of the machine has left, only segments are whole for certain.
+fn forget_before_boot(partial: &Path) -> Result<(), Problem> {
+    let writing = |error| Problem::writing(partial, &error);
+    let (file, boot) = (
+        partial.join(BOOT_FILE),
+        RealDisk.boot_id().map_err(writing)?,
+    );
+    if fs::read_to_string(&file).is_ok_and(|of| of == boot) {
+        return Ok(());
+    }
+    for name in list(partial)? {
+        let path = partial.join(&name);
+        if path.is_dir() && name != "commitlog" {
+            fs::remove_dir_all(&path).map_err(writing)?;
+        }
+    }
+    RealDisk.sync_dir(partial).map_err(writing)?;
+    write_file(&file, boot.as_bytes())
 }
 
 fn rewrite_log(plan: &Plan, partial: &Path, progress: &Progress) -> Result<Rewritten, Problem> {
@@ -769,15 +821,19 @@ fn derive(
             .why("the result does not open as a store")
             .hint("run the same command again once the cause is gone")
     };
+    let mut from = genesis.start;
     if plan.queues_rebuilt.is_none() {
         let dispatched = Queues::adopt(&config, &disk, genesis.end).map_err(|e| failed(&e))?;
-        if plan.index.rebuild.is_some() || dispatched < genesis.end {
-            progress.phase("building what is missing", 0);
+        if plan.index.rebuild.is_none() {
+            from = dispatched.min(genesis.end);
         }
-    } else {
-        progress.phase("building queues and index", 0);
     }
-    let store = rmq_store::open(&config, Arc::clone(&disk)).map_err(|e| failed(&e))?;
+    if from < genesis.end {
+        progress.phase("building queues and index", genesis.end - from);
+    }
+    let dispatched = |at: PhyOffset| progress.set(at.0.saturating_sub(from.0));
+    let store =
+        rmq_store::open_watched(&config, Arc::clone(&disk), &dispatched).map_err(|e| failed(&e))?;
     let mut maxima = Maxima::new();
     for (topic, id, next) in store.queues.maxima() {
         if next.0 > 0 {

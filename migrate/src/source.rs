@@ -11,13 +11,35 @@ use rustix::fs::FlockOperation;
 use crate::conf::Conf;
 use crate::problem::{Code, Problem};
 
+/// What a Java broker has in its store's root, beside the directories of DLedger.
+const KNOWN: [&str; 16] = [
+    "abort",
+    "abort.bak",
+    "batchconsumequeue",
+    "checkpoint",
+    "commitlog",
+    "compaction",
+    "config",
+    "consumequeue",
+    "consumequeue_ext",
+    "index",
+    "lock",
+    "lost+found",
+    "rocksdbstore",
+    "timerlog",
+    "timerwheel",
+    "timerwheel.bak",
+];
+
 /// A stopped broker's store, locked while this lives.
 #[derive(Debug)]
 pub struct Source {
     pub root: PathBuf,
     pub kind: Kind,
-    /// Where its log lies.
+    /// Where its log lies, or the first of several directories.
     pub log_dir: PathBuf,
+    /// Files of the commit log that a DLedger group began with, up to where its own log begins.
+    pub older: Vec<Segment>,
     /// Its log's files, neighbours of one size.
     pub segments: Vec<Segment>,
     pub segment_bytes: u64,
@@ -68,48 +90,46 @@ impl Source {
                 .hint("start the broker on it, or copy it as a whole"));
         }
         let lock = lock(root)?;
-        let mut classic = root.join("commitlog");
-        if let Some(said) = conf.and_then(|conf| conf.get("storePathCommitLog")) {
-            let said = PathBuf::from(said);
-            if exists(&said)? || !exists(&classic)? {
-                classic = said;
-            } else {
-                notes.push(
-                    Problem::new(Code::Conf, "storePathCommitLog does not exist")
-                        .at_file(&said)
-                        .why(format!("{} is taken", classic.display())),
-                );
-            }
-        }
+        foreign(root, notes)?;
+        let dirs = log_dirs(root, conf, notes)?;
+        let classic = bases(&dirs, notes)?;
         let dledger = dledger_dirs(root)?;
-        let has_classic = exists(&classic)? && !bases(&classic, &mut Vec::new())?.is_empty();
-        let (kind, log_dir) = match (has_classic, &dledger[..]) {
-            (true, []) => (Kind::Classic, classic),
-            (false, [one]) => (Kind::DLedger, one.clone()),
-            (false, []) if exists(&classic)? => {
-                return Err(empty(&classic));
-            }
-            (false, []) => {
+        let (kind, log_dir) = match (classic.is_empty(), &dledger[..]) {
+            (false, []) => (Kind::Classic, dirs[0].clone()),
+            (_, [one]) => (Kind::DLedger, one.clone()),
+            (true, []) if exists(&dirs[0])? => return Err(empty(&dirs[0])),
+            (true, []) => {
                 return Err(no_store("there is no commit log under it")
                     .hint("--from is the broker's storePathRootDir; -c names a storePathCommitLog elsewhere"));
             }
             _ => {
-                return Err(no_store("there are several logs under it")
+                return Err(no_store("there are several DLedger logs under it")
                     .why("which of them has the history cannot be told")
-                    .hint("move the one that is out of use away"));
+                    .hint("move those that are out of use away"));
             }
         };
-        let bases = bases(&log_dir, notes)?;
-        let (segments, segment_bytes) = sized(&log_dir, &bases)?;
+        let (older, (segments, segment_bytes)) = match kind {
+            Kind::Classic => (Vec::new(), sized(&classic)?),
+            Kind::DLedger => {
+                let own = sized(&bases(std::slice::from_ref(&log_dir), notes)?)?;
+                (older(&classic, &own, &log_dir)?, own)
+            }
+        };
         Ok(Self {
             root: root.to_owned(),
             kind,
             log_dir,
+            older,
             segments,
             segment_bytes,
             clean: !exists(&root.join("abort"))?,
             _lock: lock,
         })
+    }
+
+    /// Where its history begins.
+    pub fn start(&self) -> u64 {
+        self.older.first().unwrap_or(&self.segments[0]).base
     }
 
     /// What must be the same when a run goes on where another stopped: name, length and time of
@@ -125,7 +145,7 @@ impl Source {
                 meta.mtime(),
             ))
         };
-        self.segments.iter().map(of).collect()
+        self.older.iter().chain(&self.segments).map(of).collect()
     }
 }
 
@@ -158,6 +178,39 @@ fn lock(root: &Path) -> Result<Option<File>, Problem> {
     }
 }
 
+/// Where the commit log lies: several directories share it where `storePathCommitLog` has commas.
+fn log_dirs(
+    root: &Path,
+    conf: Option<&Conf>,
+    notes: &mut Vec<Problem>,
+) -> Result<Vec<PathBuf>, Problem> {
+    let usual = root.join("commitlog");
+    let said = |key| conf.and_then(|conf| conf.get(key)).unwrap_or_default();
+    let own = said("storePathCommitLog").split(',');
+    let all = own.chain(said("readOnlyCommitLogStorePaths").split(','));
+    let mut dirs = Vec::new();
+    for dir in all.map(str::trim).filter(|dir| !dir.is_empty()) {
+        let dir = PathBuf::from(dir);
+        if exists(&dir)? {
+            dirs.push(dir);
+        } else if exists(&usual)? {
+            notes.push(
+                Problem::new(
+                    Code::Conf,
+                    "this directory of the commit log does not exist",
+                )
+                .at_file(&dir)
+                .why(format!("{} is looked at instead", usual.display())),
+            );
+        }
+    }
+    if dirs.is_empty() {
+        dirs.push(usual);
+    }
+    dirs.dedup();
+    Ok(dirs)
+}
+
 /// Directories of DLedger logs: `dledger-<id>/data`.
 fn dledger_dirs(root: &Path) -> Result<Vec<PathBuf>, Problem> {
     let mut dirs = Vec::new();
@@ -165,7 +218,7 @@ fn dledger_dirs(root: &Path) -> Result<Vec<PathBuf>, Problem> {
         let data = root.join(&name).join("data");
         if name.starts_with("dledger-")
             && exists(&data)?
-            && !bases(&data, &mut Vec::new())?.is_empty()
+            && !bases(std::slice::from_ref(&data), &mut Vec::new())?.is_empty()
         {
             dirs.push(data);
         }
@@ -173,65 +226,121 @@ fn dledger_dirs(root: &Path) -> Result<Vec<PathBuf>, Problem> {
     Ok(dirs)
 }
 
-/// Starts of the segments in a directory, sorted.
-pub(crate) fn bases(dir: &Path, notes: &mut Vec<Problem>) -> Result<Vec<u64>, Problem> {
-    let mut bases = Vec::new();
-    for name in list(dir)? {
-        let digits = name.len() == 20 && name.bytes().all(|byte| byte.is_ascii_digit());
-        match name.parse().ok().filter(|_| digits) {
-            Some(base) => bases.push(base),
-            None => notes.push(
-                Problem::new(Code::ForeignFile, "it is no segment of the log")
-                    .at_file(&dir.join(&name))
-                    .why("it is not taken over; the name of a segment is its start in 20 digits"),
-            ),
+/// Notes what lies in the root of a store and is not the broker's.
+fn foreign(root: &Path, notes: &mut Vec<Problem>) -> Result<(), Problem> {
+    for name in list(root)? {
+        if !KNOWN.contains(&name.as_str()) && !name.starts_with("dledger-") {
+            notes.push(
+                Problem::new(
+                    Code::ForeignFile,
+                    "a broker's store has no file of this name",
+                )
+                .at_file(&root.join(name))
+                .why("it is not taken over"),
+            );
         }
     }
-    Ok(bases)
+    Ok(())
+}
+
+/// Segments in some directories, sorted by where they start.
+pub(crate) fn bases(dirs: &[PathBuf], notes: &mut Vec<Problem>) -> Result<Vec<Segment>, Problem> {
+    let mut found = Vec::new();
+    for dir in dirs {
+        for name in list(dir)? {
+            let digits = name.len() == 20 && name.bytes().all(|byte| byte.is_ascii_digit());
+            let path = dir.join(&name);
+            match name.parse().ok().filter(|_| digits) {
+                Some(base) => found.push(Segment { base, path }),
+                None => notes.push(
+                    Problem::new(Code::ForeignFile, "it is no segment of the log")
+                        .at_file(&path)
+                        .why(
+                            "it is not taken over; the name of a segment is its start in 20 digits",
+                        ),
+                ),
+            }
+        }
+    }
+    found.sort_by_key(|segment| segment.base);
+    Ok(found)
+}
+
+/// The commit log below a DLedger log, checked to end where that begins: Java fills its last file up
+/// when DLedger is switched on, and goes on behind it.
+fn older(
+    classic: &[Segment],
+    (own, own_bytes): &(Vec<Segment>, u64),
+    dledger: &Path,
+) -> Result<Vec<Segment>, Problem> {
+    let Some(first) = classic.first() else {
+        return Ok(Vec::new());
+    };
+    let (older, bytes) = sized(classic)?;
+    let end = first.base + bytes * older.len() as u64;
+    if (end, bytes) == (own[0].base, *own_bytes) {
+        return Ok(older);
+    }
+    let what = format!(
+        "there are two logs: a commit log up to {end}, segments of {bytes} bytes, and a DLedger log \
+         from {} on, segments of {own_bytes}",
+        own[0].base
+    );
+    Err(Problem::new(Code::NoStore, what)
+        .at_file(dledger)
+        .why(format!(
+            "the DLedger log does not go on where {} ends, so one of them is not of this history",
+            first.path.parent().unwrap_or(dledger).display()
+        ))
+        .hint(
+            "move the log that is out of use away, or give -c without the storePathCommitLog that \
+             names it",
+        ))
 }
 
 /// The segments with their common size. One that a crash left without its full size is not counted
 /// if it is the last one and nothing is in it.
-fn sized(dir: &Path, bases: &[u64]) -> Result<(Vec<Segment>, u64), Problem> {
+fn sized(found: &[Segment]) -> Result<(Vec<Segment>, u64), Problem> {
     let mut segments = Vec::new();
     let mut size = None;
-    for (nth, &base) in bases.iter().enumerate() {
-        let path = dir.join(format!("{base:020}"));
-        let found = fs::metadata(&path)
-            .map_err(|error| Problem::reading(&path, &error))?
+    for (nth, Segment { base, path }) in found.iter().enumerate() {
+        let bytes = fs::metadata(path)
+            .map_err(|error| Problem::reading(path, &error))?
             .len();
-        File::open(&path).map_err(|error| Problem::reading(&path, &error))?;
-        if found == 0 && nth + 1 == bases.len() && nth > 0 {
+        File::open(path).map_err(|error| Problem::reading(path, &error))?;
+        if bytes == 0 && nth + 1 == found.len() {
             break;
         }
-        let expected = *size.get_or_insert(found);
-        if found != expected || found == 0 {
-            return Err(Problem::new(Code::SegmentSize, format!("{found} bytes, the segments before have {expected}"))
-                .at_file(&path)
+        let expected = *size.get_or_insert(bytes);
+        if bytes != expected || bytes == 0 {
+            let what = format!("{bytes} bytes, the segments before have {expected}");
+            return Err(Problem::new(Code::SegmentSize, what)
+                .at_file(path)
                 .why("all segments of a log have one size, so this one was cut or comes from another log")
                 .hint("restore the file from the slave or a backup"));
         }
         let next = segments
             .last()
-            .map_or(base, |last: &Segment| last.base + expected);
-        if base != next || !base.is_multiple_of(expected) {
-            let missing = dir.join(format!("{next:020}"));
-            return Err(Problem::new(
-                Code::Gap,
-                format!(
-                    "the segments are not neighbours: {} is missing",
-                    missing.display()
-                ),
-            )
-            .at_file(&path)
-            .why("messages between the two would be lost, and positions behind them wrong")
-            .hint("restore the missing file from the slave or a backup"));
+            .map_or(*base, |last: &Segment| last.base + expected);
+        if *base != next || !base.is_multiple_of(expected) {
+            let missing = path.with_file_name(format!("{next:020}"));
+            let what = format!(
+                "the segments are not neighbours: {} is missing",
+                missing.display()
+            );
+            return Err(Problem::new(Code::Gap, what)
+                .at_file(path)
+                .why("messages between the two would be lost, and positions behind them wrong")
+                .hint("restore the missing file from the slave or a backup"));
         }
-        segments.push(Segment { base, path });
+        segments.push(Segment {
+            base: *base,
+            path: path.clone(),
+        });
     }
-    match size {
-        Some(size) if !segments.is_empty() => Ok((segments, size)),
-        _ => Err(empty(dir)),
+    match (size, found.first()) {
+        (None, Some(only)) => Err(empty(&only.path)),
+        (size, _) => Ok((segments, size.unwrap_or_default())),
     }
 }
 

@@ -17,8 +17,6 @@ use crate::walk::read_up_to;
 
 /// Bytes that are copied at once.
 const STEP_BYTES: usize = 1 << 20;
-/// Most directories that are synced one by one.
-const SYNCS: usize = 256;
 
 /// How sealed files are taken over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
@@ -51,6 +49,9 @@ pub(crate) struct Transfer<'a> {
     pub mode: Mode,
     pub progress: &'a Progress,
     pub done: Done,
+    /// Whether each copy is made durable by itself. [`Transfer::sync`] makes all others so, which for
+    /// many small files is quicker.
+    pub durable: bool,
     dirs: BTreeSet<PathBuf>,
 }
 
@@ -60,6 +61,7 @@ impl<'a> Transfer<'a> {
             mode,
             progress,
             done: Done::default(),
+            durable: false,
             dirs: BTreeSet::new(),
         }
     }
@@ -140,7 +142,9 @@ impl<'a> Transfer<'a> {
             at += read as u64;
             self.progress.add(read as u64);
         }
-        target.sync_all().map_err(writing)?;
+        if self.durable {
+            target.sync_all().map_err(writing)?;
+        }
         let (mut again, mut copied) = (0, 0);
         while again < at {
             let most = usize::try_from(at - again)
@@ -165,7 +169,11 @@ impl<'a> Transfer<'a> {
     }
 
     fn is_there(&mut self, to: &Path) -> Result<bool, Problem> {
-        self.note_dir(to)?;
+        if let Some(dir) = to.parent()
+            && self.dirs.insert(dir.to_owned())
+        {
+            fs::create_dir_all(dir).map_err(|error| Problem::writing(dir, &error))?;
+        }
         let there = to
             .try_exists()
             .map_err(|error| Problem::writing(to, &error))?;
@@ -173,37 +181,11 @@ impl<'a> Transfer<'a> {
         Ok(there)
     }
 
-    fn note_dir(&mut self, to: &Path) -> Result<(), Problem> {
-        let mut dir = to.parent();
-        let Some(own) = dir else { return Ok(()) };
-        if self.dirs.contains(own) {
-            return Ok(());
-        }
-        fs::create_dir_all(own).map_err(|error| Problem::writing(own, &error))?;
-        // Up to the target's root there are never more than these.
-        for _ in 0..4 {
-            if let Some(of) = dir {
-                self.dirs.insert(of.to_owned());
-                dir = of.parent();
-            }
-        }
-        Ok(())
-    }
-
-    /// Makes the names of all files durable.
+    /// Makes all files durable, and their names.
     pub(crate) fn sync(&self, root: &Path) -> Result<(), Problem> {
-        let at = |path: &Path| {
-            let path = path.to_owned();
-            move |error| Problem::writing(&path, &error)
-        };
-        if self.dirs.len() > SYNCS {
-            return RealDisk.sync_all(root).map_err(at(root));
-        }
-        let own = self.dirs.iter().filter(|dir| dir.starts_with(root));
-        for dir in own {
-            RealDisk.sync_dir(dir).map_err(at(dir))?;
-        }
-        Ok(())
+        RealDisk
+            .sync_all(root)
+            .map_err(|error| Problem::writing(root, &error))
     }
 }
 

@@ -106,7 +106,7 @@ fn verify_segment(
     let mut wrong = None;
     let end = walk::walk(&file, base, bytes, |at, record, raw| {
         seen.records += 1;
-        progress.add(raw.len() as u64);
+        progress.add_record(raw.len() as u64);
         if wrong.is_none() && record.is_queued() && record.topic != name::RAFT_LOG_TOPIC {
             match windows.holds(record, base + at) {
                 Ok(true) => seen.queued += 1,

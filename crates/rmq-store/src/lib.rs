@@ -76,7 +76,7 @@ pub use reader::{LogReader, ReadError};
 pub use recovery::OpenError;
 pub use retention::{Cut, Retention, RetentionLimits};
 pub use seal::AppendError;
-pub use store::{OpenStoreError, Store, open};
+pub use store::{OpenStoreError, Store, open, open_watched};
 pub use transfer::{
     APPLIED_FILE, Incoming, IncomingError, Outgoing, Outline, Part, QueueEnd, Rest,
     TransferDecodeError, begin_install,

@@ -10,6 +10,7 @@ use crate::log::Log;
 use crate::queues::{OpenQueuesError, Queues};
 use crate::reader::ReadError;
 use crate::recovery::OpenError;
+use crate::types::PhyOffset;
 
 /// An open store. To close it, stop the queues first and then close the log.
 #[derive(Debug)]
@@ -32,8 +33,17 @@ pub enum OpenStoreError {
 
 /// Opens the log, then what is derived from it, and continues the queues where the log ends.
 pub fn open(config: &StoreConfig, disk: Arc<dyn Disk>) -> Result<Store, OpenStoreError> {
+    open_watched(config, disk, &|_| {})
+}
+
+/// [`open`], which shows up to where the queues go while they are built.
+pub fn open_watched(
+    config: &StoreConfig,
+    disk: Arc<dyn Disk>,
+    dispatched: &dyn Fn(PhyOffset),
+) -> Result<Store, OpenStoreError> {
     let mut log = Log::open(config, &disk)?;
-    let queues = Queues::open(config, disk, log.reader())?;
+    let queues = Queues::open_watched(config, disk, log.reader(), dispatched)?;
     let (ends, at) = queues.seeds();
     log.seed_queue_offsets(ends, at)?;
     Ok(Store { log, queues })

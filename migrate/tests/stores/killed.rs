@@ -1,4 +1,5 @@
-//! Runs that are killed and gone on with: the result is the same, byte for byte.
+//! Runs that are killed and gone on with: the result is the same, byte for byte. `KILLS=100` kills each
+//! kind of run at a hundred points.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,6 +8,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::fixture::{Unpacked, tree};
+
+/// Kills of each kind of run without `KILLS`.
+const FEW: u32 = 8;
 
 /// Everything but the report, which tells times.
 fn result(root: &Path) -> BTreeMap<PathBuf, (u64, u32)> {
@@ -36,46 +40,84 @@ fn finish(args: &[String]) {
     assert!(output.status.success(), "{said}");
 }
 
-fn kill_at_many_points(archive: &str, name: &str, points: u32) {
+/// kill -9 after a time; false if the run had ended by then.
+fn kill_after(args: &[String], time: Duration) -> bool {
+    let mut child = start(args);
+    std::thread::sleep(time);
+    let ended = child.try_wait().unwrap().is_some();
+    child.kill().ok();
+    child.wait().unwrap();
+    !ended
+}
+
+/// How far a run has come, by what it has left.
+fn stage(dir: &Path, target: &Path) -> &'static str {
+    let partial = partials(dir).pop();
+    let Some(partial) = partial else {
+        return match target.try_exists().unwrap() {
+            true => "8 renamed",
+            false => "0 nothing written",
+        };
+    };
+    let has = |name: &str| partial.join(name).try_exists().unwrap();
+    [
+        ("conf", "7 result checked"),
+        ("raftindex", "6 queues and index built"),
+        ("genesis", "5 genesis written"),
+        ("adopted/config", "4 the rest kept"),
+        ("consumequeue", "3 queues taken over"),
+        ("commitlog", "2 log taken over"),
+    ]
+    .into_iter()
+    .find(|(name, _)| has(name))
+    .map_or("1 begun", |(_, stage)| stage)
+}
+
+fn partials(dir: &Path) -> Vec<PathBuf> {
+    let names = fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    let is_partial = |path: &PathBuf| path.to_str().unwrap().contains(".partial-");
+    names.filter(is_partial).collect()
+}
+
+fn kill_at_many_points(archive: &str, name: &str, more: &[&str]) {
     let Some(unpacked) = Unpacked::new(archive, |store| store == name) else {
         return;
     };
+    let points = std::env::var("KILLS").map_or(FEW, |kills| kills.parse().unwrap());
     let store = unpacked.store(name);
-    // Large and all zero: they would take most of the time.
-    for large in ["timerlog", "timerwheel"] {
-        let path = store.join(large);
-        let removed = if path.is_dir() {
-            fs::remove_dir_all(path)
-        } else {
-            fs::remove_file(path)
-        };
-        removed.ok();
-    }
     let before = tree(&store);
     let mut args = unpacked.args(name);
-    args.extend(["--mode".to_owned(), "copy".to_owned()]);
-    let target = unpacked.target();
+    args.extend(more.iter().map(|arg| (*arg).to_owned()));
+    let (dir, target) = (unpacked.dir.path(), unpacked.target());
     let begun = Instant::now();
     finish(&args);
-    let whole = begun.elapsed();
+    let mut whole = begun.elapsed();
     let expected = result(&target);
     fs::remove_dir_all(&target).unwrap();
 
     let mut state = u64::from(std::process::id());
-    let mut interrupted = 0;
+    let mut random = || {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        f64::from(u32::try_from(state >> 32).unwrap()) / f64::from(u32::MAX)
+    };
+    let mut stages: BTreeMap<&str, u32> = BTreeMap::new();
     for point in 0..points {
-        // Three kills in a row at most, then it may go on to its end.
-        for _ in 0..=point % 3 {
-            state = state
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1);
-            let part = Duration::from_micros(whole.as_micros() as u64 * (state >> 44) / (1 << 20));
-            let mut child = start(&args);
-            std::thread::sleep(part);
-            child.kill().unwrap();
-            child.wait().unwrap();
+        // Spread over all of the run's time, at random within each part of it.
+        let part = (f64::from(point) + random()) / f64::from(points);
+        while !kill_after(&args, whole.mul_f64(part)) {
+            // It was measured when the machine was busier.
+            fs::remove_dir_all(&target).unwrap();
+            whole = whole.mul_f64(0.8);
         }
-        interrupted += u32::from(!target.try_exists().unwrap());
+        *stages.entry(stage(dir, &target)).or_default() += 1;
+        // What goes on may be killed as well.
+        if point % 3 == 0 {
+            kill_after(&args, whole.mul_f64(random()));
+        }
         finish(&args);
         let found = result(&target);
         assert_eq!(
@@ -85,30 +127,30 @@ fn kill_at_many_points(archive: &str, name: &str, points: u32) {
         for (path, content) in found {
             assert_eq!(content, expected[&path], "{}", path.display());
         }
-        let left: Vec<_> = fs::read_dir(unpacked.dir.path())
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .filter(|name| name.contains(".partial-"))
-            .collect();
-        assert!(left.is_empty(), "{left:?}");
+        assert!(partials(dir).is_empty());
         fs::remove_dir_all(&target).unwrap();
     }
-    assert_eq!(tree(&store), before, "the source has changed");
-    assert!(interrupted > points / 3, "{interrupted} of {points}");
-    println!("{archive}/{name}: {interrupted} of {points} runs were killed before their end");
+    assert!(tree(&store) == before, "the source has changed");
+    println!("{archive}/{name} {more:?}: {points} kills, by stage {stages:?}");
 }
 
 #[test]
-fn taking_over_goes_on_after_a_kill_anywhere() {
-    kill_at_many_points("classic-5.5.0-v2", "broker-a", 100);
+fn linking_goes_on_after_a_kill_anywhere() {
+    kill_at_many_points("classic-4.9.7-clean", "broker-b", &[]);
+}
+
+#[test]
+fn copying_goes_on_after_a_kill_anywhere() {
+    let more = ["--mode", "copy", "--verify", "full"];
+    kill_at_many_points("classic-4.9.7-clean", "broker-b", &more);
 }
 
 #[test]
 fn building_queues_anew_goes_on_after_a_kill_anywhere() {
-    kill_at_many_points("classic-4.9.7-crash", "broker-a.no_cq", 10);
+    kill_at_many_points("classic-4.9.7-crash", "broker-a.no_cq", &[]);
 }
 
 #[test]
 fn writing_a_dledger_log_anew_goes_on_after_a_kill_anywhere() {
-    kill_at_many_points("dledger-4.9.7", "n0", 10);
+    kill_at_many_points("dledger-4.9.7", "n0", &[]);
 }

@@ -8,7 +8,9 @@
 #![expect(clippy::print_stdout, reason = "figures of a test run")]
 
 mod fixture;
+mod inspected;
 mod killed;
 mod manifest;
+mod mixed;
 mod problems;
 mod reversed;

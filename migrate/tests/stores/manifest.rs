@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 use crate::fixture::{Unpacked, tree};
 
 /// Where a record was and where it is now.
-type Moved = BTreeMap<u64, u64>;
+pub(crate) type Moved = BTreeMap<u64, u64>;
 
 pub(crate) fn conf(unpacked: &Unpacked, name: &str) -> BTreeMap<String, String> {
     let text = std::fs::read_to_string(unpacked.conf(name)).unwrap();
@@ -79,7 +79,7 @@ fn queue_of(line: &Value) -> (String, i32) {
 }
 
 /// Compares everything that the lines say; returns the number of messages compared.
-fn compare(
+pub(crate) fn compare(
     archive: &str,
     name: &str,
     store: &Store,
@@ -239,7 +239,7 @@ fn compare_metadata(archive: &str, genesis: &Genesis, lines: &[Value]) {
     assert_eq!(metadata.delay.offset_table.len(), counts[3]);
 }
 
-fn close(store: Store) {
+pub(crate) fn close(store: Store) {
     store.queues.stop().unwrap();
     store.log.close().unwrap();
 }
@@ -394,6 +394,16 @@ fn a_lost_page() {
     check_damaged("lost_page", true);
 }
 
+/// The positions that a run has noted.
+pub(crate) fn moved(target: &Path) -> Moved {
+    let map = std::fs::read(target.join("adopted/dledger.map")).unwrap();
+    let pairs = map.as_chunks::<16>().0.iter();
+    let long = |bytes: &[u8]| u64::from_be_bytes(bytes.try_into().unwrap());
+    pairs
+        .map(|pair| (long(&pair[..8]), long(&pair[8..])))
+        .collect()
+}
+
 fn check_dledger(name: &str) {
     let Some(unpacked) = Unpacked::new("dledger-4.9.7", |_| true) else {
         return;
@@ -422,14 +432,7 @@ fn check_dledger(name: &str) {
     let report = migrate(&unpacked, name, &more);
     let done = report.dledger.unwrap();
     assert_eq!((done.unconfirmed, done.left_out), (0, 0));
-    let map = std::fs::read(unpacked.target().join("adopted/dledger.map")).unwrap();
-    let pairs = map.as_chunks::<16>().0.iter();
-    let moved: Moved = pairs
-        .map(|pair| {
-            let long = |bytes: &[u8]| u64::from_be_bytes(bytes.try_into().unwrap());
-            (long(&pair[..8]), long(&pair[8..]))
-        })
-        .collect();
+    let moved = moved(&unpacked.target());
     let lines = unpacked.lines("group.manifest.jsonl.xz", 0);
     let lines: Vec<Value> = lines.into_iter().map(|(_, line)| line).collect();
     let store = open(&unpacked.target(), &conf(&unpacked, name));

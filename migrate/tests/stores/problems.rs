@@ -366,3 +366,248 @@ fn a_full_target_is_gone_on_from_when_there_is_room() {
     }
     assert_eq!(errors.matches("E-303").count(), 2, "{errors}");
 }
+
+fn codes(report: &Report) -> Vec<Code> {
+    report.warnings.iter().map(|note| note.code).collect()
+}
+
+#[test]
+fn what_is_odd_is_told_and_taken_over_or_left_alone() {
+    let Some(unpacked) = Unpacked::new("classic-4.9.7-clean", |store| store == "broker-b") else {
+        return;
+    };
+    let store = unpacked.store("broker-b");
+    let plain = unpacked.options("broker-b", &[]);
+    let looked = check(&plain, &quiet()).unwrap();
+    assert!(looked.blockers.is_empty());
+    let estimate = looked.estimate.unwrap();
+    assert!(estimate.bytes_per_second > 0 && estimate.seconds > 0);
+    // A group that is ahead of its queue; and the place that the archive's properties name.
+    assert_eq!(codes(&looked), [Code::Conf, Code::OffsetBeyondEnd]);
+
+    let foreign = [
+        "notes.txt",
+        "consumequeue/TopicBatch/old",
+        "consumequeue/notes.txt",
+    ];
+    for name in foreign {
+        fs::write(store.join(name), "mine").unwrap();
+    }
+    let nowhere = unpacked.dir.path().join("config");
+    fs::create_dir_all(&nowhere).unwrap();
+    let bare = ["--config-from", nowhere.to_str().unwrap()];
+    let report = run(&unpacked.options("broker-b", &bare), &quiet()).unwrap();
+    let told: Vec<_> = report
+        .warnings
+        .iter()
+        .filter(|note| note.code == Code::ForeignFile)
+        .map(|note| note.path.clone().unwrap())
+        .collect();
+    assert_eq!(told, foreign.map(|name| store.join(name)));
+    assert!(
+        codes(&report).contains(&Code::Metadata),
+        "{:?}",
+        report.warnings
+    );
+    for name in foreign {
+        assert!(
+            !unpacked.target().join(name).try_exists().unwrap(),
+            "{name}"
+        );
+        assert_eq!(fs::read(store.join(name)).unwrap(), b"mine");
+    }
+}
+
+/// A commit log in two directories, and the properties that a published group was made with.
+#[test]
+fn properties_as_operators_have_them_are_understood() {
+    let Some(unpacked) = Unpacked::new("classic-4.9.7-clean", |store| store == "broker-b") else {
+        return;
+    };
+    let store = unpacked.store("broker-b");
+    let before = check(&unpacked.options("broker-b", &[]), &quiet()).unwrap();
+    let dirs = ["one", "two"].map(|name| unpacked.dir.path().join(name));
+    for (nth, entry) in fs::read_dir(store.join("commitlog")).unwrap().enumerate() {
+        let entry = entry.unwrap();
+        fs::create_dir_all(&dirs[nth % 2]).unwrap();
+        fs::rename(entry.path(), dirs[nth % 2].join(entry.file_name())).unwrap();
+    }
+    fs::remove_dir(store.join("commitlog")).unwrap();
+    let text = fs::read_to_string(unpacked.conf("broker-b")).unwrap();
+    let both = format!(
+        "{text}\nstorePathCommitLog={},{}\n",
+        dirs[0].display(),
+        dirs[1].display()
+    );
+    fs::write(unpacked.conf("broker-b"), both).unwrap();
+    let report = run(
+        &unpacked.options("broker-b", &["--verify", "full"]),
+        &quiet(),
+    )
+    .unwrap();
+    assert_eq!(
+        (report.log.end, report.segments),
+        (before.log.end, before.segments)
+    );
+    rollback(&unpacked);
+
+    // The path of the history that was left behind is on another machine here.
+    let published = unpacked.archive.join("../conf/dledger/broker-n0.conf");
+    fs::create_dir_all(store.join("commitlog")).unwrap();
+    for dir in dirs {
+        for entry in fs::read_dir(dir).unwrap() {
+            let entry = entry.unwrap();
+            fs::rename(
+                entry.path(),
+                store.join("commitlog").join(entry.file_name()),
+            )
+            .unwrap();
+        }
+    }
+    let sizes = text.lines().filter(|line| line.starts_with("max"));
+    let sizes: Vec<&str> = sizes.collect();
+    let mixed = fs::read_to_string(published).unwrap() + "\n" + &sizes.join("\n");
+    fs::write(unpacked.conf("broker-b"), mixed).unwrap();
+    let report = run(&unpacked.options("broker-b", &[]), &quiet()).unwrap();
+    assert!(
+        codes(&report).contains(&Code::Conf),
+        "{:?}",
+        report.warnings
+    );
+    assert_eq!(report.conf_files.len(), 3);
+    let text = fs::read_to_string(&report.conf_files[1]).unwrap();
+    let said = |key: &str| {
+        let lines = text.lines().filter(|line| !line.starts_with('#'));
+        let values = lines.filter_map(|line| line.split_once('=').filter(|(of, _)| *of == key));
+        values
+            .map(|(_, value)| value.to_owned())
+            .collect::<Vec<_>>()
+    };
+    let root = unpacked.target().display().to_string();
+    for (key, values) in [
+        ("storePathRootDir", vec![&*root]),
+        ("storePathCommitLog", vec![]),
+        ("brokerRole", vec![]),
+        ("brokerName", vec!["broker-a"]),
+        ("brokerIP1", vec!["10.0.0.11"]),
+        ("dLegerSelfId", vec!["n1"]),
+        ("fileReservedTime", vec!["48"]),
+        ("mappedFileSizeCommitLog", vec!["1048576"]),
+    ] {
+        assert_eq!(said(key), values, "{key} in {text}");
+    }
+    assert!(text.contains("#storePathCommitLog=/opt/rocketmq/store/commitlog\n# ^ rmq-migrate:"));
+}
+
+#[test]
+fn damaged_dledger_logs_are_refused() {
+    let Some(unpacked) = Unpacked::new("dledger-4.9.7", |store| store == "n0") else {
+        return;
+    };
+    let options = unpacked.options("n0", &[]);
+    let dir = unpacked.store("n0").join("dledger-n0");
+    let path = dir.join("data/00000000000002097152");
+    let whole = fs::read(&path).unwrap();
+    // The position in the header of an entry; a body.
+    for at in [31, 48 + 200] {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 1;
+        fs::write(&path, bytes).unwrap();
+        let problem = run(&options, &quiet()).unwrap_err();
+        assert_eq!((problem.code, problem.exit_code()), (Code::BadEntry, 3));
+        assert_eq!(
+            (problem.path.as_deref(), problem.at),
+            (Some(&*path), Some(0))
+        );
+        assert!(!unpacked.target().try_exists().unwrap());
+        rollback(&unpacked);
+    }
+    fs::write(&path, whole).unwrap();
+    fs::rename(dir.join("index"), dir.join("aside")).unwrap();
+    assert_refused(&unpacked, &options, Code::BadEntry);
+}
+
+#[test]
+fn links_to_another_file_system_are_refused_or_copied() {
+    use std::os::unix::fs::MetadataExt as _;
+    let Some(unpacked) = Unpacked::new("classic-4.9.7-clean", |store| store == "broker-b-s") else {
+        return;
+    };
+    let elsewhere = tempfile::tempdir_in("/dev/shm");
+    let dev = |path: &Path| fs::metadata(path).unwrap().dev();
+    let other = elsewhere
+        .ok()
+        .filter(|dir| dev(dir.path()) != dev(unpacked.dir.path()));
+    let Some(elsewhere) = other else {
+        println!("skipped: /dev/shm is no other file system");
+        return;
+    };
+    let to = elsewhere.path().join("migrated");
+    let mut args = unpacked.args("broker-b-s");
+    args[4] = to.to_str().unwrap().to_owned();
+    let link = args.iter().map(String::as_str).chain(["--mode", "link"]);
+    // It holds one segment, which is copied; a queue file is what cannot be linked.
+    let problem = run(&Options::parse_from(link), &quiet()).unwrap_err();
+    assert_eq!((problem.code, problem.exit_code()), (Code::Write, 1));
+    assert!(problem.hint.contains("--mode copy"), "{problem}");
+    fs::remove_dir_all(elsewhere.path()).unwrap();
+    fs::create_dir_all(elsewhere.path()).unwrap();
+    let report = run(&Options::parse_from(args), &quiet()).unwrap();
+    assert_eq!(report.files.linked_files + report.files.reflinked_files, 0);
+    assert!(report.files.copied_files > 50);
+}
+
+/// Of two that want a store, a broker and a migration, the later one is sent away. A run that is
+/// stopped says how to go on.
+#[test]
+fn a_broker_and_a_migration_keep_each_other_out() {
+    let Some(unpacked) = Unpacked::new("classic-4.9.7-clean", |store| store == "broker-b-s") else {
+        return;
+    };
+    let store = unpacked.store("broker-b-s");
+    let args = unpacked.args("broker-b-s");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rmq-migrate"));
+    command
+        .args(&args[1..])
+        .stderr(std::process::Stdio::piped());
+    let running = RealDisk.lock(&store.join("lock")).unwrap();
+    let output = command.output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    assert!(
+        said.contains("E-102") && said.contains("mqshutdown"),
+        "{said}"
+    );
+    drop(running);
+
+    // It waits for the end of this pipe when it has the store already.
+    let config = unpacked.dir.path().join("config");
+    fs::create_dir_all(&config).unwrap();
+    let pipe = config.join("topics.json");
+    assert!(
+        Command::new("mkfifo")
+            .arg(&pipe)
+            .status()
+            .unwrap()
+            .success()
+    );
+    command.arg("--config-from").arg(&config);
+    let child = command.spawn().unwrap();
+    let held = fs::File::options().write(true).open(&pipe).unwrap();
+    let refused = RealDisk.lock(&store.join("lock")).unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::WouldBlock);
+    let pid = child.id().to_string();
+    assert!(
+        Command::new("kill")
+            .args(["-INT", &pid])
+            .status()
+            .unwrap()
+            .success()
+    );
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(130), "{said}");
+    assert!(said.contains("the same command goes on"), "{said}");
+    drop(held);
+    assert!(RealDisk.lock(&store.join("lock")).is_ok());
+}

@@ -52,7 +52,17 @@ impl Queues {
         disk: Arc<dyn Disk>,
         log: LogReader,
     ) -> Result<Arc<Queues>, OpenQueuesError> {
-        Queues::open_over(config, &disk, Box::new(log))
+        Queues::open_watched(config, disk, log, &|_| {})
+    }
+
+    /// [`Queues::open`], which shows up to where they go while they are built.
+    pub(crate) fn open_watched(
+        config: &StoreConfig,
+        disk: Arc<dyn Disk>,
+        log: LogReader,
+        dispatched: &dyn Fn(PhyOffset),
+    ) -> Result<Arc<Queues>, OpenQueuesError> {
+        Queues::open_over(config, &disk, Box::new(log), dispatched)
     }
 
     /// Takes consume queues and index files that another broker wrote and closed, and that lie in
@@ -98,6 +108,7 @@ impl Queues {
         config: &StoreConfig,
         disk: &Arc<dyn Disk>,
         log: Box<dyn CommittedLog>,
+        dispatched: &dyn Fn(PhyOffset),
     ) -> Result<Arc<Queues>, OpenQueuesError> {
         let (queue_dir, index_dir) = (config.consume_queue_dir(), config.index_dir());
         for dir in [&queue_dir, &index_dir] {
@@ -172,7 +183,9 @@ impl Queues {
             info!(%from, %confirm, "bringing consume queues and index up to the confirm offset");
         }
         if queues.is_built() {
-            while queues.step()?.is_some() {}
+            while queues.step()?.is_some() {
+                dispatched(queues.dispatched());
+            }
             // From here on they are told apart.
             queues.shared().table.commit_all();
         }

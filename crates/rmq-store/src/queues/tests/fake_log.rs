@@ -152,7 +152,7 @@ impl FakeLog {
         root: &Path,
     ) -> Result<Arc<Queues>, OpenQueuesError> {
         disk.create_dir_all(root).unwrap();
-        Queues::open_over(&config(root), disk, Box::new(self.clone()))
+        Queues::open_over(&config(root), disk, Box::new(self.clone()), &|_| {})
     }
 }
 

@@ -291,7 +291,7 @@ fn files_of_another_length_are_refused() {
         consume_queue_file_bytes: 100,
         ..config(dir.path())
     };
-    let error = Queues::open_over(&other, &disk, Box::new(log.clone()))
+    let error = Queues::open_over(&other, &disk, Box::new(log.clone()), &|_| {})
         .unwrap_err()
         .to_string();
     assert!(
