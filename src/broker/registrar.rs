@@ -5,17 +5,21 @@
 //! made again at once. What is registered follows the role: the serving leader as id 0 with all
 //! topics, a follower under its own id with none. A leader whose lease has ended says nothing,
 //! since Java's name servers believe whoever spoke last.
+//!
+//! With very many topics a registration is long. It is made anew only when there is something new, once
+//! for all name servers, and compressed if it fits no frame otherwise.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use rmq_wire::body::{RegisterBrokerBody, TopicConfigSerializeWrapper};
 use rmq_wire::code::{request, response};
-use rmq_wire::frame::Command;
+use rmq_wire::frame::{Command, MAX_FRAME};
 use rmq_wire::header::{BrokerIdentity, RegisterBroker};
 use rmq_wire::record::body_crc;
-use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::sync::{Mutex, watch};
+use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{Instant, sleep_until};
 
 use super::Role;
@@ -29,6 +33,10 @@ const PAUSE_MIN: Duration = Duration::from_secs(1);
 const FAILURE_PAUSE_MAX: Duration = Duration::from_secs(5);
 /// Topics that are created one after another are registered together after this pause.
 const TOPICS_PAUSE: Duration = Duration::from_millis(100);
+/// At least so many times as long as a registration takes is the pause before the next one for new topics.
+const PAUSE_OF_WORK: u32 = 9;
+/// Most bytes of a body: what a frame takes, but for its header.
+const BODY_MAX: usize = MAX_FRAME - (64 << 10);
 /// What a stopping broker spends on a name server that does not answer.
 const UNREGISTER_LIMIT: Duration = Duration::from_secs(1);
 const PERIOD_MIN: Duration = Duration::from_secs(10);
@@ -54,6 +62,8 @@ pub(super) struct Options {
     pub period: Duration,
     /// `registerBrokerTimeoutMills`.
     pub limit: Duration,
+    /// `compressedRegister`.
+    pub compressed: bool,
 }
 
 impl Options {
@@ -104,6 +114,11 @@ pub(super) async fn run(
     let period = options.period.clamp(PERIOD_MIN, PERIOD_MAX);
     let options = Arc::new(Options { period, ..options });
     let mut tasks = JoinSet::new();
+    let body = Arc::new(Body {
+        read: topics.read,
+        compressed: options.compressed,
+        last: Mutex::default(),
+    });
     topics.told.send_replace(vec![None; name_servers.len()]);
     for (number, name_server) in name_servers.into_iter().enumerate() {
         let registration = Registration {
@@ -111,7 +126,7 @@ pub(super) async fn run(
             name_server,
             client: client.clone(),
             role: role.clone(),
-            topics: Arc::clone(&topics.read),
+            body: Arc::clone(&body),
             conn: None,
             accepted_as: None,
             failing: false,
@@ -123,13 +138,73 @@ pub(super) async fn run(
     while tasks.join_next().await.is_some() {}
 }
 
+/// What a leader registers.
+struct Body {
+    read: ReadTopics,
+    compressed: bool,
+    /// The last one, with the term and the revision of the topics that it is of.
+    last: Mutex<Option<((u64, u64), Encoded)>>,
+}
+
+#[derive(Clone)]
+struct Encoded {
+    bytes: Bytes,
+    crc32: i32,
+    compressed: bool,
+}
+
+impl Body {
+    /// The body with the topics of this revision, or newer ones.
+    async fn of(&self, term: u64, revision: u64) -> Result<Encoded, RegisterError> {
+        let mut last = self.last.lock().await;
+        if let Some((of, encoded)) = &*last
+            && *of == (term, revision)
+        {
+            return Ok(encoded.clone());
+        }
+        let (read, compressed) = (Arc::clone(&self.read), self.compressed);
+        // A hundred thousand topics take a while.
+        let encoded = spawn_blocking(move || encode(read(), term, compressed))
+            .await
+            .expect("a registration is made without a panic")?;
+        *last = Some(((term, revision), encoded.clone()));
+        Ok(encoded)
+    }
+}
+
+fn encode(
+    mut topics: TopicConfigSerializeWrapper,
+    term: u64,
+    compressed: bool,
+) -> Result<Encoded, RegisterError> {
+    topics.data_version.state_version = Some(i64::try_from(term).unwrap_or(i64::MAX));
+    let body = RegisterBrokerBody {
+        topic_config_serialize_wrapper: topics,
+        ..Default::default()
+    };
+    let mut bytes = body.encode(compressed);
+    let compress = !compressed && bytes.len() > BODY_MAX;
+    if compress {
+        bytes = body.encode(true);
+    }
+    if bytes.len() > BODY_MAX {
+        let topics = body.topic_config_serialize_wrapper.topic_config_table.len();
+        return Err(RegisterError::TooLong(topics, bytes.len()));
+    }
+    Ok(Encoded {
+        crc32: i32::try_from(body_crc(&bytes)).expect("31 bits"),
+        compressed: compressed || compress,
+        bytes: bytes.into(),
+    })
+}
+
 /// The registration with one name server.
 struct Registration {
     options: Arc<Options>,
     name_server: String,
     client: Client,
     role: watch::Receiver<Role>,
-    topics: ReadTopics,
+    body: Arc<Body>,
     conn: Option<Arc<Conn>>,
     /// The id under which this name server last accepted this broker.
     accepted_as: Option<i64>,
@@ -146,6 +221,8 @@ enum RegisterError {
     Call(#[from] CallError),
     #[error("refused with code {0}: {1}")]
     Refused(i32, String),
+    #[error("{0} topics take {1} bytes, compressed; name servers take {BODY_MAX}")]
+    TooLong(usize, usize),
 }
 
 impl Registration {
@@ -153,6 +230,7 @@ impl Registration {
         let mut role = self.role.clone();
         let mut pause = PAUSE_MIN;
         let mut last = Instant::now();
+        let mut topics_due = last;
         let mut due = last;
         loop {
             tokio::select! {
@@ -162,7 +240,7 @@ impl Registration {
                     pause = PAUSE_MIN;
                     due = Instant::now();
                 }
-                Ok(()) = topics_changed.changed() => due = due.min(last + TOPICS_PAUSE),
+                Ok(()) = topics_changed.changed() => due = due.min(topics_due),
                 () = closed(self.conn.as_ref()) => {
                     self.conn = None;
                     self.accepted_as = None;
@@ -173,7 +251,7 @@ impl Registration {
                     last = Instant::now();
                     let revision = *topics_changed.borrow_and_update();
                     let outcome = tokio::select! {
-                        outcome = self.register() => outcome,
+                        outcome = self.register(revision) => outcome,
                         // Its answer would be about a role that is over.
                         Ok(()) = role.changed() => {
                             pause = PAUSE_MIN;
@@ -189,7 +267,9 @@ impl Registration {
                         Err(_) => self.options.period.min(FAILURE_PAUSE_MAX),
                     };
                     self.log(outcome);
-                    due = Instant::now() + pause;
+                    let now = Instant::now();
+                    topics_due = now + TOPICS_PAUSE.max((now - last) * PAUSE_OF_WORK);
+                    due = now + pause;
                     pause = (pause * 2).min(longest);
                 }
             }
@@ -206,7 +286,7 @@ impl Registration {
         (!leads).then_some(self.options.follower_id)
     }
 
-    async fn register(&mut self) -> Result<(), RegisterError> {
+    async fn register(&mut self, revision: u64) -> Result<(), RegisterError> {
         let limit = self.options.limit;
         self.conn = Some(self.client.connect(&self.name_server, limit).await?);
         // Read as late as possible: what is sent must not be older than the connection.
@@ -214,7 +294,7 @@ impl Registration {
         let Some(id) = self.wanted_id(&role) else {
             return Ok(());
         };
-        let command = self.registration(id, role.term);
+        let command = self.registration(id, role.term, revision).await?;
         // Until it answers, it may have either.
         let before = self.accepted_as.take();
         let answer = self.client.call(&self.name_server, command, limit).await?;
@@ -231,21 +311,19 @@ impl Registration {
         Ok(())
     }
 
-    fn registration(&self, id: i64, term: u64) -> Command {
-        let mut topics = if id == MASTER {
-            (self.topics)()
+    async fn registration(
+        &self,
+        id: i64,
+        term: u64,
+        revision: u64,
+    ) -> Result<Command, RegisterError> {
+        let body = if id == MASTER {
+            self.body.of(term, revision).await?
         } else {
             // Not the leader's version: 4.9.7 would then take the topics of this broker for
             // known when it registers as leader.
-            TopicConfigSerializeWrapper::default()
+            encode(TopicConfigSerializeWrapper::default(), term, false)?
         };
-        let term = i64::try_from(term).unwrap_or(i64::MAX);
-        topics.data_version.state_version = Some(term);
-        let body = RegisterBrokerBody {
-            topic_config_serialize_wrapper: topics,
-            ..Default::default()
-        };
-        let body = body.encode(false);
         let options = &self.options;
         let header = RegisterBroker {
             broker_name: options.name.clone(),
@@ -253,17 +331,17 @@ impl Registration {
             cluster_name: options.cluster.clone(),
             ha_server_addr: options.ha_addr.clone(),
             broker_id: id,
-            body_crc32: i32::try_from(body_crc(&body)).expect("31 bits"),
-            raft_term: Some(term),
+            compressed: body.compressed,
+            body_crc32: body.crc32,
+            raft_term: Some(i64::try_from(term).unwrap_or(i64::MAX)),
             group_vip: (options.leader_addr != options.addr).then(|| options.leader_addr.clone()),
             group_alias_addr: options.alias.as_ref().map(|alias| alias.addr.clone()),
             group_alias_names: options.alias.as_ref().map(|alias| alias.names),
             group_alias_queues: options.alias.as_ref().map(|alias| alias.queues),
             ..RegisterBroker::default()
         };
-        Command::request(request::REGISTER_BROKER)
-            .with_header(&header)
-            .with_body(body.into())
+        let command = Command::request(request::REGISTER_BROKER).with_header(&header);
+        Ok(command.with_body(body.bytes))
     }
 
     fn unregistration(&self, id: i64) -> Command {

@@ -274,6 +274,7 @@ fn register(broker: &Arc<Broker>) -> (tokio::task::JoinHandle<()>, Trigger) {
         follower_id: broker.follower_id,
         period: config.register_name_server_period,
         limit: config.register_broker_timeout_mills,
+        compressed: config.compressed_register,
     };
     let mut revisions = broker.meta.revisions();
     let (changed, topics_changed) = watch::channel(0);

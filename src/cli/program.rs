@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -101,6 +102,7 @@ pub(super) fn broker(options: &Options) -> anyhow::Result<ExitCode> {
         Start::Exit(code) => return Ok(code),
     };
     log_to_stderr();
+    raise_descriptor_limit();
     super::runtime()?.block_on(async {
         let (trigger, shutdown) = Shutdown::new();
         // All ports are taken before the slow work of recovery, and before anything is written.
@@ -128,6 +130,7 @@ pub(super) fn namesrv(options: &Options) -> anyhow::Result<ExitCode> {
         Start::Exit(code) => return Ok(code),
     };
     log_to_stderr();
+    raise_descriptor_limit();
     super::runtime()?.block_on(async {
         let (trigger, shutdown) = Shutdown::new();
         let listener = bind("name server", config.bind_address, config.listen_port).await?;
@@ -206,6 +209,19 @@ const DEFAULT_LOG: &str = "info,openraft=error";
 
 /// One line an event, on standard error. `RMQ_LOG` filters as `RUST_LOG` does elsewhere
 /// (`RMQ_LOG=rmq::raft=debug,info`).
+/// Takes as many descriptors as the system allows: connections and segments want more than the 1024 that
+/// programs get which may still use `select`.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, ?limit, "the limit of open descriptors stays");
+    }
+}
+
 fn log_to_stderr() {
     let filter = EnvFilter::try_from_env("RMQ_LOG").unwrap_or_else(|_| EnvFilter::new(DEFAULT_LOG));
     tracing_subscriber::fmt()

@@ -61,9 +61,6 @@ config_struct! {
         /// Whether send responses ask clients to trace.
         "traceOn" => trace_on: bool = true;
 
-        /// Whether replies to requests among clients are stored besides being passed on.
-        "storeReplyMessageEnable" => store_reply_message_enable: bool = true;
-
         /// Whether a pull that finds nothing waits for messages.
         "longPollingEnable" => long_polling_enable: bool = true;
         /// Milliseconds that such a pull waits if long polling is off.
@@ -99,6 +96,9 @@ config_struct! {
         /// Milliseconds that a registration may take.
         "registerBrokerTimeoutMills" => register_broker_timeout_mills: Duration
             = Duration::from_secs(6), in 100..=600_000;
+        /// Whether registrations are compressed, without the flags and attributes of topics. What fits
+        /// no frame otherwise, some 80,000 topics, is compressed anyway.
+        "compressedRegister" => compressed_register: bool = false;
         /// Seconds after which a silent client connection is closed.
         "serverChannelMaxIdleTimeSeconds" => server_channel_max_idle_time_seconds: u32 = 120,
             in 1..=86_400;

@@ -43,21 +43,30 @@ impl Views {
         let old = self.written;
         let stale = |part: fn(&Revisions) -> u64| old.is_none_or(|old| part(&old) != part(&now));
 
+        // The state is let go before the table is written out: commands wait for it.
         if stale(|r| r.topics) {
-            let text = json::to_java_string(&self.meta.read().topic_table());
-            replace(&self.dir, "topics.json", &text)?;
+            let table = self.meta.read().topic_table();
+            replace(&self.dir, "topics.json", &json::to_java_string(&table))?;
         }
         if stale(|r| r.groups) {
-            let text = json::to_java_string(&self.meta.read().group_table());
-            replace(&self.dir, "subscriptionGroup.json", &text)?;
+            let table = self.meta.read().group_table();
+            replace(
+                &self.dir,
+                "subscriptionGroup.json",
+                &json::to_java_string(&table),
+            )?;
         }
         if stale(|r| r.offsets) {
-            let text = json::to_java_string(&self.meta.read().offset_table());
-            replace(&self.dir, "consumerOffset.json", &text)?;
+            let table = self.meta.read().offset_table();
+            replace(
+                &self.dir,
+                "consumerOffset.json",
+                &json::to_java_string(&table),
+            )?;
         }
         if stale(|r| r.delay) {
-            let text = json::to_java_string(&self.meta.read().delay_table());
-            replace(&self.dir, "delayOffset.json", &text)?;
+            let table = self.meta.read().delay_table();
+            replace(&self.dir, "delayOffset.json", &json::to_java_string(&table))?;
         }
         self.written = Some(now);
         Ok(())

@@ -18,7 +18,8 @@ use crate::remoting::Request;
 
 /// `GET_ALL_CONSUMER_OFFSET`: what `consumerOffset.json` holds.
 pub(in crate::broker) async fn all_offsets(broker: &Arc<Broker>, request: &Request) -> Handled {
-    let body = json::to_java_string(&broker.meta.read().offset_table());
+    let table = broker.meta.read().offset_table();
+    let body = json::to_java_string(&table);
     let reply = request.command.reply(response::SUCCESS);
     Ok(reply.with_body(body.into_bytes().into()).into())
 }
@@ -28,7 +29,8 @@ pub(in crate::broker) async fn all_delay_offsets(
     broker: &Arc<Broker>,
     request: &Request,
 ) -> Handled {
-    let body = json::to_java_string(&broker.meta.read().delay_table());
+    let table = broker.meta.read().delay_table();
+    let body = json::to_java_string(&table);
     let reply = request.command.reply(response::SUCCESS);
     Ok(reply.with_body(body.into_bytes().into()).into())
 }

@@ -31,7 +31,7 @@ impl Service for Recorder {
                 let crc = i32::try_from(body_crc(&command.body)).unwrap();
                 assert_eq!(header.body_crc32, crc);
                 assert_eq!((&*header.broker_addr, &*header.cluster_name), (ADDR, "C"));
-                let topics = RegisterBrokerBody::decode(&command.body, false).unwrap();
+                let topics = RegisterBrokerBody::decode(&command.body, header.compressed).unwrap();
                 let topics = topics.topic_config_serialize_wrapper;
                 let version = topics.data_version;
                 assert_eq!(version.state_version, header.raft_term);
@@ -122,6 +122,7 @@ fn start_at(
         follower_id: 1,
         period: Duration::from_secs(30),
         limit: Duration::from_secs(6),
+        compressed: false,
     };
     let read: ReadTopics = Arc::new(move || read.lock().unwrap().clone());
     let name_servers = (1..=name_servers).map(|i| format!("ns{i}:1")).collect();
@@ -247,6 +248,33 @@ async fn a_change_is_repeated_soon_and_then_once_a_period() {
     assert_eq!(recorder.news().await, [registered(0, 1, 1); 2]);
     assert_eq!(*recorder.open.lock().unwrap(), 1);
     fixture.stop().await;
+}
+
+#[test]
+fn what_fits_no_frame_is_compressed() {
+    let topics = |count, name_bytes| {
+        let mut topics = TopicConfigSerializeWrapper::default();
+        for n in 0..count {
+            let name = format!("{n:0name_bytes$}");
+            let topic = TopicConfig::new(&name, 4, 6);
+            topics.topic_config_table.insert(name, topic);
+        }
+        topics
+    };
+    for (count, name_bytes, asked, is_compressed) in [
+        (3, 10, false, false),
+        (3, 10, true, true),
+        (40_000, 200, false, true),
+    ] {
+        let body = encode(topics(count, name_bytes), 7, asked).unwrap();
+        assert_eq!(body.compressed, is_compressed, "{count}");
+        assert!(body.bytes.len() < BODY_MAX);
+        assert_eq!(i32::try_from(body_crc(&body.bytes)), Ok(body.crc32));
+        let read = RegisterBrokerBody::decode(&body.bytes, body.compressed).unwrap();
+        let read = read.topic_config_serialize_wrapper;
+        assert_eq!(read.data_version.state_version, Some(7));
+        assert_eq!(read.topic_config_table.len(), count);
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -89,10 +89,20 @@ impl Table {
     }
 
     fn sample(&self, span: usize, now: Instant) {
-        let mut items = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        items.retain(|_, item| {
+        let mut is_any_idle = false;
+        // Sends count meanwhile, and there may be very many items.
+        for item in self
+            .0
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .values()
+        {
             item.sample(span, now);
-            !item.is_idle()
-        });
+            is_any_idle |= item.is_idle();
+        }
+        if is_any_idle {
+            let mut items = self.0.write().unwrap_or_else(PoisonError::into_inner);
+            items.retain(|_, item| !item.is_idle());
+        }
     }
 }
