@@ -23,6 +23,9 @@ use crate::config::BrokerConfig;
 use crate::meta::{Change, Command, Meta, Reply, SystemNames};
 use crate::raft::{SelfId, TransferError};
 
+/// Enough to have a disk read ahead, and too few to have sends wait long behind them.
+const DISK_READS: usize = 4;
+
 /// One node's broker: its part of the group's state, and who is connected to it.
 pub struct Broker {
     pub(super) config: Arc<BrokerConfig>,
@@ -43,6 +46,8 @@ pub struct Broker {
     pub(super) store_host: SocketAddr,
     /// Bytes at the end of the log that count as in memory.
     pub(super) recent_bytes: u64,
+    /// Pulls that may read from the disk at a time.
+    pub(super) disk_reads: tokio::sync::Semaphore,
     /// What the name servers know of the topics.
     pub(super) told: watch::Sender<Told>,
     /// Held while a round of delayed messages and its progress are stored.
@@ -81,6 +86,7 @@ impl Broker {
             stats: Stats::new(clock()),
             store_host,
             recent_bytes: recent_bytes(),
+            disk_reads: tokio::sync::Semaphore::new(DISK_READS),
             told: watch::Sender::default(),
             delivering: tokio::sync::Mutex::default(),
             draining: AtomicBool::new(false),
@@ -217,6 +223,17 @@ impl Broker {
         }
         Ok(())
     }
+}
+
+/// Runs what reads files that nobody may have read for days where it holds up nobody.
+pub(super) async fn blocking<R: Send + 'static>(
+    broker: &Arc<Broker>,
+    read: impl FnOnce(&Broker) -> Result<R, Refusal> + Send + 'static,
+) -> Result<R, Refusal> {
+    let broker = Arc::clone(broker);
+    tokio::task::spawn_blocking(move || read(&broker))
+        .await
+        .map_err(|error| Refusal::system_error(error.to_string()))?
 }
 
 /// Wakes the pulls that wait for messages; for [`Queues::start`].

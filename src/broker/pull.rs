@@ -19,6 +19,7 @@ use tokio::time::Instant;
 
 use super::filter::{self, TagFilter};
 use super::message::{Message, Properties};
+use super::node::blocking;
 use super::refusal::{Handled, Refusal};
 use super::stats::Got;
 use super::{Broker, group, heartbeat};
@@ -27,6 +28,9 @@ use crate::remoting::{Reply, Request};
 
 pub(super) use follower::{Readers, as_follower};
 
+/// Bytes at the end of the log that no machine that works has dropped from its page cache: far fewer than
+/// those that count as in memory for a client.
+const AT_HAND_BYTES: u64 = 64 << 20;
 /// How often a waiting pull looks by itself, for it may have to be moved past messages that it does
 /// not want.
 const RECHECK: Duration = Duration::from_secs(5);
@@ -48,13 +52,13 @@ pub(super) async fn handle(broker: &Arc<Broker>, request: &Request) -> Handled {
     if pull.sys_flag & pull_sys_flag::COMMIT_OFFSET != 0 {
         commit(broker, &pull);
     }
-    let mut result = get(broker, &pull, &filter)?;
+    let mut result = get(broker, &pull, &filter).await?;
     let may_wait = pull.sys_flag & pull_sys_flag::SUSPEND != 0;
     if code(&result, &pull) == response::PULL_NOT_FOUND && may_wait {
         wait(broker, request, &pull, &filter).await?;
         // Things may have changed while it waited.
         let filter = check(broker, request, &pull).await?;
-        result = get(broker, &pull, &filter)?;
+        result = get(broker, &pull, &filter).await?;
     }
     if code(&result, &pull) == response::PULL_OFFSET_MOVED {
         tell_of_move(broker, &pull, &result);
@@ -174,7 +178,29 @@ fn commit(broker: &Broker, pull: &PullMessage) {
     }
 }
 
-fn get(broker: &Broker, pull: &PullMessage, filter: &TagFilter) -> Result<GetResult, Refusal> {
+/// Reads at once what is in memory for certain, and anything else on a thread that may wait for the disk.
+/// Only so many of them do at a time, because sends need the disk too.
+async fn get(
+    broker: &Arc<Broker>,
+    pull: &PullMessage,
+    filter: &Arc<TagFilter>,
+) -> Result<GetResult, Refusal> {
+    let offset = QueueOffset::from_i64(pull.queue_offset).unwrap_or_default();
+    let queues = &broker.queues;
+    if queues.is_at_hand(&pull.topic, pull.queue_id, offset, AT_HAND_BYTES)? {
+        return look(broker, pull, filter);
+    }
+    let _turn = broker.disk_reads.acquire().await;
+    let (pull, filter) = (pull.clone(), Arc::clone(filter));
+    blocking(broker, move |broker| {
+        let result = look(broker, &pull, &filter)?;
+        result.bring_in();
+        Ok(result)
+    })
+    .await
+}
+
+fn look(broker: &Broker, pull: &PullMessage, filter: &TagFilter) -> Result<GetResult, Refusal> {
     let config = &broker.config;
     let offset = QueueOffset::from_i64(pull.queue_offset).unwrap_or_default();
     let wanted = usize::try_from(pull.max_msg_nums).unwrap_or(0).max(1);

@@ -5,13 +5,14 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use rmq_store::PhyOffset;
+use rmq_store::{PhyOffset, bring_in};
 use rmq_wire::code::response;
 use rmq_wire::header::{QueryMessage, QueryMessageResponse, ViewMessage};
 use rmq_wire::name;
 use rmq_wire::record::Record;
 
 use super::Broker;
+use super::node::blocking;
 use super::refusal::{Handled, Refusal};
 use crate::remoting::{Reply, Request};
 
@@ -29,8 +30,7 @@ pub(super) async fn by_key(broker: &Arc<Broker>, request: &Request) -> Handled {
         _ => u32::try_from(header.max_num).unwrap_or(0),
     };
     let max = wanted.min(broker.config.max_msgs_num_batch) as usize;
-    let found = {
-        let broker = Arc::clone(broker);
+    let records = {
         let QueryMessage {
             topic,
             key,
@@ -38,24 +38,23 @@ pub(super) async fn by_key(broker: &Arc<Broker>, request: &Request) -> Handled {
             end_timestamp,
             ..
         } = header;
-        // It looks through files that nobody may have read for days.
-        tokio::task::spawn_blocking(move || {
-            broker
-                .queues
-                .query_index(&topic, &key, max, begin_timestamp, end_timestamp)
+        blocking(broker, move |broker| {
+            let found =
+                broker
+                    .queues
+                    .query_index(&topic, &key, max, begin_timestamp, end_timestamp)?;
+            let mut bytes = 0;
+            let records = found
+                .into_iter()
+                .filter_map(|offset| record_at(broker, offset))
+                .take_while(|record| {
+                    bytes += record.len();
+                    bytes <= ANSWER_BYTES
+                });
+            Ok(records.inspect(bring_in).collect::<Vec<Bytes>>())
         })
-        .await
-        .map_err(|error| Refusal::system_error(error.to_string()))??
+        .await?
     };
-    let mut bytes = 0;
-    let records: Vec<Bytes> = found
-        .into_iter()
-        .filter_map(|offset| record_at(broker, offset))
-        .take_while(|record| {
-            bytes += record.len();
-            bytes <= ANSWER_BYTES
-        })
-        .collect();
     let header = QueryMessageResponse {
         index_last_update_timestamp: broker.now_ms(),
         index_last_update_phyoffset: broker.log.confirm_offset().as_i64(),
@@ -77,10 +76,13 @@ pub(super) async fn by_key(broker: &Arc<Broker>, request: &Request) -> Handled {
 /// `VIEW_MESSAGE_BY_ID`.
 pub(super) async fn by_id(broker: &Arc<Broker>, request: &Request) -> Handled {
     let ViewMessage { offset, .. } = request.command.header()?;
-    let record = PhyOffset::from_i64(offset).and_then(|offset| record_at(broker, offset));
-    let record = record.ok_or_else(|| {
-        Refusal::system_error(format!("can not find message by the offset, {offset}"))
-    })?;
+    let record = blocking(broker, move |broker| {
+        let record = PhyOffset::from_i64(offset).and_then(|offset| record_at(broker, offset));
+        record.inspect(bring_in).ok_or_else(|| {
+            Refusal::system_error(format!("can not find message by the offset, {offset}"))
+        })
+    })
+    .await?;
     let reply = request.command.reply(response::SUCCESS);
     Ok(Reply::Parts(reply, vec![record]))
 }

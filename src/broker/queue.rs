@@ -12,6 +12,7 @@ use rmq_wire::header::{
 };
 
 use super::Broker;
+use super::node::blocking;
 use super::refusal::Handled;
 use crate::remoting::Request;
 
@@ -36,10 +37,17 @@ pub(super) async fn search_offset(broker: &Arc<Broker>, request: &Request) -> Ha
         Some(upper) if upper.eq_ignore_ascii_case("upper") => Boundary::Upper,
         _ => Boundary::Lower,
     };
-    let offset =
-        broker
-            .queues
-            .offset_by_time(&header.topic, header.queue_id, header.timestamp, boundary)?;
+    let offset = blocking(broker, move |broker| {
+        let SearchOffset {
+            topic,
+            queue_id,
+            timestamp,
+            ..
+        } = header;
+        let queues = &broker.queues;
+        Ok(queues.offset_by_time(&topic, queue_id, timestamp, boundary)?)
+    })
+    .await?;
     answer(request, offset.as_i64())
 }
 
@@ -47,9 +55,11 @@ pub(super) async fn search_offset(broker: &Arc<Broker>, request: &Request) -> Ha
 pub(super) async fn earliest_store_time(broker: &Arc<Broker>, request: &Request) -> Handled {
     let header: TopicQueue = request.command.header()?;
     let first = broker.queues.min_offset(&header.topic, header.queue_id);
-    let timestamp = broker
-        .queues
-        .store_time_at(&header.topic, header.queue_id, first)?;
+    let timestamp = blocking(broker, move |broker| {
+        let queues = &broker.queues;
+        Ok(queues.store_time_at(&header.topic, header.queue_id, first)?)
+    })
+    .await?;
     let reply = request.command.reply(response::SUCCESS);
     let header = EarliestMsgStoretimeResponse {
         timestamp: timestamp.unwrap_or(-1),

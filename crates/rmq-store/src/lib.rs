@@ -34,8 +34,6 @@ mod index_file;
 pub mod inspect;
 mod keeper;
 mod log;
-#[doc(hidden)]
-pub mod mutants;
 mod queue_offsets;
 mod queues;
 mod raft_index;
@@ -71,7 +69,9 @@ pub use index_file::{
     key_hash,
 };
 pub use log::{Appended, Log, Recovered};
-pub use queues::{ArrivalListener, Boundary, GetResult, GetStatus, OpenQueuesError, Queues};
+pub use queues::{
+    ArrivalListener, Boundary, GetResult, GetStatus, OpenQueuesError, Queues, bring_in,
+};
 pub use reader::{LogReader, ReadError};
 pub use recovery::OpenError;
 pub use retention::{Cut, Retention, RetentionLimits};

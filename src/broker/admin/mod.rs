@@ -29,13 +29,12 @@ mod runtime;
 mod stats_data;
 mod topic_stats;
 
-use std::sync::Arc;
-
 use rmq_wire::body::MessageQueue;
 use rmq_wire::code::response;
 use serde::Serialize;
 
 use super::Broker;
+use super::node::blocking;
 use super::refusal::{Handled, Refusal};
 use crate::remoting::Request;
 
@@ -60,17 +59,6 @@ pub(super) use topic_stats::*;
 fn answer(request: &Request, body: &impl Serialize) -> Handled {
     let reply = request.command.reply(response::SUCCESS).with_json(body);
     Ok(reply.into())
-}
-
-/// Runs what reads many files where it holds up nobody.
-async fn blocking<R: Send + 'static>(
-    broker: &Arc<Broker>,
-    read: impl FnOnce(&Broker) -> Result<R, Refusal> + Send + 'static,
-) -> Result<R, Refusal> {
-    let broker = Arc::clone(broker);
-    tokio::task::spawn_blocking(move || read(&broker))
-        .await
-        .map_err(|error| Refusal::system_error(error.to_string()))?
 }
 
 fn queue_of(broker: &Broker, topic: &str, queue_id: i32) -> MessageQueue {

@@ -102,7 +102,7 @@ pub(in crate::broker) async fn as_follower(
             pull.queue_offset,
             Arc::clone(&filter),
         );
-        let result = get(broker, &pull, &filter).ok()?;
+        let result = get(broker, &pull, &filter).await.ok()?;
         match result.status {
             GetStatus::Found => {
                 return Some(Ok(answer(request, &pull, result, broker.follower_id)));

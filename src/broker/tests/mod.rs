@@ -6,7 +6,6 @@ mod clients;
 mod consume;
 mod hostile;
 mod produce;
-mod reply;
 mod retry;
 mod roles;
 mod tools;

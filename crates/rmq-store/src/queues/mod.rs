@@ -25,7 +25,7 @@ use repair::Hole;
 
 pub use open::OpenQueuesError;
 pub(crate) use read::store_time;
-pub use read::{Boundary, GetResult, GetStatus};
+pub use read::{Boundary, GetResult, GetStatus, bring_in};
 
 use crate::consume_queue::{QueueFiles, Table};
 use crate::delay::DelayLevels;

@@ -65,6 +65,25 @@ pub enum Boundary {
     Upper,
 }
 
+impl GetResult {
+    /// Has the records read from the disk, as far as they are not in memory, so that nobody waits for that
+    /// who sends them.
+    pub fn bring_in(&self) {
+        self.records.iter().for_each(bring_in);
+    }
+}
+
+/// Has mapped bytes read from the disk, as far as they are not in memory.
+pub fn bring_in(bytes: &Bytes) {
+    /// Not larger than a page on any machine.
+    const PAGE: usize = 4096;
+    for page in bytes.chunks(PAGE) {
+        std::hint::black_box(page[0]);
+    }
+    // Records begin anywhere in a page.
+    std::hint::black_box(bytes.last());
+}
+
 impl Queues {
     /// Offset of the queue's first message that the log still has; 0 for an unknown queue.
     pub fn min_offset(&self, topic: &str, queue_id: i32) -> QueueOffset {
@@ -136,6 +155,34 @@ impl Queues {
             }
             return Ok(get.result(self, status, next, Some(&state)));
         }
+    }
+
+    /// Whether reading a queue on from `offset` needs only the last `bytes` of the log, and so nothing that
+    /// the page cache may have let go of.
+    pub fn is_at_hand(
+        &self,
+        topic: &str,
+        queue_id: i32,
+        offset: QueueOffset,
+        bytes: u64,
+    ) -> io::Result<bool> {
+        /// Units that are as recent as the queue's last one, or not much older.
+        const UNITS: u64 = 1024;
+        let Some((topic, state)) = self.queue(topic, queue_id) else {
+            return Ok(true);
+        };
+        if offset < state.min || offset >= state.next {
+            return Ok(true);
+        }
+        let confirm = self.log.confirm_offset();
+        let is_recent = |phy: PhyOffset| confirm.0.saturating_sub(phy.0) <= bytes;
+        if !is_recent(state.end_phy) || state.next.0 - offset.0 > UNITS {
+            return Ok(false);
+        }
+        Ok(match self.files.slot(&topic, queue_id, offset)? {
+            Slot::Message(unit) => is_recent(unit.phy),
+            Slot::Blank | Slot::Empty => false,
+        })
     }
 
     /// Looks through units from `offset` on and returns the status and where to go on.

@@ -8,6 +8,5 @@ mod inspection;
 mod model;
 mod open;
 mod retention;
-mod store_crash;
 mod support;
 mod transfer;

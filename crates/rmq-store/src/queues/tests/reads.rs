@@ -63,6 +63,34 @@ fn offsets_outside_of_a_queue_are_answered_as_java_does() {
 }
 
 #[test]
+fn only_the_end_of_the_log_is_at_hand() {
+    let (log, _dir, queues) = queue_of(0..20);
+    let end = log.confirm_offset().0;
+    let at_hand = |offset, bytes| {
+        let at_hand = queues.is_at_hand(TOPIC, 0, QueueOffset(offset), bytes);
+        at_hand.unwrap()
+    };
+    let begin_of = |offset| {
+        let unit = queues.unit(TOPIC, 0, QueueOffset(offset)).unwrap();
+        unit.unwrap().phy.0
+    };
+    for offset in 0..20 {
+        let back = end - begin_of(offset);
+        assert!(
+            at_hand(offset, back) && !at_hand(offset, back - 1),
+            "{offset}"
+        );
+    }
+    // Where there is nothing to read, nothing is read.
+    assert!(at_hand(20, 0) && at_hand(99, 0));
+    assert!(queues.is_at_hand("Other", 0, QueueOffset(0), 0).unwrap());
+    // A queue whose last message is old has nothing at hand, however few messages it has.
+    log.append(&Send::new("Other", 0, 0));
+    log.confirm_all();
+    assert!(!at_hand(19, 10));
+}
+
+#[test]
 fn a_get_crosses_files_and_keeps_its_limits() {
     let (_log, _dir, queues) = queue_of(0..20);
     let get = |offset, messages, bytes| {
