@@ -136,7 +136,8 @@ impl Client {
         Ok(found)
     }
 
-    fn pull(&mut self, topic: &str, queue: u32, offset: u64) -> io::Result<Command> {
+    /// At most 32 messages of a queue from an offset on, or what is said instead.
+    pub fn pull(&mut self, topic: &str, queue: u32, offset: u64) -> io::Result<Command> {
         let header = PullMessage {
             consumer_group: "jepsen_read".into(),
             topic: topic.into(),

@@ -15,8 +15,8 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::client::{Client, Outcome, describe};
 
-/// Bytes of a segment: small, so that segments roll within a run.
-const SEGMENT: u64 = 8 << 20;
+/// Bytes of a segment unless told otherwise: small, so that segments roll within a run.
+pub const SEGMENT: u64 = 8 << 20;
 /// How long a single question to a node may take.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -29,6 +29,8 @@ pub struct Options {
     pub sync_flush: bool,
     /// A name server that runs already, instead of one of ours.
     pub namesrv: Option<SocketAddr>,
+    /// `mappedFileSizeCommitLog`.
+    pub segment: u64,
     /// More lines for every node's properties file.
     pub more: String,
 }
@@ -39,6 +41,7 @@ impl Default for Options {
             nodes: 3,
             sync_flush: false,
             namesrv: None,
+            segment: SEGMENT,
             more: String::new(),
         }
     }
@@ -119,12 +122,13 @@ impl Cluster {
             "brokerClusterName=jepsen\nbrokerName=jepsen\nbrokerIP1=127.0.0.1\n\
              bindAddress=127.0.0.1\nnamesrvAddr={}\nlistenPort={}\ngroupAliasPort={}\n\
              storePathRootDir={}\nflushDiskType={flush}\n\
-             mappedFileSizeCommitLog={SEGMENT}\nmaxMessageSize=1048576\n\
+             mappedFileSizeCommitLog={}\nmaxMessageSize=1048576\n\
              mappedFileSizeConsumeQueue=60000\nmaxHashSlotNum=50000\nmaxIndexNum=200000\n{}",
             self.namesrv,
             n.address.port(),
             n.address.port() + 1,
             n.store.display(),
+            options.segment,
             options.more,
         );
         if options.nodes > 1 {
@@ -330,10 +334,11 @@ impl Cluster {
 
     /// The first byte below `end` in which two nodes' commit logs differ, as a message.
     pub fn compare_logs(&self, end: u64) -> anyhow::Result<Option<String>> {
+        let segment = self.options.segment;
         let mut base = 0;
         while base < end {
             let name = format!("{base:020}");
-            let length = usize::try_from(SEGMENT.min(end - base))?;
+            let length = usize::try_from(segment.min(end - base))?;
             let mut first: Option<Vec<u8>> = None;
             for n in self.members() {
                 let node = &self.nodes[n];
@@ -357,7 +362,7 @@ impl Cluster {
                     }
                 }
             }
-            base += SEGMENT;
+            base += segment;
         }
         Ok(None)
     }

@@ -1,8 +1,9 @@
 //! The fault-injection suite: a group of real processes, faults, and checkers that judge what clients saw.
 //!
 //! `client` speaks the protocol, `cluster` owns the processes, `power` cuts their power, `run` is workload and nemesis, `history`
-//! what was seen, `check` the promises, `burn` takes the processors away. The tests of whole processes use `cluster` and `client` too.
+//! what was seen, `check` the promises, `burn` takes the processors away, `bench` measures. The tests of whole processes use `cluster` and `client` too.
 
+pub mod bench;
 pub mod burn;
 pub mod check;
 pub mod client;

@@ -10,6 +10,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
+use jepsen::bench::{self, Bench};
 use jepsen::power;
 use jepsen::run::{self, Gap, Nemesis, Plan, Report};
 
@@ -64,6 +65,8 @@ enum Action {
         #[arg(long, default_value_t = 1)]
         seed: u64,
     },
+    #[command(flatten)]
+    Bench(Bench),
     /// A set of runs.
     Suite {
         /// Which.
@@ -112,6 +115,10 @@ fn main() -> anyhow::Result<ExitCode> {
                 })
                 .collect()
         }
+        Action::Bench(bench) => {
+            let temporary = || std::env::temp_dir().join(format!("bench-{}", std::process::id()));
+            return measure(&rmq, &arguments.dir.unwrap_or_else(temporary), &bench);
+        }
         Action::Suite { which: Suite::Ci } => [
             plan(vec![Nemesis::KillLeader], 20, 7, false),
             plan(vec![Nemesis::KillFollower, Nemesis::KillAll], 2, 11, true),
@@ -133,6 +140,27 @@ fn main() -> anyhow::Result<ExitCode> {
     }
     println!("{} passed, {failed} failed", plans.len() - failed as usize);
     Ok(if failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// Measures and prints. The files go, for they are large.
+fn measure(rmq: &Path, dir: &Path, bench: &Bench) -> anyhow::Result<ExitCode> {
+    println!("run: {bench:?}");
+    let mut report = bench::Report {
+        say: |line| println!("  {line}"),
+        wrong: Vec::new(),
+    };
+    bench
+        .run(rmq, dir, &mut report)
+        .with_context(|| format!("the run did not finish; its files are in {}", dir.display()))?;
+    for line in &report.wrong {
+        println!("  FAILED: {line}");
+    }
+    std::fs::remove_dir_all(dir)?;
+    Ok(if report.wrong.is_empty() {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE

@@ -1,9 +1,9 @@
 //! A node that lost its disk when what it needs has left the log of the others.
 
 use std::fs;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
+use jepsen::bench::catch_up::{resumed, segments};
 use jepsen::client::{Client, Outcome};
 use jepsen::cluster::{Options, status};
 
@@ -25,25 +25,6 @@ fn until(what: &str, mut is_so: impl FnMut() -> bool) {
 
 fn body(n: usize) -> String {
     format!("{n:08}").repeat(BODY / 8)
-}
-
-fn files(dir: &Path) -> Vec<String> {
-    let entries = fs::read_dir(dir).into_iter().flatten();
-    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    let mut names: Vec<String> = names.filter(|name| name.len() == 20).collect();
-    names.sort();
-    names
-}
-
-/// Of each snapshot that began to arrive, the bytes that were there already.
-fn resumed(log: &Path) -> Vec<u64> {
-    let log = fs::read_to_string(log).unwrap();
-    let lines = log
-        .lines()
-        .filter(|line| line.contains("a snapshot is arriving"));
-    lines
-        .map(|line| line.rsplit_once("resumed=").unwrap().1.parse().unwrap())
-        .collect()
 }
 
 #[test]
@@ -69,7 +50,7 @@ fn a_wiped_node_is_killed_three_times_on_the_way_and_continues_each_time() {
     }
     let log_of = |group: &Running, node: usize| group.nodes()[node].store.join("commitlog");
     until("old segments are removed", || {
-        let first = files(&log_of(&group, leader)).into_iter().next();
+        let first = segments(&log_of(&group, leader)).into_iter().next();
         first.is_some_and(|first| first != "00000000000000000000")
     });
 
@@ -79,11 +60,13 @@ fn a_wiped_node_is_killed_three_times_on_the_way_and_continues_each_time() {
     let said = group.nodes()[lost].store.with_extension("log");
     for round in 0..3 {
         group.cluster().start_node(lost).unwrap();
-        until("a snapshot is arriving", || resumed(&said).len() > round);
-        let before = files(&incoming).last().cloned();
+        until("a snapshot is arriving", || {
+            resumed(&said).unwrap().len() > round
+        });
+        let before = segments(&incoming).last().cloned();
         until("another segment is arriving", || {
             // Of the first there has to be more than a start, or nothing is durable yet.
-            let now = files(&incoming);
+            let now = segments(&incoming);
             now.len() > 2 && now.last().cloned() > before
         });
         group.cluster().kill(lost).unwrap();
@@ -103,14 +86,14 @@ fn a_wiped_node_is_killed_three_times_on_the_way_and_continues_each_time() {
                     .any(|m| m["voter"] == true && m["node"].as_u64() == id)
             })
     });
-    let resumed = resumed(&said);
+    let resumed = resumed(&said).unwrap();
     assert!(resumed.len() >= 4, "{resumed:?}");
     assert_eq!(resumed[0], 0);
     assert!(resumed[1..4].is_sorted() && resumed[1] > 0, "{resumed:?}");
 
     let even = group.wait_until_even(PATIENCE).unwrap();
     let mut compared = 0;
-    for name in files(&log_of(&group, lost)) {
+    for name in segments(&log_of(&group, lost)) {
         let start: u64 = name.parse().unwrap();
         let of = |node| fs::read(log_of(&group, node).join(&name));
         // The others may let go of the oldest at any time.
