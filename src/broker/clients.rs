@@ -27,6 +27,8 @@ pub(super) struct Tables {
     pub(super) consumers: HashMap<String, ConsumerGroup>,
     /// group → connection id → member.
     pub(super) producers: HashMap<String, HashMap<u64, Member>>,
+    /// The last connection of each producer that has one, by client id.
+    producer_conns: HashMap<String, Arc<Conn>>,
 }
 
 /// One client in one group.
@@ -93,8 +95,18 @@ impl Clients {
         if !tables.producers.contains_key(group) {
             tables.producers.insert(group.to_owned(), HashMap::new());
         }
+        let known = tables.producer_conns.get(&member.client_id);
+        if known.is_none_or(|conn| conn.id() != member.conn.id()) {
+            let (client, conn) = (member.client_id.clone(), Arc::clone(&member.conn));
+            tables.producer_conns.insert(client, conn);
+        }
         let members = tables.producers.get_mut(group).expect("inserted above");
         members.insert(member.conn.id(), member);
+    }
+
+    /// The connection of a producer.
+    pub(super) fn producer(&self, client_id: &str) -> Option<Arc<Conn>> {
+        self.read().producer_conns.get(client_id).cloned()
     }
 
     /// Forgets a consumer; whether it was known.
@@ -111,6 +123,9 @@ impl Clients {
         if let Some(members) = tables.producers.get_mut(group) {
             members.remove(&conn);
         }
+        if !tables.producers.values().any(|of| of.contains_key(&conn)) {
+            tables.producer_conns.retain(|_, known| known.id() != conn);
+        }
         tables.forget_empty();
     }
 
@@ -126,6 +141,7 @@ impl Clients {
         for members in tables.producers.values_mut() {
             members.remove(&conn);
         }
+        tables.producer_conns.retain(|_, known| known.id() != conn);
         tables.forget_empty();
         left
     }

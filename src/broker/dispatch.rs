@@ -9,8 +9,8 @@ use rmq_wire::frame::Command;
 
 use super::refusal::{Handled, Refusal};
 use super::{
-    Broker, admin, forward, group, heartbeat, lock, offset, pull, query, queue, send, send_back,
-    topic,
+    Broker, admin, forward, group, heartbeat, lock, offset, pull, query, queue, reply, send,
+    send_back, topic,
 };
 use crate::raft::NotLeader;
 use crate::remoting::{Conn, Health, Reply, Request, Service};
@@ -51,6 +51,7 @@ macro_rules! table {
 
 table! {
     Write SEND_MESSAGE | SEND_MESSAGE_V2 | SEND_BATCH_MESSAGE => send::handle,
+    Write SEND_REPLY_MESSAGE | SEND_REPLY_MESSAGE_V2 => reply::handle,
     Write CONSUMER_SEND_MSG_BACK => send_back::handle,
     Read PULL_MESSAGE | LITE_PULL_MESSAGE => pull::handle,
     Read QUERY_CONSUMER_OFFSET => offset::query,

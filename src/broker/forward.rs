@@ -203,7 +203,9 @@ fn suspension(request: &Request) -> Duration {
                 .unwrap_or_default()
         }
         // The leader asks a client first.
-        request::GET_CONSUMER_RUNNING_INFO
+        request::SEND_REPLY_MESSAGE
+        | request::SEND_REPLY_MESSAGE_V2
+        | request::GET_CONSUMER_RUNNING_INFO
         | request::CONSUME_MESSAGE_DIRECTLY
         | request::INVOKE_BROKER_TO_GET_CONSUMER_STATUS => super::admin::RELAY_LIMIT,
         _ => Duration::ZERO,

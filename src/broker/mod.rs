@@ -8,6 +8,7 @@
 //!
 //! - `node`: what they share
 //! - `send`, `send_back`: messages in; `message` makes their records
+//! - `reply`: replies on their way from client to client
 //! - `pull`: messages out; `hold` keeps the pulls that wait, `filter` says what they wait for
 //! - `offset`: consumer offsets; `offset_buffer` merges commits on their way into the log
 //! - `queue`: bounds of queues and positions by time; `query`: messages by key and by id
@@ -50,6 +51,7 @@ mod queue;
 mod refusal;
 mod registrar;
 mod replica;
+mod reply;
 mod run;
 mod schedule;
 mod send;

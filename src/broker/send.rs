@@ -27,7 +27,16 @@ const UNIT_SUB: i32 = 2;
 
 /// Stores one message or a batch.
 pub(super) async fn handle(broker: &Arc<Broker>, request: &Request) -> Handled {
-    let mut reply = match send(broker, request).await {
+    answered(broker, request, send(broker, request).await)
+}
+
+/// The answer to a send.
+pub(super) fn answered(
+    broker: &Broker,
+    request: &Request,
+    sent: Result<SendMessageResponse, Refusal>,
+) -> Handled {
+    let mut reply = match sent {
         Ok(sent) => request.command.reply(response::SUCCESS).with_header(&sent),
         Err(Refusal::Code(code, remark)) => request.command.reply_error(code, remark),
         Err(unanswered) => return Err(unanswered),
@@ -43,6 +52,33 @@ pub(super) async fn handle(broker: &Arc<Broker>, request: &Request) -> Handled {
 }
 
 async fn send(broker: &Arc<Broker>, request: &Request) -> Result<SendMessageResponse, Refusal> {
+    let accepted = accept(broker, request).await?;
+    let is_batch = accepted.header.batch || request.command.code == request::SEND_BATCH_MESSAGE;
+    if !is_batch {
+        return store_one(broker, request, &accepted).await;
+    }
+    let Accepted {
+        header,
+        topic,
+        queue_id,
+    } = accepted;
+    let records = batch_records(broker, request, &header, &topic, queue_id)?;
+    let positions = broker.store(records).await?;
+    Ok(answer(broker, queue_id, &positions))
+}
+
+/// A send that passed what can be checked before its message is looked at.
+pub(super) struct Accepted<'a> {
+    pub(super) header: SendMessage<'a>,
+    topic: Topic,
+    pub(super) queue_id: i32,
+}
+
+/// Checks the send and chooses its queue, if the client leaves that to the broker.
+pub(super) async fn accept<'a>(
+    broker: &Arc<Broker>,
+    request: &'a Request,
+) -> Result<Accepted<'a>, Refusal> {
     broker.check_accepts_sends()?;
     let header = SendMessage::decode(request.command.code, &request.command.ext)?;
     let topic = check(broker, request, &header).await?;
@@ -50,14 +86,27 @@ async fn send(broker: &Arc<Broker>, request: &Request) -> Result<SendMessageResp
     if queue_id < 0 {
         queue_id = random_queue(topic.write_queues)?;
     }
-    let is_batch = header.batch || request.command.code == request::SEND_BATCH_MESSAGE;
-    let records = if is_batch {
-        batch_records(broker, request, &header, &topic, queue_id)?
-    } else {
-        vec![record(broker, request, &header, &topic, queue_id).await?]
-    };
-    let positions = broker.store(records).await?;
-    Ok(answer(broker, queue_id, &positions))
+    Ok(Accepted {
+        header,
+        topic,
+        queue_id,
+    })
+}
+
+/// Stores a single message.
+pub(super) async fn store_one(
+    broker: &Arc<Broker>,
+    request: &Request,
+    accepted: &Accepted<'_>,
+) -> Result<SendMessageResponse, Refusal> {
+    let Accepted {
+        header,
+        topic,
+        queue_id,
+    } = accepted;
+    let record = record(broker, request, header, topic, *queue_id).await?;
+    let positions = broker.store(vec![record]).await?;
+    Ok(answer(broker, *queue_id, &positions))
 }
 
 fn answer(broker: &Broker, queue_id: i32, positions: &[Position]) -> SendMessageResponse {

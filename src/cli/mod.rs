@@ -25,9 +25,19 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use rmq_wire::code::request;
 
+/// Says so where bugs are planted.
+const VERSION: &str = if cfg!(feature = "mutants") {
+    concat!(
+        env!("CARGO_PKG_VERSION"),
+        " with planted bugs, for tests only"
+    )
+} else {
+    env!("CARGO_PKG_VERSION")
+};
+
 /// A message broker that speaks RocketMQ's protocol and whose commit log is a Raft log.
 #[derive(Debug, Parser)]
-#[command(name = "rmq", version)]
+#[command(name = "rmq", version = VERSION)]
 struct Arguments {
     #[command(subcommand)]
     command: Action,

@@ -61,6 +61,9 @@ config_struct! {
         /// Whether send responses ask clients to trace.
         "traceOn" => trace_on: bool = true;
 
+        /// Whether replies to requests among clients are stored besides being passed on.
+        "storeReplyMessageEnable" => store_reply_message_enable: bool = true;
+
         /// Whether a pull that finds nothing waits for messages.
         "longPollingEnable" => long_polling_enable: bool = true;
         /// Milliseconds that such a pull waits if long polling is off.

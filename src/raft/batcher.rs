@@ -12,7 +12,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesOrdered, StreamExt};
 use openraft::errors::{ClientWriteError, ForwardReason};
 use openraft::raft::ClientWriteResult;
-use rmq_store::{Batch, PendingRecord, Position, SealedCell};
+use rmq_store::{Batch, PendingRecord, Position, SealedCell, mutant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 
@@ -330,6 +330,14 @@ impl Worker {
             .is_err()
         {
             return flight.fail(&stopped(&self.leadership));
+        }
+        if mutant!(M1) {
+            for _ in 0..100 {
+                if flight.sealed.get().is_some() {
+                    return flight.succeed();
+                }
+                tokio::task::yield_now().await;
+            }
         }
         self.flying_bytes += flight.bytes;
         self.flying

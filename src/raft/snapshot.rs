@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use rmq_store::{LogReader, Outgoing, PhyOffset, QueueOffset, Queues, Rest};
+use rmq_store::{LogReader, Outgoing, PhyOffset, QueueOffset, Queues, Rest, mutant};
 use tokio::time::Instant;
 
 use super::checkpoint::Checkpoint;
@@ -97,6 +97,10 @@ impl SnapshotData {
         let outgoing = Outgoing::new(&self.0.log, to_entry_id(state.applied), end);
         let outgoing = outgoing.map_err(io::Error::other)?;
         let start = outgoing.outline().start;
+        let mut state = state.clone();
+        if mutant!(M13) {
+            state.meta = crate::meta::Meta::new().snapshot().into();
+        }
         let rest = Rest {
             vote: Some(super::log_store::to_stored_vote(vote)),
             applied: state.encode().into(),

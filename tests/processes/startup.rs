@@ -124,5 +124,8 @@ fn sigterm_drains_every_node_and_exits_with_zero() {
     let mut group = Running::start(&Options::default());
     for node in 0..3 {
         assert!(group.cluster().stop(node).unwrap(), "node {node}");
+        let log = fs::read_to_string(group.nodes()[node].store.with_extension("log")).unwrap();
+        let after = &log[log.find("asked to stop").expect("it tells of the stop")..];
+        assert!(!after.contains("ERROR"), "{after}");
     }
 }

@@ -34,6 +34,8 @@ mod index_file;
 pub mod inspect;
 mod keeper;
 mod log;
+#[doc(hidden)]
+pub mod mutants;
 mod queue_offsets;
 mod queues;
 mod raft_index;

@@ -17,6 +17,9 @@ pub(crate) static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 /// Bytes that are zeroed between two looks at whether to stop, and between two syncs.
 const ZERO_STEP_BYTES: u64 = 1 << 20;
 
+/// Bytes that are read and written again at once.
+const REWRITE_STEP_BYTES: u64 = 1 << 20;
+
 /// A file of the commit log.
 #[derive(Debug, Clone)]
 pub(crate) struct Segment {
@@ -178,6 +181,27 @@ impl Segments {
             let most = u64::min(end - pos, ZERO_STEP_BYTES);
             self.write(pos, &zero_slices(most))?;
             pos = pos + most;
+        }
+        Ok(())
+    }
+
+    /// Writes a range again as it is and makes it durable, whatever became of the first write.
+    pub(crate) fn rewrite(&self, start: PhyOffset, end: PhyOffset) -> io::Result<()> {
+        for segment in self.touching(start, end) {
+            let mut pos = start.max(segment.base) - segment.base;
+            let end = (end - segment.base).min(self.bytes);
+            let mut buf = Vec::new();
+            while pos < end {
+                let most = REWRITE_STEP_BYTES.min(end - pos);
+                buf.resize(usize::try_from(most).map_err(io::Error::other)?, 0);
+                let read = segment.file.read_at(pos, &mut buf)?;
+                if read < buf.len() {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+                segment.file.write_at(pos, &[IoSlice::new(&buf)])?;
+                pos += most;
+            }
+            segment.file.sync()?;
         }
         Ok(())
     }

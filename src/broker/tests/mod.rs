@@ -6,6 +6,7 @@ mod clients;
 mod consume;
 mod hostile;
 mod produce;
+mod reply;
 mod retry;
 mod roles;
 mod tools;

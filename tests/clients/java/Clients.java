@@ -14,6 +14,7 @@ import org.apache.rocketmq.client.QueryResult;
 import org.apache.rocketmq.client.consumer.*;
 import org.apache.rocketmq.client.consumer.listener.*;
 import org.apache.rocketmq.client.producer.*;
+import org.apache.rocketmq.client.utils.MessageUtil;
 import org.apache.rocketmq.common.consumer.ConsumeFromWhere;
 import org.apache.rocketmq.common.message.*;
 
@@ -39,6 +40,7 @@ public final class Clients {
         all.put("query", Clients::query);
         all.put("offsets", Clients::offsets);
         all.put("delay", Clients::delay);
+        all.put("request", Clients::request);
         List<String> wanted = new ArrayList<>(Arrays.asList(args).subList(1, args.length));
         if (wanted.isEmpty()) wanted.addAll(all.keySet());
         int failed = 0;
@@ -532,6 +534,38 @@ public final class Clients {
         check(at.get("late") - sent >= 5_000, "came after " + (at.get("late") - sent) + " ms, want 5 s");
         same(1, readAll(t).size(), "messages");
         c.shutdown();
+        p.shutdown();
+    }
+
+    /** Requests among clients, each answered by its consumer and given to whoever asked. */
+    static void request() throws Exception {
+        DefaultMQProducer p = producer("request"), answering = producer("answer");
+        String t = topic(p, "request", 2);
+        DefaultMQPushConsumer c = consumer("cg_request" + RUN, "request");
+        c.subscribe(t, "*");
+        c.registerMessageListener((MessageListenerConcurrently) (list, ctx) -> {
+            try {
+                for (MessageExt m : list) answering.send(MessageUtil.createReplyMessage(m, bytes("re: " + text(m))));
+            } catch (Exception e) {
+                return ConsumeConcurrentlyStatus.RECONSUME_LATER;
+            }
+            return ConsumeConcurrentlyStatus.CONSUME_SUCCESS;
+        });
+        c.start();
+        for (int i = 0; i < 5; i++) same("re: q" + i, text(p.request(new Message(t, bytes("q" + i)), 60_000)), "the answer");
+        CompletableFuture<Object> late = new CompletableFuture<>();
+        p.request(new Message(t, bytes("async")), new RequestCallback() {
+            public void onSuccess(Message m) {
+                late.complete(text(m));
+            }
+
+            public void onException(Throwable e) {
+                late.complete(e);
+            }
+        }, 60_000);
+        same("re: async", late.get(90, TimeUnit.SECONDS), "the answer");
+        c.shutdown();
+        answering.shutdown();
         p.shutdown();
     }
 }

@@ -78,7 +78,7 @@ impl Queues {
     }
 
     /// Dispatches the next committed records, one batch of them. `None` if there are none.
-    pub(super) fn step(&self) -> Result<Option<Vec<Arrival>>, DispatchError> {
+    pub(crate) fn step(&self) -> Result<Option<Vec<Arrival>>, DispatchError> {
         let _one = self.stepping.lock().unwrap_or_else(PoisonError::into_inner);
         let (from, confirm) = (self.dispatched(), self.log.confirm_offset());
         if from >= confirm {
@@ -164,7 +164,7 @@ impl Queues {
 
     /// Makes everything that is dispatched durable and notes so in the checkpoint. `clean` says that
     /// nothing will be written afterwards.
-    pub(super) fn flush(&self, clean: bool) -> io::Result<()> {
+    pub(crate) fn flush(&self, clean: bool) -> io::Result<()> {
         let mut checkpoint = self
             .checkpoint
             .lock()

@@ -232,13 +232,12 @@ impl<'a> Opening<'a> {
             None => self.clean_rest()?,
         };
         let segments = &self.shared.segments;
-        // The process before may have been killed before it synced. From now on the entries count
-        // as durable: nobody asks for a sync of them again.
-        for segment in segments.touching(checkpoint.confirm, end) {
-            segment
-                .file
-                .sync()
-                .map_err(at(&segments.path(segment.base)))?;
+        // The process before may have been killed before it synced, or have ended because a sync
+        // failed, after which the kernel takes the pages for clean and has nothing to write. From
+        // now on the entries count as durable: nobody asks for a sync of them again.
+        if !clean {
+            let rewritten = segments.rewrite(checkpoint.confirm, end);
+            rewritten.map_err(at(segments.dir()))?;
         }
         let base = segments.base_of(end);
         segments

@@ -260,7 +260,7 @@ impl Run {
     }
 }
 
-fn dice(seed: u64) -> impl FnMut(usize) -> usize {
+pub(super) fn dice(seed: u64) -> impl FnMut(usize) -> usize {
     let mut state = seed.wrapping_mul(2) | 1;
     move |n| {
         state = state

@@ -183,3 +183,40 @@ fn a_log_that_gets_no_next_segment_tells_its_room_and_goes_on_when_there_is_spac
     }
     assert!(reader.end_offset().0 > SEGMENT_BYTES);
 }
+
+#[test]
+fn what_a_failed_sync_left_behind_is_durable_once_it_counts() {
+    let sim = SimDisk::default();
+    let mut log = open(&sim, FlushMode::Sync);
+    log.append(vec![blank(id(1, 0))]).unwrap();
+    flush(&log).unwrap();
+    log.append(vec![blank(id(1, 1))]).unwrap();
+    sim.fail(Fault::Sync, "commitlog", 0);
+    assert!(flush(&log).is_err());
+    drop(log);
+    // The next process finds the entry in the page cache, and its leader is told that it is here.
+    let log = open(&sim, FlushMode::Sync);
+    assert_eq!(log.reader().last_id(), Some(id(1, 1)));
+    drop(log);
+    let left = sim.cut_at(sim.done(), &mut |_| 0);
+    assert_eq!(
+        open(&left, FlushMode::Sync).reader().last_id(),
+        Some(id(1, 1))
+    );
+}
+
+#[test]
+fn a_vote_whose_sync_failed_stays_once_it_was_read() {
+    let sim = SimDisk::default();
+    let mut log = open(&sim, FlushMode::Sync);
+    sim.fail(Fault::Sync, "raft.vote", 0);
+    let vote = Vote {
+        node: 7,
+        ..Vote::default()
+    };
+    assert!(log.save_vote(vote).is_err());
+    drop(log);
+    assert_eq!(open(&sim, FlushMode::Sync).read_vote(), Some(vote));
+    let left = sim.cut_at(sim.done(), &mut |_| 0);
+    assert_eq!(open(&left, FlushMode::Sync).read_vote(), Some(vote));
+}

@@ -8,5 +8,6 @@ mod inspection;
 mod model;
 mod open;
 mod retention;
+mod store_crash;
 mod support;
 mod transfer;

@@ -15,77 +15,9 @@ use bytes::Bytes;
 use crate::disk::{Disk, DiskFile, OpenMode, Space};
 use crate::worker::{self, Work, Worker};
 
-const PAGE: usize = 4096;
-const SECTOR: usize = 512;
+mod crash;
 
-type Page = Arc<[u8; PAGE]>;
-
-/// A file's bytes; pages that are not there are zero.
-#[derive(Debug, Clone, Default)]
-struct Content {
-    len: u64,
-    pages: BTreeMap<u64, Page>,
-}
-
-impl Content {
-    fn write(&mut self, mut pos: u64, mut data: &[u8]) {
-        self.len = self.len.max(pos + data.len() as u64);
-        while !data.is_empty() {
-            let within = index(pos % PAGE as u64);
-            let n = data.len().min(PAGE - within);
-            let page = self
-                .pages
-                .entry(pos / PAGE as u64)
-                .or_insert_with(|| Arc::new([0; PAGE]));
-            Arc::make_mut(page)[within..within + n].copy_from_slice(&data[..n]);
-            (pos, data) = (pos + n as u64, &data[n..]);
-        }
-    }
-
-    fn read(&self, pos: u64, buf: &mut [u8]) -> usize {
-        let len = index(self.len.saturating_sub(pos).min(buf.len() as u64));
-        let mut done = 0;
-        while done < len {
-            let at = pos + done as u64;
-            let within = index(at % PAGE as u64);
-            let n = (len - done).min(PAGE - within);
-            match self.pages.get(&(at / PAGE as u64)) {
-                Some(page) => buf[done..done + n].copy_from_slice(&page[within..within + n]),
-                None => buf[done..done + n].fill(0),
-            }
-            done += n;
-        }
-        len
-    }
-
-    fn page(&self, n: u64) -> Page {
-        self.pages
-            .get(&n)
-            .cloned()
-            .unwrap_or_else(|| Arc::new([0; PAGE]))
-    }
-
-    fn resize(&mut self, len: u64) {
-        self.len = len;
-        self.pages.retain(|n, _| n * (PAGE as u64) < len);
-        if let Some(page) = self.pages.get_mut(&(len / PAGE as u64)) {
-            Arc::make_mut(page)[index(len % PAGE as u64)..].fill(0);
-        }
-    }
-
-    /// Does what an operation does to this file.
-    fn apply(&mut self, op: &Op, this: usize) {
-        match op {
-            Op::Resize { file, len } if *file == this => self.resize(*len),
-            Op::Write { file, pos, data } if *file == this => self.write(*pos, data),
-            _ => {}
-        }
-    }
-}
-
-fn index(n: u64) -> usize {
-    usize::try_from(n).expect("simulated files are small")
-}
+use crash::{Content, content_left, names_left};
 
 /// Something done to the disk.
 #[derive(Debug, Clone)]
@@ -100,6 +32,7 @@ enum Op {
     Rename {
         from: PathBuf,
         to: PathBuf,
+        file: usize,
     },
     Resize {
         file: usize,
@@ -108,9 +41,13 @@ enum Op {
     Write {
         file: usize,
         pos: u64,
-        data: Vec<u8>,
+        data: Bytes,
     },
     Sync {
+        file: usize,
+    },
+    /// The kernel takes the pages for clean from then on.
+    FailedSync {
         file: usize,
     },
     SyncDir {
@@ -155,6 +92,10 @@ struct Inner {
     space: Option<Space>,
     /// The fault, part of the path it strikes, and how many chances it lets pass.
     fault: Option<(Fault, String, usize)>,
+    /// When this much is done nothing more is.
+    end: Option<usize>,
+    /// It was tried.
+    ended: bool,
 }
 
 impl Inner {
@@ -166,12 +107,12 @@ impl Inner {
             Op::Unlink { path } => {
                 self.names.remove(path);
             }
-            Op::Rename { from, to } => {
-                let file = self.names.remove(from).expect("is there");
-                self.names.insert(to.clone(), file);
+            Op::Rename { from, to, file } => {
+                self.names.remove(from);
+                self.names.insert(to.clone(), *file);
             }
             Op::Resize { file, .. } | Op::Write { file, .. } => self.files[*file].apply(&op, *file),
-            Op::Sync { .. } | Op::SyncDir { .. } => {}
+            Op::Sync { .. } | Op::FailedSync { .. } | Op::SyncDir { .. } => {}
         }
         self.done.push(op);
     }
@@ -188,6 +129,15 @@ impl Inner {
             now_ms: self.now_ms,
             ..Self::default()
         }
+    }
+
+    /// Lets nothing more be done once the end is reached.
+    fn check_end(&mut self) -> io::Result<()> {
+        if self.end.is_some_and(|end| self.done.len() >= end) {
+            self.ended = true;
+            return Err(io::Error::from_raw_os_error(5));
+        }
+        Ok(())
     }
 
     /// Whether the fault strikes here; one that has struck is gone.
@@ -228,6 +178,27 @@ impl SimDisk {
         self.inner().fault = Some((fault, part.to_owned(), skip));
     }
 
+    /// Lets `operations` more be done and then fails all others, until the disk is taken as a crash
+    /// at that point leaves it.
+    pub fn end_after(&self, operations: usize) {
+        let mut inner = self.inner();
+        inner.end = Some(inner.done.len() + operations);
+    }
+
+    /// Takes back faults and an end that have not come yet.
+    pub fn calm(&self) {
+        let mut inner = self.inner();
+        inner.fault = None;
+        if !inner.ended {
+            inner.end = None;
+        }
+    }
+
+    /// Whether an operation has failed for that.
+    pub fn has_ended(&self) -> bool {
+        self.inner().ended
+    }
+
     /// Changes a byte of a file, as a disk that rots.
     pub fn flip(&self, path: &Path, pos: u64) {
         let mut inner = self.inner();
@@ -237,7 +208,7 @@ impl SimDisk {
         inner.apply(Op::Write {
             file,
             pos,
-            data: vec![byte[0] ^ 0x10],
+            data: vec![byte[0] ^ 0x10].into(),
         });
         inner.apply(Op::Sync { file });
     }
@@ -254,8 +225,14 @@ impl SimDisk {
         let mut left = inner.at_start();
         left.names_before.clone_from(&inner.names_before);
         left.files_before.clone_from(&inner.files_before);
-        for op in &inner.done[..done] {
-            left.apply(op.clone());
+        if done == inner.done.len() {
+            left.names.clone_from(&inner.names);
+            left.files.clone_from(&inner.files);
+            left.done.clone_from(&inner.done);
+        } else {
+            for op in &inner.done[..done] {
+                left.apply(op.clone());
+            }
         }
         Self(Arc::new(Mutex::new(left)))
     }
@@ -267,114 +244,23 @@ impl SimDisk {
         left.boot += 1;
         let done = &inner.done[..done];
         left.names = names_left(&inner.names_before, done, dice);
-        for (file, content) in left.files.iter_mut().enumerate() {
-            *content = content_left(std::mem::take(content), done, file, dice);
+        let mut by_file: Vec<Vec<&Op>> = vec![Vec::new(); left.files.len()];
+        for op in done {
+            if let Op::Resize { file, .. }
+            | Op::Write { file, .. }
+            | Op::Sync { file }
+            | Op::FailedSync { file } = op
+            {
+                by_file[*file].push(op);
+            }
+        }
+        for (file, (content, ops)) in left.files.iter_mut().zip(by_file).enumerate() {
+            *content = content_left(std::mem::take(content), &ops, file, dice);
         }
         left.names_before.clone_from(&left.names);
         left.files_before.clone_from(&left.files);
         Self(Arc::new(Mutex::new(left)))
     }
-}
-
-/// Directory entries: synced ones, and of each directory the unsynced changes up to some point.
-fn names_left(
-    before: &BTreeMap<PathBuf, usize>,
-    done: &[Op],
-    dice: &mut dyn FnMut(usize) -> usize,
-) -> BTreeMap<PathBuf, usize> {
-    let dir_of = |path: &Path| path.parent().expect("a file has one").to_owned();
-    let mut changes: BTreeMap<PathBuf, (usize, usize)> = BTreeMap::new();
-    for op in done {
-        match op {
-            Op::Link { path, .. } | Op::Unlink { path } | Op::Rename { to: path, .. } => {
-                changes.entry(dir_of(path)).or_default().1 += 1;
-            }
-            Op::SyncDir { dir } => {
-                let (synced, all) = changes.entry(dir.clone()).or_default();
-                *synced = *all;
-            }
-            _ => {}
-        }
-    }
-    let mut keep: BTreeMap<PathBuf, usize> = changes
-        .into_iter()
-        .map(|(dir, (synced, all))| (dir, synced + dice(all - synced + 1)))
-        .collect();
-    let mut left = Inner {
-        names: before.clone(),
-        ..Inner::default()
-    };
-    // In the order in which they were done, because a file may move from one directory to another.
-    for op in done {
-        let (Op::Link { path, .. } | Op::Unlink { path } | Op::Rename { to: path, .. }) = op else {
-            continue;
-        };
-        let keep = keep.get_mut(&dir_of(path)).expect("it has this change");
-        let lost = match op {
-            Op::Rename { from, .. } => !left.names.contains_key(from),
-            _ => false,
-        };
-        if *keep > 0 {
-            *keep -= 1;
-            if !lost {
-                left.apply(op.clone());
-            }
-        }
-    }
-    left.names
-}
-
-/// A file's content: each page in some state that it had since the last sync.
-fn content_left(
-    before: Content,
-    done: &[Op],
-    file: usize,
-    dice: &mut dyn FnMut(usize) -> usize,
-) -> Content {
-    let last_sync = done
-        .iter()
-        .rposition(|op| matches!(op, Op::Sync { file: f } if *f == file));
-    let (synced, unsynced) = done.split_at(last_sync.map_or(0, |last| last + 1));
-    let mut now = before;
-    for op in synced {
-        now.apply(op, file);
-    }
-    let mut lens = vec![now.len];
-    let mut states: BTreeMap<u64, Vec<Page>> = BTreeMap::new();
-    for op in unsynced {
-        let touched = match op {
-            Op::Write { file: f, pos, data } if *f == file => {
-                pos / PAGE as u64..(pos + data.len() as u64).div_ceil(PAGE as u64)
-            }
-            Op::Resize { file: f, len } if *f == file && *len < now.len => {
-                len / PAGE as u64..now.len.div_ceil(PAGE as u64)
-            }
-            _ => 0..0,
-        };
-        for n in touched.clone() {
-            states.entry(n).or_insert_with(|| vec![now.page(n)]);
-        }
-        now.apply(op, file);
-        for n in touched {
-            states.get_mut(&n).expect("was put").push(now.page(n));
-        }
-        lens.push(now.len);
-    }
-    for (n, states) in states {
-        let mut page = Arc::clone(&states[dice(states.len())]);
-        if dice(4) == 0 {
-            let other = &states[dice(states.len())];
-            for sector in 0..PAGE / SECTOR {
-                if dice(2) == 0 {
-                    let range = sector * SECTOR..(sector + 1) * SECTOR;
-                    Arc::make_mut(&mut page)[range.clone()].copy_from_slice(&other[range]);
-                }
-            }
-        }
-        now.pages.insert(n, page);
-    }
-    now.resize(lens[dice(lens.len())]);
-    now
 }
 
 impl Disk for SimDisk {
@@ -407,6 +293,7 @@ impl Disk for SimDisk {
             Some(file) => *file,
             None if mode != OpenMode::Create => return Err(io::ErrorKind::NotFound.into()),
             None => {
+                inner.check_end()?;
                 let dir = path.parent().expect("a file has one");
                 if !inner.dirs.contains(dir) {
                     return Err(io::ErrorKind::NotFound.into());
@@ -431,12 +318,14 @@ impl Disk for SimDisk {
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut inner = self.inner();
-        if !inner.names.contains_key(from) {
+        let Some(file) = inner.names.get(from).copied() else {
             return Err(io::ErrorKind::NotFound.into());
-        }
+        };
+        inner.check_end()?;
         inner.apply(Op::Rename {
             from: from.to_owned(),
             to: to.to_owned(),
+            file,
         });
         Ok(())
     }
@@ -446,6 +335,7 @@ impl Disk for SimDisk {
         if !inner.names.contains_key(path) {
             return Err(io::ErrorKind::NotFound.into());
         }
+        inner.check_end()?;
         inner.apply(Op::Unlink {
             path: path.to_owned(),
         });
@@ -454,6 +344,7 @@ impl Disk for SimDisk {
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         let mut inner = self.inner();
+        inner.check_end()?;
         if inner.strikes(&[Fault::Sync], dir).is_some() {
             return Err(io::Error::from_raw_os_error(5));
         }
@@ -465,6 +356,7 @@ impl Disk for SimDisk {
 
     fn sync_all(&self, dir: &Path) -> io::Result<()> {
         let mut inner = self.inner();
+        inner.check_end()?;
         if inner.strikes(&[Fault::Sync], dir).is_some() {
             return Err(io::Error::from_raw_os_error(5));
         }
@@ -545,7 +437,9 @@ impl DiskFile for SimFile {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.disk.inner().apply(Op::Resize {
+        let mut inner = self.disk.inner();
+        inner.check_end()?;
+        inner.apply(Op::Resize {
             file: self.file,
             len,
         });
@@ -554,6 +448,7 @@ impl DiskFile for SimFile {
 
     fn allocate(&self, bytes: u64) -> io::Result<()> {
         let mut inner = self.disk.inner();
+        inner.check_end()?;
         if inner.strikes(&[Fault::Full], &self.path).is_some() {
             return Err(io::Error::from_raw_os_error(28));
         }
@@ -574,6 +469,7 @@ impl DiskFile for SimFile {
             .flat_map(|slice| slice.iter().copied())
             .collect();
         let mut inner = self.disk.inner();
+        inner.check_end()?;
         let fault = inner.strikes(&[Fault::Full, Fault::Write], &self.path);
         if fault.is_some() {
             data.truncate(data.len() / 2);
@@ -581,7 +477,7 @@ impl DiskFile for SimFile {
         inner.apply(Op::Write {
             file: self.file,
             pos,
-            data,
+            data: data.into(),
         });
         match fault {
             None => Ok(()),
@@ -596,7 +492,9 @@ impl DiskFile for SimFile {
 
     fn sync(&self) -> io::Result<()> {
         let mut inner = self.disk.inner();
+        inner.check_end()?;
         if inner.strikes(&[Fault::Sync], &self.path).is_some() {
+            inner.apply(Op::FailedSync { file: self.file });
             return Err(io::Error::from_raw_os_error(5));
         }
         inner.apply(Op::Sync { file: self.file });
@@ -613,63 +511,4 @@ impl DiskFile for SimFile {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn read(disk: &SimDisk, path: &Path) -> Option<Vec<u8>> {
-        let file = disk.open(path, OpenMode::Read).ok()?;
-        let mut buf = vec![0; index(file.size().unwrap())];
-        file.read_at(0, &mut buf).unwrap();
-        Some(buf)
-    }
-
-    #[test]
-    fn a_power_cut_keeps_what_was_synced_and_any_of_the_rest() {
-        let disk = SimDisk::default();
-        let (dir, path) = (Path::new("/d"), Path::new("/d/f"));
-        disk.create_dir_all(dir).unwrap();
-        let file = disk.open(path, OpenMode::Create).unwrap();
-        file.allocate(2 * PAGE as u64).unwrap();
-        file.write_at(0, &[IoSlice::new(&[1; PAGE])]).unwrap();
-        file.sync().unwrap();
-        disk.sync_dir(dir).unwrap();
-        let synced = disk.done();
-        file.write_at(PAGE as u64 - 1, &[IoSlice::new(&[2, 2])])
-            .unwrap();
-        let all = disk.done();
-
-        let last = |disk: &SimDisk| read(disk, path).map(|bytes| bytes[PAGE - 1..=PAGE].to_vec());
-        assert_eq!(last(&disk.killed_at(all)).unwrap(), [2, 2]);
-        assert_eq!(last(&disk.cut_at(synced, &mut |_| 0)).unwrap(), [1, 0]);
-        assert!(
-            read(&disk.cut_at(synced - 1, &mut |_| 0), path).is_none(),
-            "no directory entry"
-        );
-        let mut seed = 0_usize;
-        let mut dice = |n: usize| {
-            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            (seed >> 33) % n
-        };
-        let seen: BTreeSet<Vec<u8>> = (0..100)
-            .map(|_| last(&disk.cut_at(all, &mut dice)).unwrap())
-            .collect();
-        assert_eq!(seen.len(), 4, "each of the two pages is old or new");
-    }
-
-    #[test]
-    fn a_fault_strikes_once() {
-        let disk = SimDisk::default();
-        disk.create_dir_all(Path::new("/d")).unwrap();
-        let file = disk.open(Path::new("/d/f"), OpenMode::Create).unwrap();
-        disk.fail(Fault::Sync, "/d/f", 1);
-        assert!(file.sync().is_ok());
-        assert!(file.sync().is_err());
-        assert!(file.sync().is_ok());
-        disk.fail(Fault::Full, "/other", 0);
-        file.write_at(0, &[IoSlice::new(b"x")]).unwrap();
-        disk.fail(Fault::Full, "/d/f", 0);
-        let error = file.write_at(0, &[IoSlice::new(b"ab")]).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
-        assert_eq!(read(&disk, Path::new("/d/f")).unwrap(), b"a");
-    }
-}
+mod tests;

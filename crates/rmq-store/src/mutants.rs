@@ -1,0 +1,61 @@
+//! Planted bugs, which the simulation has to find: what it would not notice in them it would not notice
+//! elsewhere. They exist with the feature `mutants` only, and one of them is chosen for the life of a
+//! process by the environment variable `RMQ_MUTANT`.
+
+#[cfg(all(
+    feature = "mutants",
+    not(debug_assertions),
+    not(rmq_mutants_in_release)
+))]
+compile_error!("planted bugs in a release: ask for them with --cfg rmq_mutants_in_release");
+
+/// Their names, and what each does.
+pub const ALL: [(&str, &str); 10] = [
+    ("M1", "acknowledges what only the leader has"),
+    ("M2", "acknowledges what is not synced"),
+    ("M3", "does not sync votes"),
+    ("M4", "keeps the queue offsets of truncated messages"),
+    ("M5", "serves when its lease is over"),
+    ("M6", "keeps metadata on the node where it was proposed"),
+    ("M7", "cuts the log at damage below the commit point"),
+    ("M8", "goes on after a failed sync"),
+    ("M13", "sends snapshots without metadata"),
+    (
+        "Quarantine",
+        "votes after a power cut in which it lost entries",
+    ),
+];
+
+/// Whether this bug is in: `mutant!(M1)`.
+#[macro_export]
+macro_rules! mutant {
+    ($name:ident) => {
+        $crate::mutants::is_on(stringify!($name))
+    };
+}
+
+/// See [`mutant!`].
+#[cfg(not(feature = "mutants"))]
+#[inline(always)]
+#[must_use]
+pub const fn is_on(_: &str) -> bool {
+    false
+}
+
+/// See [`mutant!`].
+///
+/// # Panics
+///
+/// If `RMQ_MUTANT` names none of them: whoever sets it relies on the bug.
+#[cfg(feature = "mutants")]
+#[must_use]
+pub fn is_on(name: &str) -> bool {
+    static CHOSEN: std::sync::OnceLock<Option<String>> = std::sync::OnceLock::new();
+    let chosen = CHOSEN.get_or_init(|| {
+        let chosen = std::env::var("RMQ_MUTANT").ok()?;
+        let known = ALL.iter().any(|(known, _)| *known == chosen);
+        assert!(known, "RMQ_MUTANT={chosen} is none of {ALL:?}");
+        Some(chosen)
+    });
+    chosen.as_deref() == Some(name)
+}

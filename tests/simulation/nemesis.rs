@@ -1,0 +1,285 @@
+//! What goes wrong.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::seq::{IndexedRandom, SliceRandom};
+use rand::{Rng, SeedableRng};
+use rmq_store::sim;
+use tokio::time::sleep;
+
+use crate::network::Place;
+use crate::nodes::End;
+use crate::plan::Fault;
+use crate::run::World;
+
+/// Faults that happen at the same time, of different sorts.
+pub(crate) const NEMESES: u64 = 2;
+
+fn ms(rng: &mut StdRng, most: u64) -> Duration {
+    Duration::from_millis(rng.random_range(1..=most))
+}
+
+/// Does what the plan says until the trouble is over. What it did to nodes is undone by the end of
+/// the trouble at the latest.
+pub(crate) async fn trouble(world: Arc<World>, seed: u64) {
+    let mut rng = StdRng::seed_from_u64(seed);
+    // A group forms in peace: all have to meet.
+    while world.nodes.serving().is_none() && !world.is_calm() {
+        sleep(Duration::from_millis(50)).await;
+    }
+    while !world.is_calm() {
+        sleep(ms(&mut rng, world.plan.pause_ms)).await;
+        if world.is_calm() {
+            return;
+        }
+        let fault = *world.plan.faults.choose(&mut rng).expect("some");
+        world.struck(fault);
+        strike(&world, fault, &mut rng).await;
+    }
+}
+
+/// Some of the nodes: often the leader, sometimes a majority or all.
+fn victims(world: &World, rng: &mut StdRng) -> Vec<Place> {
+    let mut all: Vec<Place> = world.nodes.places().collect();
+    all.shuffle(rng);
+    match rng.random_range(0..10) {
+        0 => all,
+        1 | 2 => all.split_off(all.len() / 2),
+        3..=6 => match world.nodes.serving() {
+            Some((leader, _)) => vec![leader],
+            None => vec![all[0]],
+        },
+        _ => vec![all[0]],
+    }
+}
+
+async fn strike(world: &Arc<World>, fault: Fault, rng: &mut StdRng) {
+    match fault {
+        Fault::Kill => {
+            let victims = victims(world, rng);
+            for place in &victims {
+                world.nodes.end(*place, End::Killed, false);
+            }
+            let pause = if rng.random() { 3000 } else { 100 };
+            start_again(world, &victims, pause, rng).await;
+        }
+        Fault::PowerCut => {
+            let mut victims = victims(world, rng);
+            while !victims.is_empty() && !world.nodes.may_cut(victims.len()) {
+                victims.pop();
+            }
+            for place in &victims {
+                let silently = rng.random();
+                world.nodes.end(*place, End::PowerCut, silently);
+            }
+            let pause = if rng.random() { 3000 } else { 100 };
+            start_again(world, &victims, pause, rng).await;
+        }
+        Fault::CrashPoint => {
+            let place = victims(world, rng)[0];
+            let how = if rng.random() && world.nodes.may_cut(1) {
+                End::PowerCut
+            } else {
+                End::Killed
+            };
+            if world.nodes.is_down(place) {
+                world.start(place).await;
+            }
+            let most = if rng.random() { 10 } else { 200 };
+            world
+                .nodes
+                .crash_after(place, rng.random_range(0..most), how);
+            sleep(ms(rng, 3000)).await;
+            start_again(world, &[place], 1000, rng).await;
+        }
+        Fault::Restart => {
+            let place = victims(world, rng)[0];
+            world.nodes.stop(place).await;
+            start_again(world, &[place], 1000, rng).await;
+        }
+        Fault::Disk => {
+            let place = victims(world, rng)[0];
+            let fault = *[
+                sim::Fault::Sync,
+                sim::Fault::Sync,
+                sim::Fault::Write,
+                sim::Fault::Full,
+            ]
+            .choose(rng)
+            .expect("some");
+            let file = *[
+                "commitlog/",
+                "commitlog/",
+                "",
+                "raft",
+                "consumequeue",
+                "index",
+            ]
+            .choose(rng)
+            .expect("some");
+            let skip = rng.random_range(0..30);
+            world.trace.event(format_args!(
+                "n{place}: {fault:?} of {file:?} fails after {skip}"
+            ));
+            world.nodes.disk(place).fail(fault, file, skip);
+            sleep(ms(rng, 3000)).await;
+            start_again(world, &[place], 1000, rng).await;
+        }
+        Fault::SlowDisk => {
+            let victims = victims(world, rng);
+            let micros = *[20_000, 200_000, 3_000_000].choose(rng).expect("some");
+            for place in &victims {
+                world
+                    .trace
+                    .event(format_args!("n{place}: a sync takes up to {micros} us"));
+                world.nodes.set_slow(*place, Some(micros));
+            }
+            sleep(ms(rng, 4000)).await;
+            for place in victims {
+                world.nodes.set_slow(place, None);
+            }
+        }
+        Fault::Partition => {
+            let cut = partition(world, rng);
+            world.trace.event(format_args!("cut: {cut:?}"));
+            for (one, other) in &cut {
+                world.cut(*one, *other, true);
+                world.cut(*other, *one, true);
+                if rng.random() {
+                    world.fabric.reset(*one, *other);
+                }
+            }
+            sleep(ms(rng, 5000)).await;
+            world.trace.event(format_args!("whole: {cut:?}"));
+            for (one, other) in cut {
+                world.cut(one, other, false);
+                world.cut(other, one, false);
+            }
+        }
+        Fault::OneWay => {
+            let mut pairs = pairs(world);
+            pairs.shuffle(rng);
+            pairs.truncate(rng.random_range(1..=pairs.len() / 2));
+            world.trace.event(format_args!("cut one way: {pairs:?}"));
+            for (from, to) in &pairs {
+                world.cut(*from, *to, true);
+            }
+            sleep(ms(rng, 5000)).await;
+            for (from, to) in pairs {
+                world.cut(from, to, false);
+            }
+        }
+        Fault::BadLinks => {
+            let mut pairs = pairs(world);
+            pairs.shuffle(rng);
+            pairs.truncate(rng.random_range(1..=pairs.len()));
+            let (slowest, loss) = (rng.random_range(1..150), rng.random_range(0..100));
+            world.trace.event(format_args!(
+                "bad links: {pairs:?}, up to {slowest} ms, {loss} of 1000 lost"
+            ));
+            for (from, to) in &pairs {
+                world.fabric.change(*from, *to, |link| {
+                    link.delay_ms = (0, slowest);
+                    link.loss = loss;
+                });
+            }
+            sleep(ms(rng, 6000)).await;
+            for (from, to) in pairs {
+                world.fabric.change(from, to, |link| {
+                    link.delay_ms = (0, 2);
+                    link.loss = 0;
+                });
+            }
+        }
+        Fault::Wipe => {
+            let place = victims(world, rng)[0];
+            // What only a majority has acknowledged must not be lost on two of its nodes.
+            if !world.nodes.any_lacks() {
+                world.nodes.wipe(place);
+                start_again(world, &[place], 1000, rng).await;
+                sleep(ms(rng, 3000)).await;
+            }
+        }
+        Fault::Transfer => {
+            if let Some((place, node)) = world.nodes.serving() {
+                let mut ended = node.ended.clone();
+                let outcome = tokio::select! {
+                    biased;
+                    _ = ended.wait_for(|ended| *ended) => None,
+                    outcome = node.group.transfer_leader(None) => Some(outcome),
+                };
+                world
+                    .trace
+                    .event(format_args!("n{place} hands over: {outcome:?}"));
+            }
+        }
+    }
+}
+
+async fn start_again(world: &Arc<World>, places: &[Place], most_ms: u64, rng: &mut StdRng) {
+    for place in places {
+        sleep(ms(rng, most_ms)).await;
+        if world.nodes.is_down(*place) {
+            world.start(*place).await;
+        }
+    }
+}
+
+/// All directions.
+fn pairs(world: &World) -> Vec<(Place, Place)> {
+    let places = world.nodes.places();
+    places
+        .clone()
+        .flat_map(|from| places.clone().map(move |to| (from, to)))
+        .filter(|(from, to)| from != to)
+        .collect()
+}
+
+/// The pairs of nodes that do not reach each other.
+fn partition(world: &World, rng: &mut StdRng) -> Vec<(Place, Place)> {
+    let mut all: Vec<Place> = world.nodes.places().collect();
+    all.shuffle(rng);
+    let pairs = pairs(world).into_iter().filter(|(one, other)| one < other);
+    let count = all.len();
+    let position = |place: Place| {
+        all.iter()
+            .position(|other| *other == place)
+            .expect("is one")
+    };
+    match rng.random_range(0..5) {
+        // One alone: often the leader.
+        0 | 1 => {
+            let serving = world.nodes.serving().filter(|_| rng.random());
+            let alone = serving.map_or(all[0], |(place, _)| place);
+            pairs
+                .filter(|(one, other)| *one == alone || *other == alone)
+                .collect()
+        }
+        // Two halves.
+        2 => {
+            let half = |place| position(place) < count / 2;
+            pairs
+                .filter(|(one, other)| half(*one) != half(*other))
+                .collect()
+        }
+        // A bridge: the first reaches both halves.
+        3 => {
+            let half = |place| position(place) <= count / 2;
+            let bridge = all[0];
+            pairs
+                .filter(|(one, other)| {
+                    *one != bridge && *other != bridge && half(*one) != half(*other)
+                })
+                .collect()
+        }
+        // A ring: everyone reaches a majority, and no two the same one.
+        _ => pairs
+            .filter(|(one, other)| {
+                let apart = position(*one).abs_diff(position(*other));
+                apart.min(count - apart) > count / 4
+            })
+            .collect(),
+    }
+}

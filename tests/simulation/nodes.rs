@@ -1,0 +1,508 @@
+//! The nodes of the simulated group: their starts and their ends.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use rmq::meta::Meta;
+use rmq::raft::{self, Group, PeerList, PeerOptions, RaftOptions, RetentionRules, SelfId, Timers};
+use rmq_store::sim::SimDisk;
+use rmq_store::{Disk, FlushMode, LogReader, PhyOffset, Queues, StoreConfig};
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
+
+use crate::machine::{Lent, Machine};
+use crate::network::{Fabric, Place, addr};
+use crate::plan::Plan;
+use crate::trace::Trace;
+
+/// Most microseconds of a sync on a healthy disk.
+const SYNC_MICROS: u64 = 1000;
+
+/// A node from its start to its end.
+#[derive(Clone)]
+pub(crate) struct Running {
+    pub(crate) group: Group,
+    pub(crate) reader: LogReader,
+    pub(crate) queues: Arc<Queues>,
+    pub(crate) meta: Meta,
+    machine: Arc<Machine>,
+    /// Why Raft gave up, if it did.
+    fatal: Arc<Mutex<Option<String>>>,
+    /// A snapshot has arrived and is to be installed.
+    snapshot: Arc<Mutex<bool>>,
+    /// Turns true, or goes away, when the process ends.
+    pub(crate) ended: watch::Receiver<bool>,
+    /// Which start of the node this is.
+    pub(crate) life: u32,
+}
+
+/// How a process ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// What it wrote stays, synced or not.
+    Killed,
+    /// What was not synced may be lost.
+    PowerCut,
+}
+
+/// A node, whether it runs or not.
+struct Node {
+    disk: SimDisk,
+    running: Option<Running>,
+    end: Option<watch::Sender<bool>>,
+    lives: u32,
+    starting: bool,
+    /// Something was done to its disk, so that it may give up.
+    excused: bool,
+    /// How it ends once its disk does.
+    crash: Option<End>,
+    /// What a former life showed, for the durable part of its log while it is down.
+    last: Option<(LogReader, PhyOffset)>,
+    /// With ASYNC_FLUSH: lost power and may lack what it acknowledged, until it has applied this
+    /// much; unknown at first.
+    lacks: Option<Option<u64>>,
+}
+
+/// The nodes of a group.
+pub(crate) struct Nodes {
+    plan: Plan,
+    fabric: Fabric,
+    trace: Trace,
+    start: Instant,
+    rng: Mutex<StdRng>,
+    nodes: Mutex<Vec<Node>>,
+    /// Snapshots that were installed.
+    pub(crate) installs: AtomicU64,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The store of a node: small files, so that their ends are met.
+pub(crate) fn store_config(flush: FlushMode) -> StoreConfig {
+    let mut config = StoreConfig::new("/store");
+    config.max_message_bytes = 4096;
+    config.segment_bytes = 136 * 1024;
+    config.consume_queue_file_bytes = 20 * 50;
+    config.index_slots = 50;
+    config.index_entries = 200;
+    config.flush = flush;
+    config
+}
+
+impl Nodes {
+    pub(crate) fn new(plan: &Plan, fabric: Fabric, trace: Trace) -> Self {
+        let node = || Node {
+            disk: SimDisk::default(),
+            running: None,
+            end: None,
+            lives: 0,
+            starting: false,
+            excused: false,
+            crash: None,
+            last: None,
+            lacks: None,
+        };
+        Self {
+            plan: plan.clone(),
+            fabric,
+            trace,
+            start: Instant::now(),
+            rng: Mutex::new(StdRng::seed_from_u64(plan.seed ^ 0x6e6f_6465_7300)),
+            installs: AtomicU64::new(0),
+            nodes: Mutex::new((0..plan.nodes).map(|_| node()).collect()),
+        }
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.plan.nodes
+    }
+
+    pub(crate) fn places(&self) -> std::ops::Range<Place> {
+        0..self.plan.nodes
+    }
+
+    fn nodes(&self) -> MutexGuard<'_, Vec<Node>> {
+        lock(&self.nodes)
+    }
+
+    pub(crate) fn all_running(&self) -> Vec<(Place, Running)> {
+        let nodes = self.nodes();
+        let running = nodes.iter().enumerate();
+        running
+            .filter_map(|(place, node)| Some((place, node.running.clone()?)))
+            .collect()
+    }
+
+    pub(crate) fn is_down(&self, place: Place) -> bool {
+        let node = &self.nodes()[place];
+        node.running.is_none() && !node.starting
+    }
+
+    /// The node that may answer for the group.
+    pub(crate) fn serving(&self) -> Option<(Place, Running)> {
+        let mut running = self.all_running().into_iter();
+        running.find(|(_, node)| node.group.serving())
+    }
+
+    /// What a node has on its disk, and how much of it is durable; also while it is down.
+    pub(crate) fn log_of(&self, place: Place) -> Option<(LogReader, PhyOffset)> {
+        let node = &self.nodes()[place];
+        match &node.running {
+            Some(running) => {
+                let reader = running.reader.clone();
+                let synced = reader.synced_offset();
+                Some((reader, synced))
+            }
+            None => node.last.clone(),
+        }
+    }
+
+    /// The disk of a node, for faults.
+    pub(crate) fn disk(&self, place: Place) -> SimDisk {
+        let mut nodes = self.nodes();
+        nodes[place].excused = true;
+        nodes[place].disk.clone()
+    }
+
+    pub(crate) fn machine(&self, place: Place) -> Option<Arc<Machine>> {
+        let nodes = self.nodes();
+        nodes[place]
+            .running
+            .as_ref()
+            .map(|node| node.machine.clone())
+    }
+
+    /// Makes syncs of a node slow, or quick again.
+    pub(crate) fn set_slow(&self, place: Place, micros: Option<u64>) {
+        if let Some(machine) = self.machine(place) {
+            machine.set_sync_micros(micros.unwrap_or(SYNC_MICROS));
+        }
+    }
+
+    /// Starts a node that is down. An error is what its operator would read.
+    pub(crate) async fn start(&self, place: Place) -> Result<(), String> {
+        let (disk, life, seed) = {
+            let mut nodes = self.nodes();
+            let node = &mut nodes[place];
+            if node.running.is_some() || node.starting {
+                return Ok(());
+            }
+            node.starting = true;
+            node.lives += 1;
+            (node.disk.clone(), node.lives, lock(&self.rng).random())
+        };
+        self.fabric.reconnect(place);
+        self.trace
+            .event(format_args!("n{place} starts, life {life}"));
+        let skew_ms = i64::try_from(place).expect("few") * 37;
+        let machine = Machine::new(self.start, skew_ms, SYNC_MICROS, seed);
+        disk.attach(Arc::new(Lent(machine.clone())));
+        let started = self.open(place, &disk, machine.clone(), life).await;
+        let mut nodes = self.nodes();
+        let node = &mut nodes[place];
+        node.starting = false;
+        match started {
+            Ok((running, end)) => {
+                node.running = Some(running);
+                node.end = Some(end);
+                node.last = None;
+                Ok(())
+            }
+            Err(error) => {
+                machine.halt();
+                self.fabric.disconnect(place, false);
+                let excused = std::mem::take(&mut node.excused);
+                let how = node.crash.take().unwrap_or(End::Killed);
+                self.leave(node, how);
+                self.trace
+                    .event(format_args!("n{place} does not start: {error}"));
+                if excused { Ok(()) } else { Err(error) }
+            }
+        }
+    }
+
+    async fn open(
+        &self,
+        place: Place,
+        disk: &SimDisk,
+        machine: Arc<Machine>,
+        life: u32,
+    ) -> Result<(Running, watch::Sender<bool>), String> {
+        let config = store_config(self.plan.flush);
+        let disk = Arc::new(disk.clone());
+        let store = rmq_store::open(&config, disk.clone()).map_err(|e| e.to_string())?;
+        let (reader, queues) = (store.log.reader(), store.queues.clone());
+        queues.start(Arc::new(|_| {})).map_err(|e| e.to_string())?;
+        let meta = Meta::new();
+        let fatal = Arc::new(Mutex::new(None));
+        let told = fatal.clone();
+        let snapshot = Arc::new(Mutex::new(false));
+        let arrived = snapshot.clone();
+        let port = self.fabric.of(place);
+        let list: PeerList = self
+            .places()
+            .map(|place| (SelfId(place as u16), addr(place)))
+            .collect();
+        let options = RaftOptions {
+            group: "broker-a".to_owned(),
+            broker_addr: format!("10.0.0.{}:10911", place + 1),
+            peers: Some(PeerOptions {
+                self_id: SelfId(place as u16),
+                list,
+                listener: Box::new(port.clone()),
+                net: Arc::new(port),
+                join_only: false,
+                auto_rejoin: true,
+                forward: Arc::new(|_, _| Box::pin(async { Ok(None) })),
+            }),
+            timers: Timers::default(),
+            longest_log: false,
+            runtime: Some(Handle::current()),
+            retention: RetentionRules {
+                delete_when: if self.plan.purges {
+                    (0..24).collect()
+                } else {
+                    Vec::new()
+                },
+                reserved_hours: 0,
+                interval: Duration::from_secs(1),
+                pause: Duration::ZERO,
+                ..RetentionRules::default()
+            },
+            snapshot_bytes_per_second: 0,
+            on_install: Arc::new(move || *lock(&arrived) = true),
+            on_fatal: Box::new(move |reason| *lock(&told) = Some(reason.to_owned())),
+        };
+        let group = raft::start(options, store, &config, disk, meta.clone()).await;
+        let group = group.map_err(|e| e.to_string())?;
+        let (end, ended) = watch::channel(false);
+        let running = Running {
+            group,
+            reader,
+            queues,
+            meta,
+            machine,
+            fatal,
+            snapshot,
+            ended,
+            life,
+        };
+        Ok((running, end))
+    }
+
+    /// Ends a process at once. Nobody sees anything of what its tasks still do.
+    pub(crate) fn end(&self, place: Place, how: End, silently: bool) {
+        let mut nodes = self.nodes();
+        let node = &mut nodes[place];
+        let Some(running) = node.running.take() else {
+            // A machine without a process can lose its power as well.
+            if how == End::PowerCut && !node.starting {
+                self.leave(node, how);
+            }
+            return;
+        };
+        self.trace.event(format_args!("n{place} ends: {how:?}"));
+        self.fabric.disconnect(place, silently);
+        running.machine.halt();
+        node.last = Some((running.reader.clone(), running.reader.synced_offset()));
+        node.excused = false;
+        node.crash = None;
+        if let Some(end) = node.end.take() {
+            end.send_replace(true);
+        }
+        self.leave(node, how);
+        drop(nodes);
+        // Its tasks go on unseen until they have ended.
+        tokio::spawn(async move { running.group.shutdown().await });
+    }
+
+    /// Leaves of a node's disk what such an end leaves, without the locks of its process.
+    fn leave(&self, node: &mut Node, how: End) {
+        let done = node.disk.done();
+        node.disk = match how {
+            End::Killed => node.disk.killed_at(done),
+            End::PowerCut => {
+                if self.plan.flush != FlushMode::Sync {
+                    node.lacks = Some(None);
+                }
+                let mut rng = lock(&self.rng);
+                node.disk.cut_at(done, &mut |n| rng.random_range(0..n))
+            }
+        };
+    }
+
+    /// Has a node end within one of its next operations on its disk.
+    pub(crate) fn crash_after(&self, place: Place, operations: usize, how: End) {
+        let node = &mut self.nodes()[place];
+        node.excused = true;
+        node.crash = Some(how);
+        node.disk.end_after(operations);
+    }
+
+    /// Empties the store of a node, which comes back as another one.
+    pub(crate) fn wipe(&self, place: Place) {
+        self.end(place, End::Killed, false);
+        self.trace.event(format_args!("n{place} is wiped"));
+        let node = &mut self.nodes()[place];
+        node.disk = SimDisk::default();
+        node.last = None;
+        node.lacks = Some(None);
+    }
+
+    /// The nodes that a snapshot has arrived at, each once.
+    pub(crate) fn to_install(&self) -> Vec<Place> {
+        let running = self.all_running().into_iter();
+        running
+            .filter(|(_, node)| std::mem::take(&mut *lock(&node.snapshot)))
+            .map(|(place, _)| place)
+            .collect()
+    }
+
+    /// Stops a node and begins to put the snapshot that has arrived in its log's place.
+    pub(crate) async fn install(&self, place: Place) -> Result<(), String> {
+        let Some(running) = self.stop(place).await else {
+            return Ok(());
+        };
+        let (disk, crash) = {
+            let mut nodes = self.nodes();
+            let node = &mut nodes[place];
+            if node.running.is_some() || node.starting || node.lives != running.life {
+                return Ok(());
+            }
+            (node.disk.clone(), node.crash)
+        };
+        let config = store_config(self.plan.flush);
+        let disk: Arc<dyn Disk> = Arc::new(disk);
+        match rmq_store::begin_install(&config, &disk, &running.reader) {
+            Err(e) if crash.is_none() && !self.nodes()[place].excused => Err(e.to_string()),
+            began => {
+                self.trace
+                    .event(format_args!("n{place} installs a snapshot: {began:?}"));
+                self.installs.fetch_add(1, Ordering::Relaxed);
+                Ok(())
+            }
+        }
+    }
+
+    /// Stops a node as its operator does, and gives what it was.
+    pub(crate) async fn stop(&self, place: Place) -> Option<Running> {
+        let running = self.nodes()[place].running.clone()?;
+        self.trace.event(format_args!("n{place} is stopped"));
+        running.group.shutdown().await;
+        // It may have been killed on the way.
+        let mut nodes = self.nodes();
+        let node = &mut nodes[place];
+        if node
+            .running
+            .as_ref()
+            .is_none_or(|now| now.life != running.life)
+        {
+            return None;
+        }
+        self.fabric.disconnect(place, false);
+        running.machine.halt();
+        node.last = Some((running.reader.clone(), running.reader.synced_offset()));
+        node.running = None;
+        if let Some(end) = node.end.take() {
+            end.send_replace(true);
+        }
+        Some(running)
+    }
+
+    /// Ends the processes that have given up or whose disk has ended. `Err` if one had no reason to.
+    pub(crate) fn reap(&self) -> Result<(), String> {
+        for (place, running) in self.all_running() {
+            let crash = {
+                let node = &self.nodes()[place];
+                node.crash.filter(|_| node.disk.has_ended())
+            };
+            if let Some(how) = crash {
+                self.end(place, how, false);
+                continue;
+            }
+            if let Some(reason) = lock(&running.fatal).take() {
+                self.trace.event(format_args!("n{place} gave up: {reason}"));
+                if !self.nodes()[place].excused {
+                    return Err(format!("n{place} gave up without a fault: {reason}"));
+                }
+                self.end(place, End::Killed, false);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the power of one more machine may go without taking a majority's memory with it.
+    pub(crate) fn may_cut(&self, wanted: usize) -> bool {
+        if self.plan.flush == FlushMode::Sync {
+            return true;
+        }
+        let lacking = self
+            .nodes()
+            .iter()
+            .filter(|node| node.lacks.is_some())
+            .count();
+        lacking + wanted <= (self.plan.nodes - 1) / 2
+    }
+
+    /// Whether a node may lack what it acknowledged.
+    pub(crate) fn any_lacks(&self) -> bool {
+        self.nodes().iter().any(|node| node.lacks.is_some())
+    }
+
+    /// Follows those that lost power until they have all again.
+    pub(crate) fn follow_recovery(&self) {
+        let all = self.all_running();
+        let most = all
+            .iter()
+            .map(|(_, node)| node.group.status().last_index)
+            .max();
+        for (place, running) in &all {
+            let status = running.group.status();
+            let mut members = status.members.iter();
+            let votes = members.any(|member| member.node == status.node && member.voter);
+            let node = &mut self.nodes()[*place];
+            match node.lacks {
+                // What the leader has when it hears of the node again, or later.
+                Some(None) if status.leader.is_some() => {
+                    node.lacks = Some(most.flatten());
+                }
+                Some(Some(target)) if status.applied_index >= Some(target) && votes => {
+                    node.lacks = None;
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Takes away what a fault is still to do to a node.
+    pub(crate) fn calm(&self, place: Place) {
+        let node = &mut self.nodes()[place];
+        node.disk.calm();
+        if let Some(running) = &node.running {
+            running.machine.set_sync_micros(SYNC_MICROS);
+        }
+    }
+
+    /// Waits until all run.
+    pub(crate) async fn start_all(&self) -> Result<(), String> {
+        for place in self.places() {
+            while self.is_starting(place) {
+                sleep(Duration::from_millis(1)).await;
+            }
+            if self.is_down(place) {
+                self.start(place).await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn is_starting(&self, place: Place) -> bool {
+        self.nodes()[place].starting
+    }
+}

@@ -1,0 +1,173 @@
+//! Many seeds, each in a process of its own.
+
+use std::collections::BTreeMap;
+use std::process::{Command, ExitCode, Output};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Instant;
+
+use rmq_store::mutants::ALL;
+
+use crate::run::Outcome;
+
+/// The first seeds are run twice, to compare their traces.
+const TWICE: u64 = 3;
+/// Seeds in which a planted bug has to be found.
+const MUTANT_SEEDS: u64 = 200;
+/// What has to happen in a suite of at least this many seeds.
+const COVERED: u64 = 50;
+
+/// Prints what came of one seed; the last line is for [`run`].
+pub(crate) fn report(seed: u64, outcome: &Outcome, verbose: bool) -> ExitCode {
+    if let Some(anomaly) = &outcome.anomaly {
+        if !verbose {
+            println!("{}", outcome.tail);
+        }
+        println!("seed {seed}: {anomaly}");
+    }
+    let counts = outcome.counts.iter();
+    let counts: Vec<String> = counts.map(|(what, n)| format!("{what}={n}")).collect();
+    println!("trace={:016x} {}", outcome.hash, counts.join(" "));
+    if outcome.anomaly.is_some() {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    }
+}
+
+fn simulate(seed: u64, mutant: Option<&str>) -> (Output, String) {
+    let program = std::env::current_exe().expect("this program has a path");
+    let mut command = Command::new(program);
+    command.args(["--quiet", "--seed", &seed.to_string()]);
+    match mutant {
+        Some(mutant) => command.env("RMQ_MUTANT", mutant),
+        None => command.env_remove("RMQ_MUTANT"),
+    };
+    let output = command.output().expect("this program runs");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let last = text.lines().last().unwrap_or_default().to_owned();
+    (output, last)
+}
+
+/// Lets the simulation look for planted bugs: all, or the one of this name.
+pub(crate) fn mutants(which: &str) -> ExitCode {
+    if !cfg!(feature = "mutants") {
+        println!(
+            "no bugs are planted: cargo test --profile sim --features mutants --target-dir target/mutants \
+                  --test simulation -- --mutants"
+        );
+        return ExitCode::FAILURE;
+    }
+    let wanted: Vec<_> = ALL
+        .iter()
+        .filter(|(name, _)| which == "all" || which == *name)
+        .collect();
+    let next = AtomicUsize::new(0);
+    let missed = AtomicUsize::new(usize::from(wanted.is_empty()));
+    let work = || {
+        while let Some((name, what)) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let found = (1..=MUTANT_SEEDS).find_map(|seed| {
+                let (output, _) = simulate(seed, Some(name));
+                let text = String::from_utf8_lossy(&output.stdout);
+                let anomaly = text.lines().rev().find(|line| line.starts_with("seed "));
+                let anomaly = anomaly.map_or_else(|| output.status.to_string(), str::to_owned);
+                (!output.status.success()).then_some((seed, anomaly))
+            });
+            let clean = found
+                .as_ref()
+                .map(|(seed, _)| simulate(*seed, None).0.status);
+            match (found, clean) {
+                (Some((_, anomaly)), Some(clean)) if clean.success() => {
+                    println!("{name} ({what}) is found, {anomaly}");
+                }
+                (Some((seed, _)), _) => {
+                    println!("{name} ({what}): seed {seed} fails without it too");
+                    missed.fetch_add(1, Ordering::Relaxed);
+                }
+                (None, _) => {
+                    println!("{name} ({what}) is NOT found in {MUTANT_SEEDS} seeds");
+                    missed.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(work);
+        }
+    });
+    match missed.into_inner() {
+        0 => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
+    }
+}
+
+/// Runs `count` seeds from `first` on, on all cores, and says which fail and how to repeat them.
+pub(crate) fn run(first: u64, count: u64) -> ExitCode {
+    let start = Instant::now();
+    let next = AtomicU64::new(first);
+    let failed = Mutex::new(Vec::new());
+    let totals = Mutex::new(BTreeMap::<String, u64>::new());
+    let mutant = std::env::var("RMQ_MUTANT").ok();
+    let simulate = |seed| simulate(seed, mutant.as_deref());
+    let jobs = std::thread::available_parallelism().map_or(1, usize::from);
+    let work = || loop {
+        let seed = next.fetch_add(1, Ordering::Relaxed);
+        if seed >= first + count || failed.lock().expect("no panic").len() >= 3 {
+            return;
+        }
+        let (output, last) = simulate(seed);
+        if !output.status.success() {
+            println!(
+                "{}{}\nseed {seed} failed ({}); to repeat it:\n  cargo test --profile sim --test simulation -- --seed {seed}",
+                String::from_utf8_lossy(&output.stdout),
+                String::from_utf8_lossy(&output.stderr),
+                output.status
+            );
+            failed.lock().expect("no panic").push(seed);
+            continue;
+        }
+        if seed < first + TWICE {
+            let (_, again) = simulate(seed);
+            if again != last {
+                println!("seed {seed} gives different runs:\n  {last}\n  {again}");
+                failed.lock().expect("no panic").push(seed);
+            }
+        }
+        let mut totals = totals.lock().expect("no panic");
+        for field in last.split(' ').filter(|field| !field.starts_with("trace=")) {
+            if let Some((what, n)) = field.split_once('=') {
+                *totals.entry(what.to_owned()).or_default() += n.parse().unwrap_or(0);
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..jobs {
+            scope.spawn(work);
+        }
+    });
+    let (failed, totals) = (failed.into_inner().expect("no panic"), totals.into_inner());
+    let totals = totals.expect("no panic");
+    let shown: Vec<String> = totals
+        .iter()
+        .map(|(what, n)| format!("{n} {what}"))
+        .collect();
+    println!("{}", shown.join(", "));
+    let idle: Vec<&str> = totals
+        .iter()
+        .filter(|(_, n)| **n == 0)
+        .map(|(what, _)| what.as_str())
+        .collect();
+    if count >= COVERED && failed.is_empty() && !idle.is_empty() {
+        println!("void: never happened: {}", idle.join(", "));
+        return ExitCode::FAILURE;
+    }
+    let took = start.elapsed().as_secs();
+    if failed.is_empty() {
+        println!("simulation: {count} seeds from {first} on, no anomaly, {took} s");
+        ExitCode::SUCCESS
+    } else {
+        println!("simulation: seeds {failed:?} failed, {took} s");
+        ExitCode::FAILURE
+    }
+}
