@@ -9,7 +9,7 @@
 
 mod measure;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};

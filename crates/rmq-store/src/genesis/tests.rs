@@ -31,16 +31,11 @@ fn disk() -> Arc<dyn Disk> {
     Arc::new(RealDisk)
 }
 
-/// Writes a commit log as Java does, and returns where it ends.
-fn write_history(dir: &Path, start: u64, messages: u32) -> PhyOffset {
-    std::fs::create_dir_all(dir).unwrap();
+/// A commit log as Java writes it: its files, and where it ends.
+pub(crate) fn history(start: u64, messages: u32) -> (Vec<(u64, Vec<u8>)>, PhyOffset) {
     let size = usize::try_from(SEGMENT_BYTES).unwrap();
     let (mut base, mut content) = (start, Vec::with_capacity(size));
-    let keep = |base: u64, content: &mut Vec<u8>| {
-        content.resize(size, 0);
-        std::fs::write(dir.join(file_name(base)), &*content).unwrap();
-        content.clear();
-    };
+    let mut files = Vec::new();
     for n in 0..messages {
         let host = ([127, 0, 0, 1], 10911).into();
         let body = vec![7; 3000 + n as usize % 50];
@@ -60,7 +55,8 @@ fn write_history(dir: &Path, start: u64, messages: u32) -> PhyOffset {
         let left = size - content.len();
         if new.encoded_len() + record::BLANK_LEN > left {
             content.extend(blank(u32::try_from(left).unwrap()));
-            keep(base, &mut content);
+            content.resize(size, 0);
+            files.push((base, std::mem::take(&mut content)));
             base += SEGMENT_BYTES;
         }
         let at = content.len();
@@ -69,7 +65,17 @@ fn write_history(dir: &Path, start: u64, messages: u32) -> PhyOffset {
         record::seal(&mut content[at..], n.into(), position, 1_700_000_000_000);
     }
     let end = PhyOffset(base + content.len() as u64);
-    keep(base, &mut content);
+    content.resize(size, 0);
+    files.push((base, content));
+    (files, end)
+}
+
+fn write_history(dir: &Path, start: u64, messages: u32) -> PhyOffset {
+    std::fs::create_dir_all(dir).unwrap();
+    let (files, end) = history(start, messages);
+    for (base, content) in files {
+        std::fs::write(dir.join(file_name(base)), content).unwrap();
+    }
     end
 }
 
