@@ -47,11 +47,28 @@ pub(crate) struct Args {
     filter: Option<String>,
     #[arg(long, hide = true)]
     list: bool,
+    /// More of that, without a meaning here.
+    #[arg(long, hide = true)]
+    nocapture: bool,
+    #[arg(long, hide = true)]
+    ignored: bool,
+    #[arg(long, hide = true)]
+    exact: bool,
+    #[arg(long, hide = true)]
+    test_threads: Option<usize>,
+    #[arg(long, hide = true)]
+    skip: Vec<String>,
 }
 
 fn main() -> ExitCode {
     let args = Args::parse();
     if args.list
+        || args.ignored
+        || args.exact
+        || args
+            .skip
+            .iter()
+            .any(|part| "simulation".contains(part.as_str()))
         || args
             .filter
             .is_some_and(|filter| !"simulation".contains(&filter))

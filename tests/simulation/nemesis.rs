@@ -1,13 +1,15 @@
 //! What goes wrong.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{Rng, SeedableRng};
+use rmq::raft::{MemberChange, MembersError, SelfId};
 use rmq_store::sim;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::network::Place;
 use crate::nodes::End;
@@ -16,6 +18,8 @@ use crate::run::World;
 
 /// Faults that happen at the same time, of different sorts.
 pub(crate) const NEMESES: u64 = 2;
+/// How long an operator waits for an answer.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 fn ms(rng: &mut StdRng, most: u64) -> Duration {
     Duration::from_millis(rng.random_range(1..=most))
@@ -42,7 +46,7 @@ pub(crate) async fn trouble(world: Arc<World>, seed: u64) {
 
 /// Some of the nodes: often the leader, sometimes a majority or all.
 fn victims(world: &World, rng: &mut StdRng) -> Vec<Place> {
-    let mut all: Vec<Place> = world.nodes.places().collect();
+    let mut all: Vec<Place> = world.nodes.places();
     all.shuffle(rng);
     match rng.random_range(0..10) {
         0 => all,
@@ -196,12 +200,28 @@ async fn strike(world: &Arc<World>, fault: Fault, rng: &mut StdRng) {
         Fault::Wipe => {
             let place = victims(world, rng)[0];
             // What only a majority has acknowledged must not be lost on two of its nodes.
-            if !world.nodes.any_lacks() {
+            if world.nodes.may_wipe() {
                 world.nodes.wipe(place);
                 start_again(world, &[place], 1000, rng).await;
                 sleep(ms(rng, 3000)).await;
             }
         }
+        Fault::Full => {
+            let victims = victims(world, rng);
+            let available = *[0, 5].choose(rng).expect("some");
+            for place in &victims {
+                world
+                    .trace
+                    .event(format_args!("n{place}: {available}% of the disk are free"));
+                world.nodes.set_free(*place, Some(available));
+            }
+            sleep(ms(rng, 4000)).await;
+            for place in &victims {
+                world.nodes.set_free(*place, None);
+            }
+            start_again(world, &victims, 100, rng).await;
+        }
+        Fault::Members => change_members(world, rng).await,
         Fault::Transfer => {
             if let Some((place, node)) = world.nodes.serving() {
                 let mut ended = node.ended.clone();
@@ -218,6 +238,66 @@ async fn strike(world: &Arc<World>, fault: Fault, rng: &mut StdRng) {
     }
 }
 
+/// Adds a node and gives it a vote, or removes one.
+async fn change_members(world: &Arc<World>, rng: &mut StdRng) {
+    let places = world.nodes.places();
+    match world.nodes.spare() {
+        Some(place) if world.nodes.least_voters() <= 3 || rng.random() => {
+            world.nodes.want(place);
+            world.start(place).await;
+            if ask(world, rng, MemberChange::Add, place).await {
+                ask(world, rng, MemberChange::Promote, place).await;
+            }
+        }
+        None if world.nodes.least_voters() <= 3 => {}
+        _ => {
+            let place = *places.choose(rng).expect("some");
+            if ask(world, rng, MemberChange::Remove, place).await {
+                world.nodes.discard(place);
+            }
+        }
+    }
+}
+
+/// Asks whoever leads, again and again for a while, as an operator does. Says whether it is done.
+async fn ask(world: &Arc<World>, rng: &mut StdRng, change: MemberChange, place: Place) -> bool {
+    for _ in 0..20 {
+        if world.is_calm() {
+            return false;
+        }
+        if let Some((leader, node)) = world.nodes.serving() {
+            let self_id = SelfId(u16::try_from(place).expect("few"));
+            let mut ended = node.ended.clone();
+            let answer = tokio::select! {
+                biased;
+                _ = ended.wait_for(|ended| *ended) => None,
+                answer = timeout(PATIENCE, node.group.change_members(change, self_id)) => answer.ok(),
+            };
+            world
+                .trace
+                .event(format_args!("n{leader}, {change:?} n{place}: {answer:?}"));
+            match answer {
+                Some(Ok(_)) => {
+                    world.changes.fetch_add(1, Ordering::Relaxed);
+                    return true;
+                }
+                Some(Err(MembersError::Refused(_))) => return false,
+                Some(Err(MembersError::Leads)) => {
+                    let mut ended = node.ended.clone();
+                    tokio::select! {
+                        biased;
+                        _ = ended.wait_for(|ended| *ended) => {}
+                        _ = node.group.transfer_leader(None) => {}
+                    }
+                }
+                Some(Err(MembersError::Later(_))) | None => {}
+            }
+        }
+        sleep(ms(rng, 500)).await;
+    }
+    false
+}
+
 async fn start_again(world: &Arc<World>, places: &[Place], most_ms: u64, rng: &mut StdRng) {
     for place in places {
         sleep(ms(rng, most_ms)).await;
@@ -231,15 +311,15 @@ async fn start_again(world: &Arc<World>, places: &[Place], most_ms: u64, rng: &m
 fn pairs(world: &World) -> Vec<(Place, Place)> {
     let places = world.nodes.places();
     places
-        .clone()
-        .flat_map(|from| places.clone().map(move |to| (from, to)))
+        .iter()
+        .flat_map(|from| places.iter().map(|to| (*from, *to)))
         .filter(|(from, to)| from != to)
         .collect()
 }
 
 /// The pairs of nodes that do not reach each other.
 fn partition(world: &World, rng: &mut StdRng) -> Vec<(Place, Place)> {
-    let mut all: Vec<Place> = world.nodes.places().collect();
+    let mut all: Vec<Place> = world.nodes.places();
     all.shuffle(rng);
     let pairs = pairs(world).into_iter().filter(|(one, other)| one < other);
     let count = all.len();

@@ -7,9 +7,11 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use rmq::meta::Meta;
-use rmq::raft::{self, Group, PeerList, PeerOptions, RaftOptions, RetentionRules, SelfId, Timers};
+use rmq::raft::{
+    self, Group, NodeId, PeerList, PeerOptions, RaftOptions, RetentionRules, SelfId, Timers,
+};
 use rmq_store::sim::SimDisk;
-use rmq_store::{Disk, FlushMode, LogReader, PhyOffset, Queues, StoreConfig};
+use rmq_store::{Disk, FlushMode, LogReader, PhyOffset, Queues, Space, StoreConfig};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
@@ -18,6 +20,14 @@ use crate::machine::{Lent, Machine};
 use crate::network::{Fabric, Place, addr};
 use crate::plan::Plan;
 use crate::trace::Trace;
+
+/// Bytes of a percent of a disk that is full.
+const PERCENT: u64 = 1 << 20;
+/// A disk that is not.
+const PLENTY: Space = Space {
+    used: 0,
+    available: u64::MAX,
+};
 
 /// Most microseconds of a sync on a healthy disk.
 const SYNC_MICROS: u64 = 1000;
@@ -54,6 +64,14 @@ struct Node {
     disk: SimDisk,
     running: Option<Running>,
     end: Option<watch::Sender<bool>>,
+    /// Whether it is to run: it is a member, or is to become one.
+    wanted: bool,
+    /// It is started to join a group that may have other members than at first (`raftJoin=true`).
+    joins: bool,
+    /// Its id in the group, once it has one.
+    id: Option<NodeId>,
+    /// Whether what it has acknowledged counts.
+    voter: bool,
     lives: u32,
     starting: bool,
     /// Something was done to its disk, so that it may give up.
@@ -62,9 +80,19 @@ struct Node {
     crash: Option<End>,
     /// What a former life showed, for the durable part of its log while it is down.
     last: Option<(LogReader, PhyOffset)>,
-    /// With ASYNC_FLUSH: lost power and may lack what it acknowledged, until it has applied this
-    /// much; unknown at first.
-    lacks: Option<Option<u64>>,
+    lacks: Option<Lack>,
+}
+
+/// What keeps a node from holding all that it has acknowledged, after its store was lost or, with
+/// ASYNC_FLUSH, its power.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lack {
+    /// It has not heard a leader since.
+    Unheard,
+    /// It has not applied this much, or has no vote.
+    Behind(Option<u64>),
+    /// That it has a vote, and the node that it was has none, is not committed before this much is.
+    Unsettled(Option<u64>),
 }
 
 /// The nodes of a group.
@@ -97,7 +125,11 @@ pub(crate) fn store_config(flush: FlushMode) -> StoreConfig {
 
 impl Nodes {
     pub(crate) fn new(plan: &Plan, fabric: Fabric, trace: Trace) -> Self {
-        let node = || Node {
+        let node = |place| Node {
+            wanted: place < plan.nodes,
+            joins: place >= plan.nodes,
+            id: None,
+            voter: place < plan.nodes,
             disk: SimDisk::default(),
             running: None,
             end: None,
@@ -115,16 +147,33 @@ impl Nodes {
             start: Instant::now(),
             rng: Mutex::new(StdRng::seed_from_u64(plan.seed ^ 0x6e6f_6465_7300)),
             installs: AtomicU64::new(0),
-            nodes: Mutex::new((0..plan.nodes).map(|_| node()).collect()),
+            nodes: Mutex::new((0..plan.nodes + plan.spares).map(node).collect()),
         }
     }
 
-    pub(crate) fn count(&self) -> usize {
-        self.plan.nodes
+    /// The nodes that are to run.
+    pub(crate) fn places(&self) -> Vec<Place> {
+        let nodes = self.nodes();
+        let wanted = nodes.iter().enumerate().filter(|(_, node)| node.wanted);
+        wanted.map(|(place, _)| place).collect()
     }
 
-    pub(crate) fn places(&self) -> std::ops::Range<Place> {
-        0..self.plan.nodes
+    /// A place for another node.
+    pub(crate) fn spare(&self) -> Option<Place> {
+        self.nodes().iter().position(|node| !node.wanted)
+    }
+
+    /// Has a node run that is to become a member.
+    pub(crate) fn want(&self, place: Place) {
+        self.nodes()[place].wanted = true;
+    }
+
+    /// What the group has removed is not needed any more.
+    pub(crate) fn discard(&self, place: Place) {
+        self.wipe(place);
+        let node = &mut self.nodes()[place];
+        (node.wanted, node.voter) = (false, false);
+        node.lacks = None;
     }
 
     fn nodes(&self) -> MutexGuard<'_, Vec<Node>> {
@@ -151,8 +200,9 @@ impl Nodes {
     }
 
     /// What a node has on its disk, and how much of it is durable; also while it is down.
-    pub(crate) fn log_of(&self, place: Place) -> Option<(LogReader, PhyOffset)> {
-        let node = &self.nodes()[place];
+    pub(crate) fn log_of(&self, id: NodeId) -> Option<(LogReader, PhyOffset)> {
+        let nodes = self.nodes();
+        let node = nodes.iter().find(|node| node.id == Some(id))?;
         match &node.running {
             Some(running) => {
                 let reader = running.reader.clone();
@@ -185,6 +235,22 @@ impl Nodes {
         }
     }
 
+    /// Leaves this much of a node's disk free, in percent; all for `None`.
+    pub(crate) fn set_free(&self, place: Place, percent: Option<u64>) {
+        let space = percent.map_or(PLENTY, |percent| Space {
+            used: (100 - percent) * PERCENT,
+            available: percent * PERCENT,
+        });
+        self.disk(place).set_space(space);
+    }
+
+    /// How many nodes have let go of old segments.
+    pub(crate) fn purged(&self) -> u64 {
+        let running = self.all_running().into_iter();
+        let purged = running.filter(|(_, node)| node.reader.min_offset() > PhyOffset(0));
+        purged.count() as u64
+    }
+
     /// Starts a node that is down. An error is what its operator would read.
     pub(crate) async fn start(&self, place: Place) -> Result<(), String> {
         let (disk, life, seed) = {
@@ -209,6 +275,7 @@ impl Nodes {
         node.starting = false;
         match started {
             Ok((running, end)) => {
+                node.id = Some(running.group.node_id());
                 node.running = Some(running);
                 node.end = Some(end);
                 node.last = None;
@@ -245,8 +312,9 @@ impl Nodes {
         let snapshot = Arc::new(Mutex::new(false));
         let arrived = snapshot.clone();
         let port = self.fabric.of(place);
-        let list: PeerList = self
-            .places()
+        let join_only = self.nodes()[place].joins;
+        let spares = if join_only { self.plan.spares } else { 0 };
+        let list: PeerList = (0..self.plan.nodes + spares)
             .map(|place| (SelfId(place as u16), addr(place)))
             .collect();
         let options = RaftOptions {
@@ -257,7 +325,7 @@ impl Nodes {
                 list,
                 listener: Box::new(port.clone()),
                 net: Arc::new(port),
-                join_only: false,
+                join_only,
                 auto_rejoin: true,
                 forward: Arc::new(|_, _| Box::pin(async { Ok(None) })),
             }),
@@ -298,6 +366,7 @@ impl Nodes {
 
     /// Ends a process at once. Nobody sees anything of what its tasks still do.
     pub(crate) fn end(&self, place: Place, how: End, silently: bool) {
+        self.follow_recovery();
         let mut nodes = self.nodes();
         let node = &mut nodes[place];
         let Some(running) = node.running.take() else {
@@ -328,8 +397,8 @@ impl Nodes {
         node.disk = match how {
             End::Killed => node.disk.killed_at(done),
             End::PowerCut => {
-                if self.plan.flush != FlushMode::Sync {
-                    node.lacks = Some(None);
+                if self.plan.flush != FlushMode::Sync && node.voter {
+                    node.lacks = Some(Lack::Unheard);
                 }
                 let mut rng = lock(&self.rng);
                 node.disk.cut_at(done, &mut |n| rng.random_range(0..n))
@@ -352,7 +421,12 @@ impl Nodes {
         let node = &mut self.nodes()[place];
         node.disk = SimDisk::default();
         node.last = None;
-        node.lacks = Some(None);
+        node.id = None;
+        // All that the group began with may be gone, or empty and about to begin another one.
+        node.joins |= self.plan.spares > 0;
+        if node.voter {
+            node.lacks = Some(Lack::Unheard);
+        }
     }
 
     /// The nodes that a snapshot has arrived at, each once.
@@ -442,12 +516,34 @@ impl Nodes {
         if self.plan.flush == FlushMode::Sync {
             return true;
         }
+        let voters = self.least_voters();
         let lacking = self
             .nodes()
             .iter()
             .filter(|node| node.lacks.is_some())
             .count();
-        lacking + wanted <= (self.plan.nodes - 1) / 2
+        lacking + wanted <= voters.saturating_sub(1) / 2
+    }
+
+    /// Whether the store of a node may go without taking what only a majority has.
+    pub(crate) fn may_wipe(&self) -> bool {
+        !self.any_lacks() && self.least_voters() >= 3
+    }
+
+    /// The voters of the smallest group that this may be.
+    pub(crate) fn least_voters(&self) -> usize {
+        self.views().iter().map(Vec::len).min().unwrap_or(0)
+    }
+
+    /// The voters, as each running node knows them.
+    pub(crate) fn views(&self) -> Vec<Vec<NodeId>> {
+        let voters = |(_, node): (Place, Running)| {
+            let members = node.group.status().members.into_iter();
+            let voters = members.filter(|member| member.voter);
+            voters.map(|member| member.node).collect::<Vec<_>>()
+        };
+        let views = self.all_running().into_iter().map(voters);
+        views.filter(|voters| !voters.is_empty()).collect()
     }
 
     /// Whether a node may lack what it acknowledged.
@@ -461,22 +557,36 @@ impl Nodes {
         let most = all
             .iter()
             .map(|(_, node)| node.group.status().last_index)
-            .max();
+            .max()
+            .flatten();
+        let voters = self.views().concat();
+        if !voters.is_empty() {
+            for (node, place) in self.nodes().iter_mut().zip(0..) {
+                node.voter = voters
+                    .iter()
+                    .any(|voter| SelfId::of(*voter) == SelfId(place));
+            }
+        }
         for (place, running) in &all {
             let status = running.group.status();
-            let mut members = status.members.iter();
-            let votes = members.any(|member| member.node == status.node && member.voter);
+            let voters = status.members.iter().filter(|member| member.voter);
+            let own: Vec<NodeId> = voters
+                .map(|member| member.node)
+                .filter(|node| SelfId::of(*node) == SelfId::of(status.node))
+                .collect();
+            let votes = own == [status.node];
             let node = &mut self.nodes()[*place];
-            match node.lacks {
+            let applied = status.applied_index;
+            node.lacks = match node.lacks {
                 // What the leader has when it hears of the node again, or later.
-                Some(None) if status.leader.is_some() => {
-                    node.lacks = Some(most.flatten());
+                Some(Lack::Unheard) if status.leader.is_some() => Some(Lack::Behind(most)),
+                Some(Lack::Behind(target)) if applied >= target && votes => {
+                    Some(Lack::Unsettled(most))
                 }
-                Some(Some(target)) if status.applied_index >= Some(target) && votes => {
-                    node.lacks = None;
-                }
-                _ => {}
-            }
+                Some(Lack::Unsettled(target)) if !votes => Some(Lack::Behind(target)),
+                Some(Lack::Unsettled(target)) if applied >= target => None,
+                lacks => lacks,
+            };
         }
     }
 

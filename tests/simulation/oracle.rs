@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use rmq::raft::{GroupStatus, Role};
+use rmq::raft::{GroupStatus, NodeId, Role};
 use rmq_store::{EntryId, FlushMode, LogIndex, LogReader, PhyOffset, Position, QueueOffset};
 use rmq_wire::record::Record;
 
@@ -70,6 +70,8 @@ pub(crate) struct Oracle {
     committed: BTreeMap<u64, Committed>,
     leaders: BTreeSet<(u64, u64)>,
     nodes: BTreeMap<Place, NodeSeen>,
+    /// Who votes, as the nodes knew it at the last look.
+    views: Vec<Vec<NodeId>>,
     /// Acknowledged and attempted consumer offsets.
     offsets: BTreeMap<(String, Queue), (i64, i64)>,
     next_id: u64,
@@ -229,10 +231,15 @@ impl Oracle {
     /// Looks at all nodes.
     pub(crate) fn check(&mut self, nodes: &Nodes, flush: FlushMode) -> Checked {
         let mut serving = None;
+        let now = nodes.views();
+        let before = std::mem::replace(&mut self.views, now.clone());
+        let mut views = [now, before].concat();
+        views.sort_unstable();
+        views.dedup();
         for (place, node) in nodes.all_running() {
             let status = node.group.status();
             self.check_status(place, &node, &status)?;
-            self.check_committed(place, &node, &status, nodes, flush)?;
+            self.check_committed(place, &node, &status, &views, nodes, flush)?;
             if node.group.serving() {
                 if let Some(other) = serving {
                     return Err(format!("I17: n{other} and n{place} serve at once"));
@@ -320,6 +327,7 @@ impl Oracle {
         place: Place,
         node: &Running,
         status: &GroupStatus,
+        views: &[Vec<NodeId>],
         nodes: &Nodes,
         flush: FlushMode,
     ) -> Checked {
@@ -345,7 +353,7 @@ impl Oracle {
             };
             let known = self.committed.get(&index).copied();
             if known.is_none() {
-                on_quorum(index, &this, status, nodes, flush)?;
+                on_quorum(index, &this, views, nodes, flush)?;
                 self.committed.insert(index, this);
             } else if known != Some(this) {
                 return Err(format!(
@@ -391,10 +399,18 @@ impl Oracle {
         self.committed.keys().next_back().copied()
     }
 
-    /// When nothing is wrong any more: every node has every acknowledged message at its place, and
+    /// When nothing is wrong any more: every voter has every acknowledged message at its place, and
     /// nothing else.
     pub(crate) fn check_final(&mut self, nodes: &Nodes) -> Checked {
-        let all = nodes.all_running();
+        let mut all = nodes.all_running();
+        // Who is no voter may have nothing yet, or not hear any more.
+        let voters = nodes
+            .serving()
+            .map(|(_, leader)| leader.group.status().members);
+        all.retain(|(_, node)| {
+            let mut voters = voters.iter().flatten();
+            voters.any(|member| member.voter && member.node == node.group.node_id())
+        });
         for (place, node) in &all {
             let confirm = node.reader.confirm_offset();
             for (id, attempt) in &self.attempts {
@@ -464,7 +480,7 @@ impl Oracle {
 fn on_quorum(
     index: u64,
     entry: &Committed,
-    status: &GroupStatus,
+    views: &[Vec<NodeId>],
     nodes: &Nodes,
     flush: FlushMode,
 ) -> Checked {
@@ -472,25 +488,22 @@ fn on_quorum(
     if nodes.any_lacks() {
         return Ok(());
     }
-    let voters: Vec<Place> = status
-        .members
-        .iter()
-        .filter(|member| member.voter)
-        .map(|member| usize::try_from(member.node >> 48).expect("16 bits"))
-        .collect();
-    let holds = |place: &Place| {
-        let Some((log, synced)) = nodes.log_of(*place) else {
+    let holds = |node: &&NodeId| {
+        let Some((log, synced)) = nodes.log_of(**node) else {
             return false;
         };
         let durable = flush != FlushMode::Sync || synced >= entry.end;
         durable && matches!(log.id_at(LogIndex(index)), Ok(Some(id)) if id == entry.id)
     };
-    let holders = voters.iter().filter(|place| holds(place)).count();
-    if holders <= voters.len() / 2 {
+    // The members may have changed since, or be about to; all but the last is for the nodes to know.
+    let is_quorum = |voters: &Vec<NodeId>| {
+        let holders = voters.iter().filter(holds).count();
+        holders > voters.len() / 2
+    };
+    if !views.iter().any(is_quorum) {
         return Err(format!(
-            "I17: entry {} is committed and durable on {holders} of {} voters",
+            "I17: entry {} is committed and not durable on a majority of the voters {views:x?}",
             entry.id,
-            voters.len()
         ));
     }
     Ok(())

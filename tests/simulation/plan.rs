@@ -30,9 +30,14 @@ pub(crate) enum Fault {
     Transfer,
     /// A node's store is emptied.
     Wipe,
+    /// A disk has no space, for a while.
+    Full,
+    /// A node is added and given a vote, or removed.
+    Members,
 }
 
-const ALL: [Fault; 11] = [
+/// Everything that can go wrong.
+pub(crate) const ALL: [Fault; 13] = [
     Fault::Kill,
     Fault::PowerCut,
     Fault::CrashPoint,
@@ -44,13 +49,18 @@ const ALL: [Fault; 11] = [
     Fault::BadLinks,
     Fault::Transfer,
     Fault::Wipe,
+    Fault::Full,
+    Fault::Members,
 ];
 
 /// The parameters of one run, all from its seed.
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
     pub(crate) seed: u64,
+    /// Members at first.
     pub(crate) nodes: usize,
+    /// Places that may become members, by an operator's doing.
+    pub(crate) spares: usize,
     pub(crate) flush: FlushMode,
     /// Whether whole segments leave the log at once.
     pub(crate) purges: bool,
@@ -78,10 +88,15 @@ impl Plan {
             FlushMode::Sync
         };
         let count = rng.random_range(2..=6);
-        let faults = ALL.choose_multiple(&mut rng, count).copied().collect();
+        let faults: Vec<_> = ALL.choose_multiple(&mut rng, count).copied().collect();
         Self {
             seed,
             nodes: if rng.random_ratio(1, 4) { 5 } else { 3 },
+            spares: if faults.contains(&Fault::Members) {
+                2
+            } else {
+                0
+            },
             flush,
             purges: rng.random(),
             producers: rng.random_range(1..=4),

@@ -1,7 +1,7 @@
 //! One run: trouble while clients work, then peace, then the reckoning.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep};
 use crate::network::{Fabric, Place};
 use crate::nodes::Nodes;
 use crate::oracle::Oracle;
-use crate::plan::{Fault, Plan};
+use crate::plan::{ALL, Fault, Plan};
 use crate::trace::Trace;
 use crate::{clients, nemesis};
 
@@ -37,6 +37,8 @@ pub(crate) struct World {
     phase: AtomicU8,
     anomaly: Mutex<Option<String>>,
     struck: Mutex<BTreeMap<String, u64>>,
+    /// How often the members were changed.
+    pub(crate) changes: AtomicU64,
     /// How many partitions at a time hold a direction.
     cuts: Mutex<BTreeMap<(Place, Place), u32>>,
 }
@@ -143,6 +145,7 @@ pub(crate) async fn run(seed: u64, verbose: bool) -> Outcome {
         phase: AtomicU8::new(TROUBLE),
         anomaly: Mutex::default(),
         struck: Mutex::default(),
+        changes: AtomicU64::new(0),
         cuts: Mutex::default(),
     });
     world.catch_panics();
@@ -172,7 +175,9 @@ pub(crate) async fn run(seed: u64, verbose: bool) -> Outcome {
     }
     world.phase.store(OVER, Ordering::Relaxed);
     let anomaly = lock(&world.anomaly).take();
-    let mut counts = lock(&world.struck).clone();
+    let never = ALL.map(|fault| (format!("{fault:?}"), 0));
+    let mut counts = BTreeMap::from(never);
+    counts.append(&mut *lock(&world.struck));
     let oracle = world.oracle();
     for (what, count) in [
         ("acked", oracle.acked),
@@ -181,6 +186,8 @@ pub(crate) async fn run(seed: u64, verbose: bool) -> Outcome {
         ("reads", oracle.reads),
         ("commits", oracle.commits),
         ("terms", oracle.terms()),
+        ("purged", world.nodes.purged()),
+        ("changes", world.changes.load(Ordering::Relaxed)),
         ("installs", world.nodes.installs.load(Ordering::Relaxed)),
         ("events", world.trace.events()),
     ] {
@@ -226,19 +233,27 @@ async fn peace(world: &Arc<World>) {
             return;
         }
         let last = world.oracle().last_committed();
+        let Some((_, leader)) = world.nodes.serving() else {
+            continue;
+        };
+        let members = leader.group.status().members;
         let all = world.nodes.all_running();
-        let level = all.iter().all(|(_, node)| {
-            let status = node.group.status();
-            status.applied_index == last
-                && status.last_index == last
-                && node.queues.dispatched() == node.reader.confirm_offset()
+        let level = members.iter().filter(|member| member.voter).all(|member| {
+            let mut nodes = all.iter().map(|(_, node)| node);
+            let node = nodes.find(|node| node.group.node_id() == member.node);
+            node.is_some_and(|node| {
+                let status = node.group.status();
+                status.applied_index == last
+                    && status.last_index == last
+                    && node.queues.dispatched() == node.reader.confirm_offset()
+            })
         });
-        if level && all.len() == world.nodes.count() {
+        if level {
             break;
         }
         if begun.elapsed() > LEVEL_LIMIT {
             let limit =
-                format!("I18: the nodes are not level {LEVEL_LIMIT:?} after the last fault");
+                format!("I18: the voters are not level {LEVEL_LIMIT:?} after the last fault");
             return world.insist(Err(limit));
         }
     }

@@ -49,7 +49,35 @@ fn simulate(seed: u64, mutant: Option<&str>) -> (Output, String) {
     (output, last)
 }
 
-/// Lets the simulation look for planted bugs: all, or the one of this name.
+/// What came of the search for one planted bug.
+struct Found {
+    /// How many seeds were run.
+    tried: u64,
+    /// The seed that shows it, and how.
+    by: Option<(u64, String)>,
+    /// The seed shows no anomaly without the bug.
+    sound: bool,
+}
+
+/// Runs seeds with a planted bug until one shows an anomaly.
+fn find(mutant: &str, most: u64) -> Found {
+    let by = (1..=most).find_map(|seed| {
+        let (output, _) = simulate(seed, Some(mutant));
+        let text = String::from_utf8_lossy(&output.stdout);
+        let start = format!("seed {seed}: ");
+        let anomaly = text
+            .lines()
+            .rev()
+            .find_map(|line| line.strip_prefix(&start));
+        let anomaly = anomaly.map_or_else(|| output.status.to_string(), str::to_owned);
+        (!output.status.success()).then_some((seed, anomaly))
+    });
+    let tried = by.as_ref().map_or(most, |(seed, _)| *seed);
+    let sound = (by.as_ref()).is_none_or(|(seed, _)| simulate(*seed, None).0.status.success());
+    Found { tried, by, sound }
+}
+
+/// Lets the simulation look for planted bugs, all or the one of this name, and prints what found them.
 pub(crate) fn mutants(which: &str) -> ExitCode {
     if !cfg!(feature = "mutants") {
         println!(
@@ -64,31 +92,23 @@ pub(crate) fn mutants(which: &str) -> ExitCode {
         .collect();
     let next = AtomicUsize::new(0);
     let missed = AtomicUsize::new(usize::from(wanted.is_empty()));
+    println!(
+        "{:<11} {:>5} {:>5}  {:<5} what it does: how it shows",
+        "mutant", "tried", "seed", "by"
+    );
     let work = || {
         while let Some((name, what)) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let found = (1..=MUTANT_SEEDS).find_map(|seed| {
-                let (output, _) = simulate(seed, Some(name));
-                let text = String::from_utf8_lossy(&output.stdout);
-                let anomaly = text.lines().rev().find(|line| line.starts_with("seed "));
-                let anomaly = anomaly.map_or_else(|| output.status.to_string(), str::to_owned);
-                (!output.status.success()).then_some((seed, anomaly))
-            });
-            let clean = found
-                .as_ref()
-                .map(|(seed, _)| simulate(*seed, None).0.status);
-            match (found, clean) {
-                (Some((_, anomaly)), Some(clean)) if clean.success() => {
-                    println!("{name} ({what}) is found, {anomaly}");
-                }
-                (Some((seed, _)), _) => {
-                    println!("{name} ({what}): seed {seed} fails without it too");
-                    missed.fetch_add(1, Ordering::Relaxed);
-                }
-                (None, _) => {
-                    println!("{name} ({what}) is NOT found in {MUTANT_SEEDS} seeds");
-                    missed.fetch_add(1, Ordering::Relaxed);
-                }
+            let Found { tried, by, sound } = find(name, MUTANT_SEEDS);
+            if by.is_none() || !sound {
+                missed.fetch_add(1, Ordering::Relaxed);
             }
+            let (seed, anomaly) = match by {
+                Some((seed, anomaly)) => (seed.to_string(), anomaly),
+                None => ("-".to_owned(), "-: NOT FOUND".to_owned()),
+            };
+            let (by, how) = anomaly.split_once(": ").unwrap_or(("-", &anomaly));
+            let unsound = if sound { "" } else { " (WITHOUT IT, TOO)" };
+            println!("{name:<11} {tried:>5} {seed:>5}  {by:<5} {what}: {how}{unsound}");
         }
     };
     std::thread::scope(|scope| {

@@ -449,10 +449,13 @@ impl DiskFile for SimFile {
     fn allocate(&self, bytes: u64) -> io::Result<()> {
         let mut inner = self.disk.inner();
         inner.check_end()?;
-        if inner.strikes(&[Fault::Full], &self.path).is_some() {
+        let len = inner.files[self.file].len;
+        let new = bytes.saturating_sub(len);
+        let is_full = inner.space.is_some_and(|space| space.available < new);
+        if is_full || inner.strikes(&[Fault::Full], &self.path).is_some() {
             return Err(io::Error::from_raw_os_error(28));
         }
-        let len = inner.files[self.file].len.max(bytes);
+        let len = len.max(bytes);
         inner.apply(Op::Resize {
             file: self.file,
             len,
