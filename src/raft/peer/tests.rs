@@ -1,5 +1,6 @@
 //! Groups of real nodes on loopback.
 
+mod formation;
 mod group;
 mod handshake;
 mod pipeline;
