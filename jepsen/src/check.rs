@@ -3,12 +3,17 @@
 //! fail proves nothing.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::time::Duration;
 
 use crate::client::Outcome;
 use crate::history::{History, OffsetOp, Send};
 
 /// Judges a history; what it returns is what it found wrong.
 pub type Checker = fn(&History) -> Vec<String>;
+
+/// How many of [`CHECKERS`], the first ones, hold where what was acknowledged may be lost and forgiven.
+pub const WITHOUT_OFFSETS: usize = 4;
 
 /// All checkers with their names.
 pub const CHECKERS: [(&str, Checker); 6] = [
@@ -55,6 +60,54 @@ pub fn lost(history: &History) -> Vec<String> {
         }
     }
     wrong
+}
+
+/// Messages that were acknowledged and are lost.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Loss {
+    /// How many.
+    pub messages: usize,
+    /// From the acknowledgement of the oldest one to the fault after it.
+    pub age: Duration,
+}
+
+impl fmt::Display for Loss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (messages, age) = (self.messages, self.age.as_millis());
+        write!(
+            f,
+            "{messages} acknowledged messages lost, the oldest {age} ms before a fault"
+        )
+    }
+}
+
+/// Takes from a history what is lost, as if its sends had ended without an answer.
+pub fn forgive(history: &mut History) -> Loss {
+    let mut loss = Loss::default();
+    let places = places(history);
+    let lost: Vec<usize> = (0..history.sends.len())
+        .filter(|n| {
+            let send = &history.sends[*n];
+            let at = places.get(send.body.as_str());
+            matches!(send.outcome, Outcome::Ok(offset)
+                if at.is_none_or(|at| !at.contains(&(send.queue, offset))))
+        })
+        .collect();
+    for n in lost {
+        let send = &mut history.sends[n];
+        send.outcome = Outcome::Unknown("forgiven".into());
+        let faults = history.faults.iter().map(|fault| fault.from);
+        // A loss without a fault after it is forgiven to nobody.
+        let age = faults
+            .filter(|from| *from > send.invoked)
+            .min()
+            .map_or(Duration::MAX, |from| {
+                Duration::from_nanos(from.saturating_sub(send.ended))
+            });
+        loss.messages += 1;
+        loss.age = loss.age.max(age);
+    }
+    loss
 }
 
 /// What is found was attempted, and not by a send that certainly failed.
@@ -229,6 +282,22 @@ mod tests {
         for (name, checker) in CHECKERS {
             assert_eq!(checker(&good()), Vec::<String>::new(), "{name}");
         }
+    }
+
+    #[test]
+    fn what_was_acknowledged_long_before_a_fault_is_not_forgiven() {
+        let mut h = good();
+        h.faults[0].from = 100;
+        h.found.get_mut(&0).unwrap().pop();
+        let loss = forgive(&mut h);
+        assert_eq!(loss.messages, 1);
+        assert_eq!(loss.age, Duration::from_nanos(60));
+        assert_eq!(lost(&h), Vec::<String>::new());
+        assert_eq!(forgive(&mut h), Loss::default());
+
+        let mut h = good();
+        h.found.get_mut(&0).unwrap().pop();
+        assert_eq!(forgive(&mut h).age, Duration::MAX, "no fault explains it");
     }
 
     #[test]

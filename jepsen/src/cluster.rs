@@ -20,6 +20,9 @@ pub const SEGMENT: u64 = 8 << 20;
 /// How long a single question to a node may take.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// Until a process has set itself up.
+const START_LIMIT: Duration = Duration::from_secs(30);
+
 /// What to start.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -33,6 +36,9 @@ pub struct Options {
     pub segment: u64,
     /// More lines for every node's properties file.
     pub more: String,
+    /// The nodes run on machines of their own, as far as the identity of a machine's run goes: each
+    /// reads its one from `boot` beside its store.
+    pub machines: bool,
 }
 
 impl Default for Options {
@@ -43,6 +49,7 @@ impl Default for Options {
             namesrv: None,
             segment: SEGMENT,
             more: String::new(),
+            machines: false,
         }
     }
 }
@@ -68,6 +75,8 @@ pub struct Node {
     peer: String,
     conf: PathBuf,
     child: Option<Child>,
+    /// Bytes of its output before it was started last.
+    earlier: u64,
     /// It is no part of the group any more.
     retired: bool,
 }
@@ -86,7 +95,7 @@ impl Cluster {
                     &conf,
                     format!("listenPort={}\nbindAddress=127.0.0.1\n", ports[0]),
                 )?;
-                own_namesrv = Some(spawn(rmq, "namesrv", &conf)?);
+                own_namesrv = Some(spawn(Process::new(rmq), "namesrv", &conf)?);
                 SocketAddr::from(([127, 0, 0, 1], ports[0]))
             }
         };
@@ -191,10 +200,48 @@ impl Cluster {
 
     /// Starts a node that is not running.
     pub fn start_node(&mut self, node: usize) -> anyhow::Result<()> {
+        ensure!(self.nodes[node].child.is_none(), "node {node} is running");
+        let command = if self.options.machines {
+            self.on_own_machine(node)
+        } else {
+            Process::new(&self.rmq)
+        };
         let n = &mut self.nodes[node];
-        ensure!(n.child.is_none(), "node {node} is running");
-        n.child = Some(spawn(&self.rmq, "broker", &n.conf)?);
+        n.earlier = fs::metadata(output_of(&n.conf)).map_or(0, |file| file.len());
+        let child = n.child.insert(spawn(command, "broker", &n.conf)?);
+        if self.options.machines {
+            // Until then it has the other nodes' file systems mounted.
+            until_it_is(&self.rmq, child.id())?;
+        }
         Ok(())
+    }
+
+    /// The executable in a mount namespace where the machine's run has an identity of its own, see
+    /// [`Options::machines`].
+    fn on_own_machine(&self, node: usize) -> Process {
+        // A file system of another node is in use, and never mounted anew, for as long as it is
+        // mounted anywhere.
+        const SCRIPT: &str = "boot=$1; shift; \
+            until [ \"$1\" = -- ]; do umount \"$1\" || exit; shift; done; shift; \
+            mount --bind \"$boot\" /proc/sys/kernel/random/boot_id && exec \"$@\"";
+        let others = self.nodes.iter().enumerate().filter(|(n, _)| *n != node);
+        let mut command = Process::new("unshare");
+        command
+            .args(["--mount", "sh", "-c", SCRIPT, "machine"])
+            .arg(boot(&self.nodes[node].store))
+            .args(others.map(|(_, other)| &other.store))
+            .arg("--")
+            .arg(&self.rmq);
+        command
+    }
+
+    /// What a node has printed since it was started last.
+    pub fn last_life(&self, node: usize) -> anyhow::Result<String> {
+        let n = &self.nodes[node];
+        let path = output_of(&n.conf);
+        let output = fs::read(&path).with_context(|| path.display().to_string())?;
+        let from = usize::try_from(n.earlier)?.min(output.len());
+        Ok(String::from_utf8_lossy(&output[from..]).into_owned())
     }
 
     /// SIGKILL.
@@ -377,6 +424,7 @@ impl Node {
             peer: format!("n{node}-127.0.0.1:{}", first + 1),
             conf: dir.join(format!("n{node}.conf")),
             child: None,
+            earlier: 0,
             retired: false,
         }
     }
@@ -393,20 +441,46 @@ impl Drop for Cluster {
     }
 }
 
+/// The file with the identity of the run of the machine where a node has its store.
+pub(crate) fn boot(store: &Path) -> PathBuf {
+    store.with_extension("boot")
+}
+
+/// Where the output of a process goes.
+fn output_of(conf: &Path) -> PathBuf {
+    conf.with_extension("log")
+}
+
 /// Starts a process of ours; its output goes beside its properties file.
-fn spawn(rmq: &Path, role: &str, conf: &Path) -> anyhow::Result<Child> {
+fn spawn(mut command: Process, role: &str, conf: &Path) -> anyhow::Result<Child> {
     let log = fs::File::options()
         .create(true)
         .append(true)
-        .open(conf.with_extension("log"))?;
-    Process::new(rmq)
+        .open(output_of(conf))?;
+    command
         .args([role, "-c"])
         .arg(conf)
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
-        .stderr(log)
+        .stderr(log);
+    command
         .spawn()
-        .with_context(|| format!("cannot start {} {role}", rmq.display()))
+        .with_context(|| format!("cannot start {command:?}"))
+}
+
+/// Waits until a process that is to become `rmq` is it.
+fn until_it_is(rmq: &Path, pid: u32) -> anyhow::Result<()> {
+    let rmq = fs::canonicalize(rmq)?;
+    let end = Instant::now() + START_LIMIT;
+    while fs::read_link(format!("/proc/{pid}/exe"))? != rmq {
+        ensure!(
+            Instant::now() < end,
+            "process {pid} does not become {}",
+            rmq.display()
+        );
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
 }
 
 /// What a node says of itself and its group, as `mqadmin raftStatus` shows it.

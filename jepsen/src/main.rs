@@ -55,9 +55,11 @@ enum Action {
         #[arg(long)]
         sync_flush: bool,
     },
-    /// Cuts of the power of all nodes under load with SYNC_FLUSH, on file systems of their own.
-    /// Takes root.
+    /// Cuts of power under load, on file systems of their own. Takes root.
     Power {
+        /// Of whom, and how the nodes flush.
+        #[arg(value_enum, default_value = "sync")]
+        of: Power,
         /// How many.
         #[arg(long, default_value_t = 200)]
         cuts: u32,
@@ -72,6 +74,18 @@ enum Action {
         /// Which.
         which: Suite,
     },
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Power {
+    /// All nodes, SYNC_FLUSH: nothing acknowledged is lost.
+    Sync,
+    /// One node, ASYNC_FLUSH, now and then while another is killed: nothing acknowledged is lost.
+    AsyncOne,
+    /// All nodes, ASYNC_FLUSH: they wait for `mqadmin raftRecover`, and lose the last moments.
+    AsyncAll,
+    /// The same with `uncleanRecovery=longest-log`.
+    AsyncAllLongest,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -101,17 +115,23 @@ fn main() -> anyhow::Result<ExitCode> {
         } => {
             vec![plan(nemesis, rounds, seed, sync_flush)]
         }
-        Action::Power { cuts, seed } => {
+        Action::Power { of, cuts, seed } => {
             if !power::is_possible() {
                 println!("skipped: only root can make file systems and cut their power");
                 return Ok(ExitCode::SUCCESS);
             }
+            let (nemesis, sync_flush) = match of {
+                Power::Sync => (Nemesis::Power, true),
+                Power::AsyncOne => (Nemesis::PowerOne, false),
+                Power::AsyncAll => (Nemesis::Blackout, false),
+                Power::AsyncAllLongest => (Nemesis::BlackoutLongest, false),
+            };
             let groups = (0..cuts).step_by(CUTS_OF_A_GROUP as usize);
             groups
                 .zip(seed..)
                 .map(|(done, seed)| {
                     let rounds = CUTS_OF_A_GROUP.min(cuts - done);
-                    plan(vec![Nemesis::Power], rounds, seed, true)
+                    plan(vec![nemesis], rounds, seed, sync_flush)
                 })
                 .collect()
         }
@@ -125,7 +145,15 @@ fn main() -> anyhow::Result<ExitCode> {
             plan(vec![Nemesis::PauseLeader], 1, 13, false),
         ]
         .into_iter()
-        .chain(power::is_possible().then(|| plan(vec![Nemesis::Power], 3, 17, true)))
+        .chain(
+            [
+                plan(vec![Nemesis::Power], 3, 17, true),
+                plan(vec![Nemesis::PowerOne], 2, 19, false),
+                plan(vec![Nemesis::Blackout], 1, 23, false),
+            ]
+            .into_iter()
+            .filter(|_| power::is_possible()),
+        )
         .collect(),
     };
     let mut failed = 0;
@@ -181,8 +209,8 @@ fn judge(rmq: &Path, dir: &Path, plan: &Plan, limits: bool) -> anyhow::Result<bo
             "  {nemesis:?}: next acknowledgement after {of_probe} by a probe of all nodes, \
              {of_producers} by a producer"
         );
-        // All nodes have to start again first.
-        let is_limited = *nemesis != Nemesis::Power;
+        // Nodes have to start again first.
+        let is_limited = !nemesis.cuts_power();
         if is_limited && (of_probe.median > MEDIAN_LIMIT_MS || of_probe.worst > WORST_LIMIT_MS) {
             too_slow.push(format!(
                 "{nemesis:?}: {of_probe}; the limits are {MEDIAN_LIMIT_MS} ms (median) and \

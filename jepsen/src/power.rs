@@ -13,6 +13,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use rustix::ioctl::{Opcode, Setter, ioctl, opcode};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
+
+use crate::cluster::boot;
 
 /// Bytes of a node's disk; its file is sparse.
 const DISK: u64 = 1 << 30;
@@ -39,8 +42,14 @@ pub fn is_possible() -> bool {
 }
 
 impl Disks {
-    /// Makes `nodes` file systems, mounted where a cluster under `dir` has the stores of its nodes.
+    /// Makes `nodes` file systems, mounted where a cluster under `dir` has the stores of its nodes, and
+    /// seen from this thread and what it starts alone.
     pub fn mount(dir: &Path, nodes: usize) -> anyhow::Result<Self> {
+        // A copy of a mount in the namespace of some process that starts elsewhere meanwhile would keep
+        // the file system from going down.
+        // SAFETY: no table of file descriptors is unshared.
+        unsafe { unshare_unsafe(UnshareFlags::NEWNS) }.context("a mount namespace")?;
+        run(Command::new("mount").args(["--make-rprivate", "/"]))?;
         let mut disks = Self {
             mounted: Vec::new(),
         };
@@ -59,21 +68,23 @@ impl Disks {
         Ok(disks)
     }
 
-    /// Cuts the power of all nodes, whose processes are `pids`: stops them, loses what is not on the
-    /// disks, and has `kill` end them. The disks are mounted again on return.
+    /// Cuts the power of `nodes`, whose processes are `pids` and were told to stop: loses what is not on
+    /// their disks, and has `kill` end them. The disks are mounted again on return.
     pub fn cut(
         &self,
+        nodes: &[usize],
         pids: &[u32],
         kill: impl FnOnce() -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
+        let disks = || nodes.iter().map(|node| &self.mounted[*node]);
         for pid in pids {
             until_stopped(*pid)?;
         }
-        for disk in &self.mounted {
+        for disk in disks() {
             disk.forget()?;
         }
         kill()?;
-        for disk in &self.mounted {
+        for disk in disks() {
             run(Command::new("umount").arg(&disk.at))?;
             disk.mount()?;
         }
@@ -82,7 +93,9 @@ impl Disks {
 }
 
 impl Disk {
+    /// The machine gets power: what it runs from now on is another run of it.
     fn mount(&self) -> anyhow::Result<()> {
+        fs::write(boot(&self.at), fs::read("/proc/sys/kernel/random/uuid")?)?;
         run(Command::new("mount")
             .args(["-o", "loop"])
             .arg(&self.image)

@@ -3,42 +3,31 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use rustix::process::Signal;
+use serde_json::Value;
 
 use crate::burn::Burn;
-use crate::check::CHECKERS;
-use crate::client::{Client, Outcome};
-use crate::cluster::{Cluster, Options};
-use crate::history::{Fault, History, OffsetOp, Send};
+use crate::check::{self, CHECKERS, Checker};
+use crate::client::Outcome;
+use crate::cluster::{Cluster, Options, status};
+use crate::history::History;
 use crate::power::Disks;
+use crate::workload::{LIVENESS, Workload, read_back};
 
-/// Queues and producers; each producer has one queue, and one more shares queue 0.
-const QUEUES: u32 = 4;
-const TOPIC: &str = "jepsen_queue";
-const GROUP: &str = "jepsen_group";
-/// A producer gives an operation up after this; then its outcome is unknown.
-const PATIENCE: Duration = Duration::from_secs(3);
-/// What the bodies of probes begin with.
-const PROBE: &str = "probe";
-/// A probe asks a node only so long: less than an election takes, so that a node that hangs hides
-/// nothing of what the others do.
-const PROBE_PATIENCE: Duration = Duration::from_millis(100);
-/// After so long without an answer probes become patient, for a machine that is slow.
-const PROBE_HURRY: Duration = Duration::from_secs(10);
 /// How long a fault lasts that is not a single moment.
 const PAUSE: Duration = Duration::from_secs(10);
 const SATURATION: Duration = Duration::from_secs(30);
-/// Within this a leader must be back after every fault, or the run fails. It is far beyond what is
-/// expected, because a slow machine must not fail a test; the report tells what it really was.
-const LIVENESS: Duration = Duration::from_secs(60);
+/// How long nodes are watched that must not lead by themselves.
+const WATCH: Duration = Duration::from_secs(2);
+/// What a group without power may lose under ASYNC_FLUSH was acknowledged so shortly before: the flush
+/// interval, and what a slow machine takes to write it.
+const LOSS_LIMIT: Duration = Duration::from_secs(5);
 
 /// A fault and how it ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -58,8 +47,33 @@ pub enum Nemesis {
     Members,
     /// kill -9 of a follower, which never comes back: it is taken out and another node added.
     Replace,
-    /// The power of all nodes is cut at once, and now and then again while they start. Takes root.
+    /// The power of all nodes is cut at once, and now and then again while they start. Takes root, as
+    /// all cuts do.
     Power,
+    /// The power of one node is cut; every other time when only it and one more have all that is
+    /// acknowledged, and that one is killed and comes back later.
+    PowerOne,
+    /// The power of all nodes is cut under ASYNC_FLUSH: none may lead before the operator says so, and
+    /// then nothing may be lost but what was acknowledged just before.
+    Blackout,
+    /// The same with `uncleanRecovery=longest-log`: the longest log leads by itself.
+    BlackoutLongest,
+}
+
+impl Nemesis {
+    /// Whether it cuts the power of nodes.
+    pub fn cuts_power(self) -> bool {
+        matches!(self, Self::Power | Self::PowerOne) || self.may_lose()
+    }
+
+    /// Whether what was acknowledged just before it may be lost.
+    fn may_lose(self) -> bool {
+        matches!(self, Self::Blackout | Self::BlackoutLongest)
+    }
+
+    fn changes_members(self) -> bool {
+        matches!(self, Self::Members | Self::Replace)
+    }
 }
 
 /// What to run.
@@ -99,76 +113,41 @@ pub struct Gap {
     pub producers_ms: u64,
 }
 
-struct Shared {
-    start: Instant,
-    stop: AtomicBool,
-    nodes: Mutex<Vec<SocketAddr>>,
-    history: Mutex<History>,
-}
-
-impl Shared {
-    fn now(&self) -> u64 {
-        u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
-    }
-
-    /// How long ago `at` was.
-    fn since(&self, at: u64) -> Duration {
-        Duration::from_nanos(self.now() - at)
-    }
-
-    fn history(&self) -> std::sync::MutexGuard<'_, History> {
-        self.history.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Where the `n`th node listens, counting round and round.
-    fn node(&self, n: usize) -> SocketAddr {
-        let nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
-        nodes[n % nodes.len()]
-    }
-
-    fn set_nodes(&self, nodes: Vec<SocketAddr>) {
-        *self.nodes.lock().unwrap_or_else(PoisonError::into_inner) = nodes;
-    }
-
-    fn stopped(&self) -> bool {
-        self.stop.load(Ordering::Relaxed)
-    }
-}
-
 /// Runs `plan` against nodes of `rmq` with their files under `dir`.
 pub fn run(rmq: &Path, dir: &Path, plan: &Plan) -> anyhow::Result<Report> {
-    let options = Options {
+    let has = |is: fn(Nemesis) -> bool| plan.nemeses.iter().any(|nemesis| is(*nemesis));
+    let cuts_power = has(Nemesis::cuts_power);
+    let may_lose = has(Nemesis::may_lose);
+    ensure!(
+        !(cuts_power && has(Nemesis::changes_members)),
+        "a node that is added has no disk whose power could be cut"
+    );
+    ensure!(
+        !(may_lose && plan.sync_flush),
+        "with SYNC_FLUSH nothing may be lost: use power instead of blackout"
+    );
+    let longest_log = plan.nemeses.contains(&Nemesis::BlackoutLongest);
+    ensure!(
+        !(longest_log && plan.nemeses.contains(&Nemesis::Blackout)),
+        "a group has one uncleanRecovery"
+    );
+    let mut options = Options {
         sync_flush: plan.sync_flush,
+        machines: cuts_power,
         ..Options::default()
     };
-    let cuts_power = plan.nemeses.contains(&Nemesis::Power);
+    if longest_log {
+        options.more = "uncleanRecovery=longest-log".into();
+    }
     let disks = cuts_power
         .then(|| Disks::mount(dir, options.nodes))
         .transpose()?;
     let mut cluster = Cluster::start(rmq, dir, &options)?;
-    let shared = Arc::new(Shared {
-        start: Instant::now(),
-        stop: AtomicBool::new(false),
-        nodes: Mutex::new(cluster.addresses()),
-        history: Mutex::default(),
-    });
     let term = cluster.term()?;
-    let mut workers = Vec::new();
-    for producer in 0..=QUEUES {
-        let shared = shared.clone();
-        workers.push(thread::spawn(move || produce(&shared, producer)));
-    }
-    let consumer = shared.clone();
-    workers.push(thread::spawn(move || commit(&consumer)));
-
+    let work = Workload::start(cluster.addresses());
     let mut rng = StdRng::seed_from_u64(plan.seed);
-    let struck = strike_all(&mut cluster, disks.as_ref(), &shared, plan, &mut rng);
-    shared.stop.store(true, Ordering::Relaxed);
-    for w in workers {
-        w.join()
-            .map_err(|_| anyhow::anyhow!("a workload thread panicked"))?;
-    }
-    let gaps = struck?;
+    let struck = strike_all(&mut cluster, disks.as_ref(), &work, plan, &mut rng);
+    let (gaps, mut history) = work.stop(struck)?;
 
     let leader = cluster.wait_for_leader(LIVENESS)?;
     let end = cluster.wait_until_even(LIVENESS)?;
@@ -179,15 +158,19 @@ pub fn run(rmq: &Path, dir: &Path, plan: &Plan) -> anyhow::Result<Report> {
             "the logs are not identical below {end}: {difference}"
         ));
     }
-    let mut history = std::mem::take(&mut *shared.history());
-    let mut client = Client::connect(cluster.addresses()[leader], LIVENESS)?;
-    for queue in 0..QUEUES {
-        history.found.insert(
-            queue,
-            client.read_queue(TOPIC, queue).context("final read")?,
-        );
-    }
-    for (name, checker) in CHECKERS {
+    read_back(cluster.addresses()[leader], &mut history)?;
+    let mut loss = String::new();
+    let checkers: &[(&str, Checker)] = if may_lose {
+        let lost = check::forgive(&mut history);
+        if lost.age > LOSS_LIMIT {
+            wrong.push(format!("lost although synced long ago: {lost}"));
+        }
+        loss = format!("; {lost}");
+        &CHECKERS[..check::WITHOUT_OFFSETS]
+    } else {
+        &CHECKERS
+    };
+    for (name, checker) in checkers {
         let found = checker(&history);
         let more = found.len().saturating_sub(5);
         wrong.extend(found.into_iter().take(5).map(|f| format!("{name}: {f}")));
@@ -195,6 +178,15 @@ pub fn run(rmq: &Path, dir: &Path, plan: &Plan) -> anyhow::Result<Report> {
             wrong.push(format!("{name}: and {more} more"));
         }
     }
+    Ok(Report {
+        wrong,
+        summary: summary(&history, terms, end) + &loss,
+        gaps,
+        terms,
+    })
+}
+
+fn summary(history: &History, terms: u64, end: u64) -> String {
     let acked = history
         .sends
         .iter()
@@ -205,26 +197,20 @@ pub fn run(rmq: &Path, dir: &Path, plan: &Plan) -> anyhow::Result<Report> {
         .iter()
         .filter(|s| matches!(s.outcome, Outcome::Unknown(_)))
         .count();
-    let summary = format!(
+    format!(
         "{} sends: {acked} acknowledged, {unknown} unknown, {} refused; {} faults; {terms} terms; \
          log of {end} bytes",
         history.sends.len(),
         history.sends.len() - acked - unknown,
         history.faults.len(),
-    );
-    Ok(Report {
-        wrong,
-        summary,
-        gaps,
-        terms,
-    })
+    )
 }
 
 /// Injects the plan's faults one after the other, each only when the group is whole again.
 fn strike_all(
     cluster: &mut Cluster,
     disks: Option<&Disks>,
-    shared: &Shared,
+    work: &Workload,
     plan: &Plan,
     rng: &mut StdRng,
 ) -> anyhow::Result<Vec<Gap>> {
@@ -232,34 +218,29 @@ fn strike_all(
     for round in 0..plan.rounds {
         for &nemesis in &plan.nemeses {
             let leader = cluster.wait_for_leader(LIVENESS)?;
-            wait_for_acks(shared, shared.now())?;
+            work.wait_for_acks(work.now())?;
             thread::sleep(Duration::from_millis(rng.random_range(300..1200)));
-            let from = shared.now();
-            shared.history().faults.push(Fault {
-                what: format!("{nemesis:?} round {round}"),
-                from,
-                first_ack: None,
-            });
-            let probe = || probe(shared, from, &format!("{PROBE}:{nemesis:?}:{round}"));
+            let from = work.note_fault(format!("{nemesis:?} round {round}"));
+            let probe = |from| work.probe(from, &format!("{nemesis:?}:{round}"));
             let (probe_ms, producers_ms);
             match nemesis {
                 Nemesis::KillLeader | Nemesis::KillFollower => {
                     let victim = match nemesis {
                         Nemesis::KillLeader => leader,
-                        _ => other_than(cluster, leader, rng),
+                        _ => other_than(cluster, &[leader], rng),
                     };
                     cluster.kill(victim)?;
-                    probe_ms = probe()?;
-                    producers_ms = wait_for_acks(shared, from)?;
+                    probe_ms = probe(from)?;
+                    producers_ms = work.wait_for_acks(from)?;
                     cluster.start_node(victim)?;
                 }
                 Nemesis::PauseLeader => {
                     cluster.signal(leader, Signal::STOP)?;
-                    let seen = probe();
-                    thread::sleep(PAUSE.saturating_sub(shared.since(from)));
+                    let seen = probe(from);
+                    thread::sleep(PAUSE.saturating_sub(work.since(from)));
                     cluster.signal(leader, Signal::CONT)?;
                     probe_ms = seen?;
-                    producers_ms = wait_for_acks(shared, from)?;
+                    producers_ms = work.wait_for_acks(from)?;
                 }
                 Nemesis::KillAll => {
                     for node in cluster.members() {
@@ -268,47 +249,64 @@ fn strike_all(
                     for node in cluster.members() {
                         cluster.start_node(node)?;
                     }
-                    probe_ms = probe()?;
-                    producers_ms = wait_for_acks(shared, from)?;
+                    probe_ms = probe(from)?;
+                    producers_ms = work.wait_for_acks(from)?;
                 }
                 Nemesis::Power => {
-                    let disks = disks.context("a power cut needs disks of its own")?;
-                    cut_power(cluster, disks)?;
+                    let all = cluster.members();
+                    let from = cut_power(cluster, disks, &all, work)?;
                     if rng.random_bool(0.25) {
                         thread::sleep(Duration::from_millis(rng.random_range(0..500)));
-                        cut_power(cluster, disks)?;
+                        cut_power(cluster, disks, &all, work)?;
                     }
-                    probe_ms = probe()?;
-                    producers_ms = wait_for_acks(shared, from)?;
+                    probe_ms = probe(from)?;
+                    producers_ms = work.wait_for_acks(from)?;
+                }
+                Nemesis::PowerOne => {
+                    let (victim, from) = cut_power_of_one(cluster, disks, leader, work, rng)?;
+                    probe_ms = probe(from)?;
+                    producers_ms = work.wait_for_acks(from)?;
+                    wait_until_sound(cluster, plan.sync_flush, &[victim])?;
+                }
+                Nemesis::Blackout | Nemesis::BlackoutLongest => {
+                    let all = cluster.members();
+                    let from = cut_power(cluster, disks, &all, work)?;
+                    if nemesis == Nemesis::Blackout {
+                        watch_quarantine(cluster)?;
+                        cluster.admin(&["raftRecover", "--wait", "60"])?;
+                    }
+                    probe_ms = probe(from)?;
+                    producers_ms = work.wait_for_acks(from)?;
+                    wait_until_sound(cluster, plan.sync_flush, &all)?;
                 }
                 Nemesis::Saturate => {
                     let busy = Burn::start()?;
-                    probe_ms = probe()?;
-                    thread::sleep(SATURATION.saturating_sub(shared.since(from)));
+                    probe_ms = probe(from)?;
+                    thread::sleep(SATURATION.saturating_sub(work.since(from)));
                     drop(busy);
-                    producers_ms = wait_for_acks(shared, from)?;
+                    producers_ms = work.wait_for_acks(from)?;
                 }
                 Nemesis::Members => {
-                    probe_ms = probe()?;
+                    probe_ms = probe(from)?;
                     for _ in 0..2 {
                         cluster.grow()?;
                     }
-                    shared.set_nodes(member_addresses(cluster));
-                    wait_for_acks(shared, shared.now())?;
-                    cluster.shrink(other_than(cluster, leader, rng))?;
+                    work.set_nodes(member_addresses(cluster));
+                    work.wait_for_acks(work.now())?;
+                    cluster.shrink(other_than(cluster, &[leader], rng))?;
                     cluster.shrink(cluster.wait_for_leader(LIVENESS)?)?;
-                    shared.set_nodes(member_addresses(cluster));
-                    producers_ms = wait_for_acks(shared, shared.now())?;
+                    work.set_nodes(member_addresses(cluster));
+                    producers_ms = work.wait_for_acks(work.now())?;
                 }
                 Nemesis::Replace => {
-                    let dead = other_than(cluster, leader, rng);
+                    let dead = other_than(cluster, &[leader], rng);
                     cluster.kill(dead)?;
-                    probe_ms = probe()?;
-                    wait_for_acks(shared, from)?;
+                    probe_ms = probe(from)?;
+                    work.wait_for_acks(from)?;
                     cluster.shrink(dead)?;
                     cluster.grow()?;
-                    shared.set_nodes(member_addresses(cluster));
-                    producers_ms = wait_for_acks(shared, shared.now())?;
+                    work.set_nodes(member_addresses(cluster));
+                    producers_ms = work.wait_for_acks(work.now())?;
                 }
             }
             gaps.push(Gap {
@@ -316,172 +314,116 @@ fn strike_all(
                 probe_ms,
                 producers_ms,
             });
-            let first_ack = first_ack(shared, from);
-            if let Some(fault) = shared.history().faults.last_mut() {
-                fault.first_ack = first_ack;
-            }
+            work.note_recovery();
         }
     }
-    wait_for_acks(shared, shared.now())?;
+    work.wait_for_acks(work.now())?;
     Ok(gaps)
 }
 
-/// Some member that is not `node`.
-fn other_than(cluster: &Cluster, node: usize, rng: &mut StdRng) -> usize {
+/// Some member that is none of `nodes`.
+fn other_than(cluster: &Cluster, nodes: &[usize], rng: &mut StdRng) -> usize {
     let mut others = cluster.members();
-    others.retain(|other| *other != node);
+    others.retain(|other| !nodes.contains(other));
     others[rng.random_range(0..others.len())]
 }
 
-/// Cuts the power of all nodes at once and switches it on again.
-fn cut_power(cluster: &mut Cluster, disks: &Disks) -> anyhow::Result<()> {
-    let members = cluster.members();
-    for node in &members {
+/// Cuts the power of `nodes` at once and switches it on again; when it was cut.
+fn cut_power(
+    cluster: &mut Cluster,
+    disks: Option<&Disks>,
+    nodes: &[usize],
+    work: &Workload,
+) -> anyhow::Result<u64> {
+    let disks = disks.context("a power cut needs disks of its own")?;
+    for node in nodes {
         cluster.signal(*node, Signal::STOP)?;
     }
-    let pids: Vec<u32> = members.iter().filter_map(|n| cluster.pid(*n)).collect();
-    disks.cut(&pids, || {
-        members.iter().try_for_each(|node| cluster.kill(*node))
+    let pids: Vec<u32> = nodes.iter().filter_map(|n| cluster.pid(*n)).collect();
+    let mut from = 0;
+    disks.cut(nodes, &pids, || {
+        from = work.note_strike();
+        nodes.iter().try_for_each(|node| cluster.kill(*node))
     })?;
-    members
-        .iter()
-        .try_for_each(|node| cluster.start_node(*node))
+    for node in nodes {
+        cluster.start_node(*node)?;
+    }
+    Ok(from)
+}
+
+/// Cuts the power of one node; which, and when.
+fn cut_power_of_one(
+    cluster: &mut Cluster,
+    disks: Option<&Disks>,
+    leader: usize,
+    work: &Workload,
+    rng: &mut StdRng,
+) -> anyhow::Result<(usize, u64)> {
+    if rng.random_bool(0.5) {
+        let members = cluster.members();
+        let victim = members[rng.random_range(0..members.len())];
+        let from = cut_power(cluster, disks, &[victim], work)?;
+        return Ok((victim, from));
+    }
+    let behind = other_than(cluster, &[leader], rng);
+    cluster.signal(behind, Signal::STOP)?;
+    thread::sleep(Duration::from_millis(rng.random_range(300..900)));
+    let victim = other_than(cluster, &[behind], rng);
+    let witness = other_than(cluster, &[behind, victim], rng);
+    cluster.kill(witness)?;
+    let from = cut_power(cluster, disks, &[victim], work)?;
+    cluster.signal(behind, Signal::CONT)?;
+    // The two that run are a majority, but what the witness acknowledged only it may have.
+    thread::sleep(Duration::from_millis(rng.random_range(500..2500)));
+    cluster.start_node(witness)?;
+    Ok((victim, from))
+}
+
+/// Watches nodes that all lost power: each says so, and none leads.
+fn watch_quarantine(cluster: &Cluster) -> anyhow::Result<()> {
+    let all = |is: fn(&Value) -> bool| {
+        let group = |n: usize| Some(status(cluster.addresses()[n]).ok()?["group"].clone());
+        let groups = cluster.members().into_iter().map(group);
+        groups
+            .into_iter()
+            .all(|group| group.is_some_and(|group| is(&group)))
+    };
+    let end = Instant::now() + LIVENESS;
+    while !all(|group| group["quarantined"] == true) {
+        ensure!(Instant::now() < end, "not all nodes are in quarantine");
+        thread::sleep(Duration::from_millis(50));
+    }
+    let end = Instant::now() + WATCH;
+    while Instant::now() < end {
+        ensure!(
+            all(|group| group["quarantined"] == true && group["role"] != "leader"),
+            "a node left its quarantine by itself"
+        );
+        thread::sleep(Duration::from_millis(100));
+    }
+    Ok(())
+}
+
+/// Waits until no node is in quarantine, in which with ASYNC_FLUSH those without power have been.
+fn wait_until_sound(cluster: &Cluster, sync_flush: bool, cut: &[usize]) -> anyhow::Result<()> {
+    let end = Instant::now() + LIVENESS;
+    for node in cluster.members() {
+        let address = cluster.addresses()[node];
+        while !status(address).is_ok_and(|status| status["group"]["quarantined"] == false) {
+            ensure!(Instant::now() < end, "node {node} stays in quarantine");
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+    for node in cut.iter().filter(|_| !sync_flush) {
+        ensure!(
+            cluster.last_life(*node)?.contains("in QUARANTINE"),
+            "node {node} did not notice that its power was cut"
+        );
+    }
+    Ok(())
 }
 
 fn member_addresses(cluster: &Cluster) -> Vec<SocketAddr> {
     let addresses = cluster.addresses();
     cluster.members().iter().map(|n| addresses[*n]).collect()
-}
-
-/// When the first send of a producer that was invoked after `from` was acknowledged.
-fn first_ack(shared: &Shared, from: u64) -> Option<u64> {
-    let history = shared.history();
-    let acks = history
-        .sends
-        .iter()
-        .filter(|s| s.invoked > from && matches!(s.outcome, Outcome::Ok(_)))
-        .filter(|s| !s.body.starts_with(PROBE));
-    acks.map(|s| s.ended).min()
-}
-
-/// Waits for an acknowledgement of a producer's send that was invoked after `from`; answers after how many
-/// milliseconds it came.
-fn wait_for_acks(shared: &Shared, from: u64) -> anyhow::Result<u64> {
-    let end = Instant::now() + LIVENESS;
-    loop {
-        if let Some(ack) = first_ack(shared, from) {
-            return Ok((ack - from) / 1_000_000);
-        }
-        anyhow::ensure!(
-            Instant::now() < end,
-            "nothing was acknowledged for {LIVENESS:?}"
-        );
-        thread::sleep(Duration::from_millis(20));
-    }
-}
-
-/// Sends through each node in turn until one acknowledges; answers how many milliseconds after `from`
-/// that was. What it sends is part of the history.
-fn probe(shared: &Shared, from: u64, name: &str) -> anyhow::Result<u64> {
-    const QUEUE: u32 = 0;
-    for (seq, node) in (0u32..).zip(0usize..) {
-        let address = shared.node(node);
-        let waited = shared.since(from);
-        anyhow::ensure!(waited < LIVENESS, "no node answered for {LIVENESS:?}");
-        let patience = if waited < PROBE_HURRY {
-            PROBE_PATIENCE
-        } else {
-            PATIENCE
-        };
-        let Ok(mut client) = Client::connect(address, patience) else {
-            thread::sleep(Duration::from_millis(5));
-            continue;
-        };
-        let body = format!("{name}:{seq}");
-        let invoked = shared.now();
-        let outcome = client.send(TOPIC, QUEUE, &body);
-        let ended = shared.now();
-        let is_acknowledged = matches!(outcome, Outcome::Ok(_));
-        shared.history().sends.push(Send {
-            queue: QUEUE,
-            body,
-            invoked,
-            ended,
-            outcome,
-        });
-        if is_acknowledged {
-            return Ok((ended - from) / 1_000_000);
-        }
-    }
-    unreachable!("a cycle over nodes has no end")
-}
-
-/// Sends unique messages one after the other to one queue, through whichever node answers.
-fn produce(shared: &Shared, producer: u32) {
-    let queue = producer % QUEUES;
-    let mut node = producer as usize;
-    let mut connection = None;
-    for seq in 0u64.. {
-        if shared.stopped() {
-            return;
-        }
-        let body = format!("{producer}:{seq}");
-        let address = shared.node(node);
-        let client = match connection.take() {
-            Some(c) => c,
-            None => match Client::connect(address, PATIENCE) {
-                Ok(c) => c,
-                Err(_) => {
-                    node += 1;
-                    thread::sleep(Duration::from_millis(5));
-                    continue;
-                }
-            },
-        };
-        let mut client = client;
-        let invoked = shared.now();
-        let outcome = client.send(TOPIC, queue, &body);
-        let ended = shared.now();
-        if matches!(outcome, Outcome::Ok(_)) {
-            connection = Some(client);
-        } else {
-            node += 1;
-            thread::sleep(Duration::from_millis(5));
-        }
-        shared.history().sends.push(Send {
-            queue,
-            body,
-            invoked,
-            ended,
-            outcome,
-        });
-        thread::sleep(Duration::from_millis(1));
-    }
-}
-
-/// Commits rising offsets for a group and reads them back, through whichever node answers.
-fn commit(shared: &Shared) {
-    let (mut node, mut offset) = (0, 0);
-    while !shared.stopped() {
-        let address = shared.node(node);
-        let Ok(mut client) = Client::connect(address, PATIENCE) else {
-            node += 1;
-            thread::sleep(Duration::from_millis(5));
-            continue;
-        };
-        while !shared.stopped() {
-            offset += 1;
-            let acknowledged = client.commit_offset(GROUP, TOPIC, offset) == Outcome::Ok(());
-            shared.history().offsets.push(OffsetOp::Commit {
-                offset,
-                acknowledged,
-            });
-            let Ok(read) = client.query_offset(GROUP, TOPIC) else {
-                break;
-            };
-            shared.history().offsets.push(OffsetOp::Read(read));
-            thread::sleep(Duration::from_millis(10));
-        }
-        node += 1;
-    }
 }
