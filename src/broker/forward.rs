@@ -185,10 +185,12 @@ fn unknown(request: &Request, error: &ForwardError) -> Handled {
 }
 
 /// What a request that has waited may no longer say. A consumer commits again and again; an offset
-/// that was held up here must not arrive behind a newer one that took another way.
+/// that was held up here must not arrive behind a newer one that took another way. Its client may
+/// commit a newer one when it waits no longer for this one, and of that only the node knows to which
+/// it is connected.
 fn is_stale(request: &Request) -> bool {
     match request.command.code {
-        request::UPDATE_CONSUMER_OFFSET => request.command.is_oneway(),
+        request::UPDATE_CONSUMER_OFFSET => request.command.is_oneway() || request.conn.is_none(),
         request::PULL_MESSAGE | request::LITE_PULL_MESSAGE => true,
         _ => false,
     }

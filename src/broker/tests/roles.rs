@@ -2,7 +2,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use rmq_wire::header::{PullMessageResponse, QueryConsumerOffset};
+use rmq_wire::header::{PullMessageResponse, QueryConsumerOffset, UpdateConsumerOffset};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
@@ -112,6 +112,33 @@ async fn a_request_waits_for_the_next_leader() {
     tokio::task::yield_now().await;
     node.replica.become_leader(2);
     assert_eq!(sending.await.unwrap().code, response::SUCCESS);
+}
+
+/// Its client may be gone, and have committed a newer one elsewhere.
+#[tokio::test]
+async fn a_forwarded_offset_does_not_wait_for_the_next_leader() {
+    let node = Arc::new(Node::start().await);
+    node.replica.follow(None);
+    let mut out = BytesMut::new();
+    let commit = UpdateConsumerOffset {
+        consumer_group: "g".to_owned(),
+        topic: "T".to_owned(),
+        queue_id: 0,
+        commit_offset: 7,
+    };
+    Command::request(request::UPDATE_CONSUMER_OFFSET)
+        .with_header(&commit)
+        .encode(&mut out);
+    let raw = out.split_off(4).freeze();
+    let client = "10.0.0.7:1".parse().unwrap();
+    let broker = Arc::clone(&node.broker);
+    let waiting = tokio::spawn(crate::broker::dispatch::forwarded(broker, client, raw));
+    while node.broker.forwarding.held() == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    node.replica.become_leader(2);
+    assert_eq!(waiting.await.unwrap(), Err(crate::raft::NotLeader));
+    assert_eq!(node.replica.meta.read().offset("g", "T", 0), None);
 }
 
 #[tokio::test]
