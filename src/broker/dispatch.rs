@@ -211,8 +211,7 @@ async fn handle(broker: &Arc<Broker>, request: &Request) -> Handled {
                     handled => return handled,
                 }
             }
-            let code = request.command.code;
-            if (code == request::PULL_MESSAGE || code == request::LITE_PULL_MESSAGE)
+            if forward::is_pull(request)
                 && let Some(handled) = pull::as_follower(broker, request).await
             {
                 return handled;

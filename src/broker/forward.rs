@@ -123,6 +123,10 @@ pub(super) async fn to_leader(broker: &Arc<Broker>, request: &Request) -> Handle
             // Nobody waits any longer.
             () = closed(request) => return Err(Refusal::Silence),
         }
+        // Who reads here is not sent to id 0, which may be the dead leader in its route.
+        if is_pull(request) && !is_forwarded && broker.config.slave_read_enable {
+            return pull_again(request, broker.follower_id);
+        }
         if is_stale(request) {
             return given_up();
         }
@@ -170,9 +174,15 @@ pub(super) fn no_leader(request: &Request) -> Handled {
         // Java 4.9 and C++ consumers take any error for "no offset is stored" and start over from
         // the end or the beginning of the queue.
         request::QUERY_CONSUMER_OFFSET => Err(Refusal::Silence),
-        request::PULL_MESSAGE | request::LITE_PULL_MESSAGE => pull_again(request, MASTER),
+        _ if is_pull(request) => pull_again(request, MASTER),
         _ => Err(Refusal::new(response::SERVICE_NOT_AVAILABLE, NO_LEADER)),
     }
+}
+
+/// Whether it is a pull.
+pub(super) fn is_pull(of: &Request) -> bool {
+    let code = of.command.code;
+    code == request::PULL_MESSAGE || code == request::LITE_PULL_MESSAGE
 }
 
 fn unknown(request: &Request, error: &ForwardError) -> Handled {

@@ -34,6 +34,11 @@ const AT_HAND_BYTES: u64 = 64 << 20;
 /// How often a waiting pull looks by itself, for it may have to be moved past messages that it does
 /// not want.
 const RECHECK: Duration = Duration::from_secs(5);
+/// How long a leader may be behind what a follower has given out: both apply what is committed by themselves.
+const CATCH_UP: Duration = Duration::from_secs(1);
+const CATCH_UP_PAUSE: Duration = Duration::from_millis(5);
+/// The broker id of the leader.
+const MASTER: i64 = 0;
 /// Longest wait, whatever a client asks for. Stock clients ask for 15 to 30 s.
 const LONGEST_SUSPENSION: Duration = Duration::from_secs(60);
 
@@ -52,6 +57,7 @@ pub(super) async fn handle(broker: &Arc<Broker>, request: &Request) -> Handled {
     if pull.sys_flag & pull_sys_flag::COMMIT_OFFSET != 0 {
         commit(broker, &pull);
     }
+    catch_up(broker, &pull).await;
     let mut result = get(broker, &pull, &filter).await?;
     let may_wait = pull.sys_flag & pull_sys_flag::SUSPEND != 0;
     if code(&result, &pull) == response::PULL_NOT_FOUND && may_wait {
@@ -63,8 +69,25 @@ pub(super) async fn handle(broker: &Arc<Broker>, request: &Request) -> Handled {
     if code(&result, &pull) == response::PULL_OFFSET_MOVED {
         tell_of_move(broker, &pull, &result);
     }
-    let next_from = broker.readers.of(&pull);
+    let otherwise = match broker.config.slave_read_enable {
+        true => broker.follower_id,
+        false => MASTER,
+    };
+    let next_from = broker.readers.of(&pull, otherwise);
     Ok(answer(request, &pull, result, next_from))
+}
+
+/// Waits for what the consumer has read elsewhere to be applied here. To say instead that the queue ends
+/// before has the consumer go back, and stand still for 10 s before that.
+async fn catch_up(broker: &Broker, pull: &PullMessage) {
+    let deadline = Instant::now() + CATCH_UP;
+    let is_behind = || {
+        let end = broker.queues.max_offset(&pull.topic, pull.queue_id);
+        end.as_i64() > 0 && end.as_i64() < pull.queue_offset
+    };
+    while is_behind() && Instant::now() < deadline {
+        tokio::time::sleep(CATCH_UP_PAUSE).await;
+    }
 }
 
 /// Checks whether this consumer may read this queue, and finds what it wants of it.

@@ -13,7 +13,7 @@ use rmq_store::GetStatus;
 use rmq_wire::header::{PullMessage, pull_sys_flag};
 use tokio::time::Instant;
 
-use super::{answer, check, get, suspension};
+use super::{MASTER, answer, check, get, suspension};
 use crate::broker::refusal::Handled;
 use crate::broker::{Broker, forward};
 use crate::raft::{GroupStatus, SelfId};
@@ -25,8 +25,11 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 const SILENCE_MAX_MS: u64 = 1000;
 /// Nor is one that is so many entries behind.
 const LAG_MAX: u64 = 1000;
+/// By then stock clients, which look for routes every 30 s, have found a new leader.
+const ROUTES_KNOWN: Duration = Duration::from_secs(60);
 
-/// The broker ids of the followers that consumers may be sent to; none on a node that does not lead.
+/// The broker ids that consumers may be sent to: the leader's, and the followers'. None on a node that does
+/// not lead.
 #[derive(Default)]
 pub(in crate::broker) struct Readers(RwLock<Vec<i64>>);
 
@@ -36,10 +39,22 @@ impl Readers {
         if !broker.config.slave_read_enable {
             return std::future::pending().await;
         }
+        let mut leads_since = None;
         loop {
             let readers = match broker.is_serving() {
-                true => readable(&broker.replica.status()),
-                false => Vec::new(),
+                true => {
+                    // Who has an old route takes id 0 for the leader before, but knows this node too.
+                    let since = *leads_since.get_or_insert_with(Instant::now);
+                    let is_known = since.elapsed() >= ROUTES_KNOWN;
+                    let own = if is_known { MASTER } else { broker.follower_id };
+                    let mut readers = vec![own];
+                    readers.extend(readable(&broker.replica.status()));
+                    readers
+                }
+                false => {
+                    leads_since = None;
+                    Vec::new()
+                }
             };
             *broker
                 .readers
@@ -52,19 +67,17 @@ impl Readers {
 
     /// Where this group shall pull this queue: from the leader (0) or a follower, always the same one
     /// while nobody comes or goes, and evenly among all.
-    pub(in crate::broker) fn of(&self, pull: &PullMessage) -> i64 {
+    /// `otherwise` where that is not known yet.
+    pub(in crate::broker) fn of(&self, pull: &PullMessage, otherwise: i64) -> i64 {
         let readers = self.0.read().unwrap_or_else(PoisonError::into_inner);
         if readers.is_empty() {
-            return 0;
+            return otherwise;
         }
         let mut hasher = DefaultHasher::new();
         (&pull.consumer_group, &pull.topic).hash(&mut hasher);
         let queue = u64::from(pull.queue_id.unsigned_abs());
-        let at = hasher.finish().wrapping_add(queue) % (readers.len() as u64 + 1);
-        match usize::try_from(at).unwrap_or(0) {
-            0 => 0,
-            follower => readers[follower - 1],
-        }
+        let at = hasher.finish().wrapping_add(queue) % readers.len() as u64;
+        readers[usize::try_from(at).unwrap_or(0)]
     }
 }
 
@@ -87,7 +100,7 @@ pub(in crate::broker) async fn as_follower(
     request: &Request,
 ) -> Option<Handled> {
     let conn = request.conn.as_ref()?;
-    if !broker.config.slave_read_enable || broker.replica.role().borrow().leader.is_none() {
+    if !broker.config.slave_read_enable {
         return None;
     }
     let pull: PullMessage = request.command.header().ok()?;
@@ -104,11 +117,15 @@ pub(in crate::broker) async fn as_follower(
         );
         let result = get(broker, &pull, &filter).await.ok()?;
         match result.status {
-            GetStatus::Found => {
+            GetStatus::Found | GetStatus::NoMatchedMessage | GetStatus::Late => {
                 return Some(Ok(answer(request, &pull, result, broker.follower_id)));
             }
             GetStatus::OffsetOverflowOne if may_wait => {}
             _ => return None,
+        }
+        // What comes next a leader will tell; it may also be that only this node is cut off.
+        if broker.replica.role().borrow().leader.is_none() {
+            return None;
         }
         tokio::select! {
             () = hold.woken() => {}

@@ -354,6 +354,21 @@ async fn a_follower_gives_out_what_is_committed_and_claims_nothing_else() {
         }
         assert_eq!(ask(&wanted).await.code, 77, "{offset} {topic} {suspend}");
     }
+    // Without a leader it goes on with what it has, and sends nobody to a leader that may be dead.
+    node.replica.follow(None);
+    let mut first = wanted.clone();
+    first.queue_offset = 0;
+    assert_eq!(bodies(&ask(&first).await), [b"1"]);
+    wanted.queue_offset = 1;
+    let held = tokio::spawn(ask(&wanted));
+    while node.broker.forwarding.held() == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    node.replica.follow(Some("leader:1"));
+    let answer = held.await.unwrap();
+    assert_eq!(answer.code, response::PULL_RETRY_IMMEDIATELY);
+    let header: PullMessageResponse = answer.header().unwrap();
+    assert_eq!(header.suggest_which_broker_id, 2, "its own id");
     // At its end it waits, here for a message that it gets from the leader.
     wanted.queue_offset = 1;
     let waiting = tokio::spawn(ask(&wanted));
@@ -367,4 +382,33 @@ async fn a_follower_gives_out_what_is_committed_and_claims_nothing_else() {
     wanted.queue_offset = 2;
     wanted.suspend_timeout_millis = 10;
     assert_eq!(ask(&wanted).await.code, response::PULL_RETRY_IMMEDIATELY);
+}
+
+#[tokio::test]
+async fn a_leader_that_is_behind_a_follower_names_no_end() {
+    let node = Node::with(BrokerConfig {
+        dleger_self_id: "n1".to_owned(),
+        slave_read_enable: true,
+        ..BrokerConfig::default()
+    })
+    .await;
+    node.sent(send("", b"1")).await;
+    // The consumer has read the next message from a follower.
+    let mut wanted = pull(2);
+    wanted.sys_flag |= pull_sys_flag::SUSPEND;
+    wanted.suspend_timeout_millis = 60_000;
+    let (client, addr) = (Client::default(), node.addr.clone());
+    let command = pull_request(&wanted);
+    let asked = tokio::spawn(async move { client.call(&addr, command, LIMIT).await.unwrap() });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    node.replica.replicate("T", b"2");
+    node.replica.replicate("T", b"3");
+    let answer = asked.await.unwrap();
+    assert_eq!(
+        (answer.code, bodies(&answer)),
+        (response::SUCCESS, vec![b"3".to_vec()])
+    );
+    // It leads anew: to an old route id 0 is somebody else.
+    let header: PullMessageResponse = answer.header().unwrap();
+    assert_eq!(header.suggest_which_broker_id, 2);
 }

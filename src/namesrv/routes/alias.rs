@@ -230,6 +230,24 @@ mod tests {
     }
 
     #[test]
+    fn two_groups_with_the_same_topic_have_names_of_their_own() {
+        let mut group = Group::new();
+        for (addr, id) in [("a4", 0), ("a5", 2)] {
+            let registration = Registration {
+                name: "c".into(),
+                alias: Some(alias(addr)),
+                ..registration(addr, id, 1)
+            };
+            group.routes.register(registration, group.now).unwrap();
+        }
+        let first = ["b=a1", "b@1=a2-alias", "b@2=a3-alias"];
+        let second = ["c=a4", "c@1=a5-alias", "c@2=a5-alias"];
+        assert_eq!(group.shown(), [first, second].concat());
+        let info = group.routes.cluster_info();
+        assert_eq!(info.cluster_addr_table["C"].len(), 2);
+    }
+
+    #[test]
     fn who_walks_the_cluster_sees_the_group_once() {
         let group = Group::new();
         let info = group.routes.cluster_info();
