@@ -1,24 +1,32 @@
 #!/usr/bin/env python3
-"""What the stock Java clients see when something breaks under them, fault by fault.
+"""What stock clients see when something breaks under them, fault by fault.
 
-    benches/failover.py --faults kill-leader,rolling --clients 4.9,5.5 --count 5 [--alias] [--target dledger]
+    benches/failover.py --setup alias --faults kill-leader,rolling --count 5 [--json results.jsonl]
+    benches/failover.py --report benches/failover.jsonl      # writes docs/failover.md and docs/failover.svg
 
-Starts three nodes and a name server on loopback, lets benches/java/Failover.java send 1,000 messages a
-second with default settings (8 threads, and 64 ordered keys by a selector) and consume them, and applies
-each fault COUNT times at moments drawn from --seed. Prints one JSON line a fault and a table. Columns: sends
-begun after the fault that failed, those in flight at that instant that failed, the longest silence of the
-producers, of the consumer as a whole and of its worst queue, ordered keys that waited longer than 1.5 s;
-over all faults messages lost, stored twice, delivered again, out of order.
+Starts three nodes and a name server and, side by side, applications on the Java clients 4.9.8 and 5.5.0
+(benches/java/Failover.java) and on the Go client v2 (benches/go/failover.go) in default settings, which
+together send --rate messages a second and consume them, and beside that a fifth as many in order by 48 keys.
+Applies each fault COUNT times at moments drawn from --seed. Prints one JSON line a fault and client, and a
+table. As root every node has a network namespace of its own, which ends with this program; without, all is on
+loopback, and what needs a network is left out.
 
-Faults: kill-leader (kill -9, started again after 10 s), stop-leader (SIGSTOP for 20 s), kill-follower,
-rolling (SIGTERM and start, one node after the other), transfer (leadership handed over), kill-namesrv
-(kill -9, started again after 2 s), none.
+Setups: plain (slaveReadEnable), alias (that and groupAliasRoutes, with all 8 queues of a topic under each
+name), alias-1 (with one), vip (slaveReadEnable and brokerVip), both (alias and vip), dledger (Java 4.9.7, DLedger mode), controller (Java 5.5.0, controller mode, two in-sync replicas).
 
-Needs python3 and what scripts/clients.sh fetches.
+Faults: kill-leader (kill -9, started again after 10 s), stop-leader (SIGSTOP for 20 s), cut-leader (its
+network is silent for 20 s), kill-follower, rolling (SIGTERM and start, one node after the other), transfer
+(leadership handed over), kill-namesrv (kill -9, started again after 2 s), none.
+
+Needs python3 and what scripts/clients.sh fetches; ip, unshare and nsenter for the namespaces.
 """
 
 import argparse
+import ctypes
+import html
+import itertools
 import json
+import math
 import os
 import random
 import shutil
@@ -27,29 +35,156 @@ import statistics
 import subprocess
 import tempfile
 import time
+import urllib.request
 
 from versus import OPENS, ROOT, JavaDledger, Rmq, rpc
 
-PLAIN, ORDERED = "failover", "failover_ordered"
+# Seconds from the end of a fault to its report. Stock clients look for routes every 30 s.
+SETTLE = {"kill-leader": 14, "stop-leader": 14, "cut-leader": 14, "rolling": 8, "transfer": 8, "kill-follower": 6, "kill-namesrv": 6, "none": 2}
+JAVA_SETTLE = 40
+VIP = "10.79.0.100"
+
+
+class Network:
+    """A link with a namespace for each node; this program, name server and clients are at its other end."""
+
+    CLONE_NEWNET = 0x40000000
+
+    def __init__(self):
+        self.holders = [self.namespace() for _ in range(4)]
+        here = self.holders.pop()
+        fd = os.open(f"/proc/{here.pid}/ns/net", os.O_RDONLY)
+        if ctypes.CDLL(None, use_errno=True).setns(fd, self.CLONE_NEWNET) != 0:
+            raise OSError(ctypes.get_errno(), "setns")
+        os.close(fd)
+        here.kill()
+        here.wait()
+        ip("link set lo up", "link add br0 type bridge", "addr add 10.79.0.254/24 dev br0", "link set br0 up")
+        for i, holder in enumerate(self.holders):
+            ip(f"link add port{i} type veth peer name eth0 netns {holder.pid}", f"link set port{i} master br0 up")
+            for command in ("link set lo up", f"addr add 10.79.0.{i + 1}/24 dev eth0", "link set eth0 up"):
+                subprocess.run([*self.within(i), "ip", *command.split()], check=True)
+
+    @staticmethod
+    def namespace():
+        holder = subprocess.Popen(["unshare", "--net", "sh", "-c", "echo; exec sleep 86400"], stdout=subprocess.PIPE)
+        holder.stdout.read(1)
+        return holder
+
+    def within(self, node):
+        return ["nsenter", "--net", "--target", str(self.holders[node].pid), "--"]
+
+    def cut(self, node):
+        ip(f"link set port{node} nomaster")
+
+    def mend(self, node):
+        ip(f"link set port{node} master br0")
+
+    def end(self):
+        for holder in self.holders:
+            holder.kill()
+            holder.wait()
+
+
+def ip(*commands):
+    for command in commands:
+        subprocess.run(["ip", *command.split()], check=True)
+
+
+class Placed:
+    """A cluster whose nodes are in a network."""
+
+    network = None
+
+    def place(self, network):
+        self.network = network
+        if network:
+            self.namesrv = f"10.79.0.254:{self.base}"
+            self.addresses = [f"10.79.0.{i + 1}:10911" for i in range(3)]
+            self.raft = ";".join(f"n{i}-10.79.0.{i + 1}:40911" for i in range(3))
+        return self
+
+    def within(self, key):
+        return self.network.within(int(key[1:])) if self.network and key != "namesrv" else []
+
+
+class RmqGroup(Placed, Rmq):
+    KEYS = {
+        "plain": "slaveReadEnable=true\n",
+        "alias-1": "groupAliasRoutes=true\nslaveReadEnable=true\n",
+        "alias": "groupAliasRoutes=true\ngroupAliasQueues=8\nslaveReadEnable=true\n",
+        "vip": f"brokerVip={VIP}/24@eth0\nslaveReadEnable=true\n",
+        "both": f"groupAliasRoutes=true\ngroupAliasQueues=8\nbrokerVip={VIP}/24@eth0\nslaveReadEnable=true\n",
+    }
+
+    def leader(self):
+        for i, address in enumerate(self.addresses):
+            try:
+                with urllib.request.urlopen(f"http://{address}/leader", timeout=0.5):
+                    return i
+            except OSError:
+                pass
+        return None
+
+    def transfer(self):
+        command = [self.binary, "admin", "raftTransferLeader", "-n", self.namesrv]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+class Dledger(Placed, JavaDledger):
+    pass
+
+
+class Controller(Placed, JavaDledger):
+    name, line = "java-controller-5.5.0", "java-5.5"
+
+    def start_namesrv(self, conf):
+        host, port = self.namesrv.split(":")
+        with open(conf, "a") as f:
+            f.write(
+                f"enableControllerInNamesrv=true\ncontrollerDLegerGroup=c0\ncontrollerDLegerSelfId=c0\n"
+                f"controllerDLegerPeers=c0-{host}:{int(port) + 50}\ncontrollerStorePath={self.dir}/controller\n"
+            )
+        super().start_namesrv(conf)
+
+    def node_conf(self, i):
+        host, port = self.addresses[i].split(":")
+        ns_host, ns_port = self.namesrv.split(":")
+        return self.write(
+            f"n{i}.conf",
+            f"brokerClusterName=bench\nbrokerName=g0\nbrokerIP1={host}\nbrokerIP2={host}\nnamesrvAddr={self.namesrv}\nlistenPort={port}\n"
+            f"storePathRootDir={self.dir}/n{i}\nstorePathCommitLog={self.dir}/n{i}/commitlog\nbrokerId=-1\nbrokerRole=SLAVE\n"
+            f"enableControllerMode=true\ncontrollerAddr={ns_host}:{int(ns_port) + 50}\ninSyncReplicas=2\nminInSyncReplicas=2\n{self.more}",
+        )
 
 
 class Application:
-    """Failover.java on one line of clients."""
+    """One of the applications."""
 
-    def __init__(self, cluster, line, options):
-        base = os.path.join(cluster.cache, f"java-{line}")
-        classes = os.path.join(cluster.dir, f"classes-{line}")
-        os.makedirs(classes, exist_ok=True)
-        source = f"{ROOT}/benches/java/Failover.java"
-        subprocess.run(["javac", "-nowarn", "-cp", f"{base}/lib/*", "-d", classes, source], check=True)
-        logback = os.path.join(base, "logback.xml")
-        command = [
-            "java", "-Xmx1g", "-XX:+UseSerialGC", *OPENS, f"-Duser.home={cluster.dir}", f"-Dlogback.configurationFile={logback}",
-            f"-Drmq.logback.configurationFile={logback}", "-cp", f"{classes}:{base}/lib/*", "Failover", cluster.namesrv, PLAIN, ORDERED, "1000", *options,
-        ]
+    @staticmethod
+    def build(line, work, cache):
+        if line == "go":
+            command = ["go", "build", "-o", f"{work}/failover-go", f"{ROOT}/benches/go/failover.go"]
+            subprocess.run(command, cwd=f"{ROOT}/tests/clients/go", check=True)
+            return
+        command = ["javac", "-nowarn", "-cp", f"{cache}/java-{line}/lib/*", "-d", f"{work}/classes-{line}", f"{ROOT}/benches/java/Failover.java"]
+        subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+
+    def __init__(self, cluster, line, work, rate, poll):
+        arguments = [cluster.namesrv, f"plain_{line.replace('.', '')}", f"ordered_{line.replace('.', '')}", str(rate)]
+        if line == "go":
+            command = [f"{work}/failover-go", *arguments]
+        else:
+            base = os.path.join(cluster.cache, f"java-{line}")
+            classes = f"{work}/classes-{line}"
+            logback = os.path.join(base, "logback.xml")
+            command = [
+                "java", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", *OPENS, f"-Duser.home={cluster.dir}",
+                f"-Dlogback.configurationFile={logback}", f"-Drmq.logback.configurationFile={logback}", "-cp", f"{classes}:{base}/lib/*",
+                "Failover", *arguments, *([f"poll={poll}"] if poll else []),
+            ]
         log = open(os.path.join(cluster.dir, f"application-{line}.log"), "wb")
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, bufsize=1)
-        self.read()
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, bufsize=1, start_new_session=True)
 
     def read(self):
         line = self.process.stdout.readline()
@@ -59,12 +194,11 @@ class Application:
 
     def ask(self, word):
         self.process.stdin.write(word + "\n")
-        return self.read()
 
 
 class Faults:
-    def __init__(self, cluster, dice, settle):
-        self.cluster, self.dice, self.settle = cluster, dice, settle
+    def __init__(self, cluster, dice):
+        self.cluster, self.dice = cluster, dice
 
     def kill(self, node):
         process = self.cluster.processes[f"n{node}"]
@@ -81,7 +215,7 @@ class Faults:
 
     def even(self):
         """Waits until all nodes have the same end."""
-        end = time.time() + 60
+        end = time.time() + 90
         while time.time() < end:
             try:
                 ends = [int(json.loads(rpc(a, 28)["body"])["table"]["commitLogMaxOffset"]) for a in self.cluster.addresses]
@@ -116,6 +250,12 @@ class Faults:
         time.sleep(20)
         process.send_signal(signal.SIGCONT)
 
+    def cut_leader(self):
+        leader = self.leader()
+        self.cluster.network.cut(leader)
+        time.sleep(20)
+        self.cluster.network.mend(leader)
+
     def rolling(self):
         for node in self.dice.sample(range(3), 3):
             process = self.cluster.processes[f"n{node}"]
@@ -126,21 +266,18 @@ class Faults:
             time.sleep(2)
 
     def transfer(self):
-        leader = self.leader()
-        answer = rpc(self.cluster.addresses[leader], self.cluster.transfer_code, {}, timeout=10)
-        if answer["code"] != 0:
-            raise SystemExit(f"transfer refused: {answer}")
+        self.cluster.transfer()
 
     def kill_namesrv(self):
         process = self.cluster.processes["namesrv"]
         process.kill()
         process.wait()
         time.sleep(2)
-        self.cluster.start_namesrv(os.path.join(self.cluster.dir, "namesrv.conf"))
+        self.cluster.start_namesrv(self.cluster.write("namesrv.conf", f"listenPort={self.cluster.base}\n"))
 
 
 class Busy:
-    """How many cores the machine had busy."""
+    """How many cores the machine had busy, and how many would have been, had there been enough."""
 
     def __init__(self):
         self.begun, self.used = time.time(), self.now()
@@ -155,102 +292,206 @@ class Busy:
         return round((self.now() - self.used) / (time.time() - self.begun), 1)
 
 
-class RmqGroup(Rmq):
-    transfer_code = 0
-
-    def __init__(self, base, work, cache, more):
-        super().__init__(base, work, cache)
-        self.more = more
-
-
-def one(kind, cluster, faults, line, options):
-    application = Application(cluster, line, [f"poll={options.poll}"] if options.poll else [])
-    reports = []
+def strike_all(kinds, cluster, work, options, note):
+    """Applies each fault COUNT times to all clients at once."""
+    faults = Faults(cluster, random.Random(f"{options.seed}{options.setup}"))
+    java = options.setup in ("dledger", "controller")
+    lines = options.clients.split(",")
+    applications = {}
     try:
-        time.sleep(12)
-        for number in range(options.count):
-            # Clients look for routes every 30 s; the fault may come at any moment of that.
-            time.sleep(faults.dice.uniform(0, options.settle))
+        for line in lines:
+            for topic in ("plain", "ordered"):
+                cluster.create_topic(f"{topic}_{line.replace('.', '')}")
+        for line in lines:
+            applications[line] = Application(cluster, line, work, options.rate // len(lines), options.poll)
+
+        def ask(word):
+            for application in applications.values():
+                application.ask(word)
+            return {line: application.read() for line, application in applications.items()}
+
+        for application in applications.values():
+            application.read()
+        # Consumers find their queues, and the JVMs get warm.
+        time.sleep(options.warm)
+        for kind, number in itertools.product(kinds, range(options.count)):
+            time.sleep(faults.dice.uniform(0, 6))
             busy = Busy()
-            application.ask("mark")
+            ask("mark")
             faults.strike(kind)
-            time.sleep(options.settle)
-            report = {"target": options.target, "alias": options.alias, "fault": kind, "client": line, "number": number, **application.ask("report"), "busy_cores": busy.cores()}
-            print(json.dumps(report), flush=True)
-            reports.append(report)
+            time.sleep(options.settle or (JAVA_SETTLE if java else SETTLE[kind]))
+            load = {"busy_cores": busy.cores(), "load": round(os.getloadavg()[0], 1)}
+            for line, report in ask("report").items():
+                note({"setup": options.setup, "fault": kind, "client": line, "number": number, **report, **load})
             faults.leader()
             faults.even()
-        total = application.ask("stop")
-        print(json.dumps({"fault": kind, "client": line, **total}), flush=True)
-        return reports, total
+        for line, total in ask("stop").items():
+            note({"setup": options.setup, "client": line, "total": total})
     finally:
-        application.process.kill()
-        application.process.wait()
+        for application in applications.values():
+            application.process.kill()
+            application.process.wait()
 
 
-def row(kind, line, reports, total):
-    def spread(key):
-        values = [report[key] for report in reports]
-        return f"{statistics.median(values):,.0f} ({min(values):,.0f} - {max(values):,.0f})"
+def run(options, note):
+    if options.binary:
+        Rmq.binary = os.path.abspath(options.binary)
+    elif options.setup in RmqGroup.KEYS:
+        subprocess.run(["cargo", "build", "--release", "--locked", "--quiet", "--bin", "rmq"], cwd=ROOT, check=True)
+    cache = subprocess.run([f"{ROOT}/scripts/clients.sh"], check=True, capture_output=True, text=True).stdout.strip()
+    work = tempfile.mkdtemp(prefix="rmq-failover-")
+    print(f"seed {options.seed}, files in {work}", flush=True)
+    network = Network() if os.geteuid() == 0 and not options.loopback else None
+    kinds = options.faults.split(",")
+    if not network and ("brokerVip" in RmqGroup.KEYS.get(options.setup, "") or "cut-leader" in kinds):
+        raise SystemExit("brokerVip and cut-leader need network namespaces, and these need root")
+    try:
+        for line in options.clients.split(","):
+            Application.build(line, work, cache)
+        cluster = {"dledger": Dledger, "controller": Controller}.get(options.setup, RmqGroup)(options.base, work, cache)
+        cluster.more = "\n".join([RmqGroup.KEYS.get(options.setup, cluster.more), *options.set, ""])
+        try:
+            cluster.place(network).up([])
+            strike_all(kinds, cluster, work, options, note)
+        finally:
+            for process in cluster.processes.values():
+                process.send_signal(signal.SIGCONT)
+                process.kill()
+                process.wait()
+        shutil.rmtree(work)
+    finally:
+        if network:
+            network.end()
 
-    failed = sum(report["failed"] for report in reports)
-    sends = sum(report["sends"] for report in reports)
-    flying = f"{sum(r['in_flight_failed'] for r in reports)} of {sum(r['in_flight'] for r in reports)}"
-    ends = " / ".join(str(total[key]) for key in ("lost", "stored_twice", "redelivered", "out_of_order"))
-    return (
-        f"| {kind} | {line} | {len(reports)} | {failed:,} of {sends:,} | {flying} | {spread('send_gap_ms')} | {spread('consume_gap_ms')} "
-        f"| {spread('queue_gap_ms')} | {spread('keys_waiting')} | {ends} |"
+
+FIELDS = ("send_gap_ms", "consume_gap_ms", "follower_queue_lag_ms", "leader_queue_lag_ms", "keys_waiting")
+
+
+def spread(values):
+    values = [value for value in values if value is not None]
+    if not values:
+        return "-"
+    if min(values) == max(values):
+        return f"{values[0]:,.0f}"
+    return f"{statistics.median(values):,.0f} ({min(values):,.0f} - {max(values):,.0f})"
+
+
+def table(records):
+    """The lines of a table, one a setup, fault and client in the order of the records."""
+    rows, totals = {}, {}
+    for record in records:
+        if "total" in record:
+            totals.setdefault((record["setup"], record["client"]), []).append(record["total"])
+        else:
+            rows.setdefault((record["fault"], record["setup"], record["client"]), []).append(record)
+    out = [
+        "| fault | setup | client | faults | failed sends | in flight, failed | no send for, ms | nothing consumed for, ms "
+        "| latest message of a queue read from a follower, ms | of another queue, ms | of 48 keys waited > 1.5 s | stored twice / delivered again / out of order |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for (fault, setup, client), faults in sorted(rows.items()):
+        failed, sends = sum(r["failed"] for r in faults), sum(r["sends"] for r in faults)
+        flying = f"{sum(r['in_flight_failed'] for r in faults)} of {sum(r['in_flight'] for r in faults)}"
+        values = {field: [r[field] for r in faults] for field in FIELDS}
+        if not any(r["follower_queues"] for r in faults):
+            values["follower_queue_lag_ms"] = []
+        ends = " / ".join(str(sum(r[key] for r in faults)) for key in ("stored_twice", "redelivered", "out_of_order"))
+        cells = [fault, setup, client, str(len(faults)), f"{failed:,} of {sends:,}", flying, *(spread(values[f]) for f in FIELDS), ends]
+        out.append("| " + " | ".join(cells) + " |")
+    out += ["", "| setup | client | runs | acknowledged | of these lost |", "|---|---|---|---|---|"]
+    for (setup, client), ended in sorted(totals.items()):
+        acknowledged, lost = (sum(total[key] for total in ended) for key in ("acknowledged", "lost"))
+        out.append(f"| {setup} | {client} | {len(ended)} | {acknowledged:,} | {lost:,} |")
+    return out
+
+
+def picture(records):
+    """Each fault a dot, on a logarithmic scale: how long nobody's send was acknowledged, and nothing consumed."""
+    faults = [r for r in records if "total" not in r]
+    groups = {}
+    for record in faults:
+        groups.setdefault((record["fault"], record["setup"]), []).append(record)
+    width, left, right, height, top = 900, 190, 20, 30, 60
+    low, high = 1.0, 5.0
+
+    def x(ms):
+        at = min(max(math.log10(max(ms, 1)), low), high)
+        return left + (at - low) / (high - low) * (width - left - right)
+
+    out = []
+    for power in range(int(low), int(high) + 1):
+        at = x(10**power)
+        label = {1: "10 ms", 2: "100 ms", 3: "1 s", 4: "10 s", 5: "100 s"}[power]
+        bottom = top + height * len(groups)
+        out.append(f'<line x1="{at:.0f}" y1="{top - 8}" x2="{at:.0f}" y2="{bottom}" stroke="#ddd"/><text x="{at:.0f}" y="{top - 14}" text-anchor="middle">{label}</text>')
+    for n, ((fault, setup), members) in enumerate(sorted(groups.items())):
+        y = top + height * n + height / 2
+        out.append(f'<text x="{left - 10}" y="{y + 4:.0f}" text-anchor="end">{html.escape(fault)}, {html.escape(setup)}</text>')
+        for field, shift, colour in (("send_gap_ms", -5, "#1f6fb2"), ("consume_gap_ms", 5, "#d9822b")):
+            for record in members:
+                out.append(f'<circle cx="{x(record[field]):.1f}" cy="{y + shift:.0f}" r="3.5" fill="{colour}" fill-opacity="0.6"/>')
+    total = top + height * len(groups) + 15
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {total}" font-family="sans-serif" font-size="12">'
+        f'<rect width="{width}" height="{total}" fill="white"/>'
+        '<circle cx="200" cy="18" r="4" fill="#1f6fb2"/><text x="210" y="22">no send acknowledged</text>'
+        '<circle cx="370" cy="18" r="4" fill="#d9822b"/><text x="380" y="22">nothing consumed (each dot a fault as one client saw it)</text>'
     )
+    return "\n".join([head, *out, "</svg>", ""])
+
+
+def publish(records):
+    """Puts the picture beside docs/failover.md and the tables into it."""
+    with open(f"{ROOT}/docs/failover.svg", "w") as f:
+        f.write(picture(records))
+    begin, end = "<!-- failover.py begins -->\n", "<!-- failover.py ends -->\n"
+    with open(f"{ROOT}/docs/failover.md") as f:
+        before, rest = f.read().split(begin)
+    after = rest.split(end)[1]
+    loads = [record["load"] for record in records if "load" in record]
+    said = f"Load of the machine ({os.cpu_count()} cores) meanwhile: {min(loads):.0f} to {max(loads):.0f}, median {statistics.median(loads):.0f}.\n"
+    with open(f"{ROOT}/docs/failover.md", "w") as f:
+        f.write(before + begin + "\n".join([said, *table(records), ""]) + end + after)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--faults", default="kill-leader,stop-leader,kill-follower,rolling,kill-namesrv")
-    parser.add_argument("--clients", default="4.9,5.5")
+    parser.add_argument("--setup", choices=(*RmqGroup.KEYS, "dledger", "controller"), default="alias")
+    parser.add_argument("--faults", default="kill-leader,stop-leader,kill-follower,rolling,transfer,kill-namesrv")
+    parser.add_argument("--clients", default="4.9,5.5,go")
+    parser.add_argument("--rate", type=int, default=1000, help="sends a second of all clients together")
     parser.add_argument("--count", type=int, default=5)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--settle", type=float, default=32, help="seconds after a fault before its report")
-    parser.add_argument("--poll", type=int, help="milliseconds between the clients' looks for routes, instead of 30,000")
-    parser.add_argument("--alias", action="store_true", help="groupAliasRoutes=true")
+    parser.add_argument("--warm", type=float, default=25, help="seconds from the start of the clients to the first fault")
+    parser.add_argument("--settle", type=float, help="seconds from the end of a fault to its report")
+    parser.add_argument("--poll", type=int, help="milliseconds between the Java clients' looks for routes, instead of 30,000")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="more lines for the nodes' files")
-    parser.add_argument("--target", choices=("rmq", "dledger"), default="rmq")
+    parser.add_argument("--loopback", action="store_true", help="no network namespaces")
     parser.add_argument("--binary", help="the rmq executable; built in release mode by default")
     parser.add_argument("--base", type=int, default=23000, help="first of some 300 ports")
+    parser.add_argument("--json", help="a file to add the JSON lines to")
+    parser.add_argument("--report", nargs="+", metavar="FILE", help="measure nothing, put tables and picture of these files into docs")
     options = parser.parse_args()
-    if options.binary:
-        Rmq.binary = os.path.abspath(options.binary)
-    elif options.target == "rmq":
-        subprocess.run(["cargo", "build", "--release", "--locked", "--quiet", "--bin", "rmq"], cwd=ROOT, check=True)
-    cache = subprocess.run([f"{ROOT}/scripts/clients.sh", "java"], check=True, capture_output=True, text=True).stdout.strip()
-    work = tempfile.mkdtemp(prefix="rmq-failover-")
-    print(f"seed {options.seed}, files in {work}", flush=True)
-    rows = []
-    kept = True
-    try:
-        for kind in options.faults.split(","):
-            for line in options.clients.split(","):
-                # Without warming up the first sends of a JVM are slow, but each run has the same start.
-                more = "\n".join([*options.set, "groupAliasRoutes=true" if options.alias else "", ""])
-                cluster = JavaDledger(options.base, work, cache) if options.target == "dledger" else RmqGroup(options.base, work, cache, more)
-                try:
-                    cluster.up()
-                    cluster.create_topic(PLAIN)
-                    cluster.create_topic(ORDERED)
-                    faults = Faults(cluster, random.Random(f"{options.seed}{kind}{line}"), options.settle)
-                    rows.append(row(kind, line, *one(kind, cluster, faults, line, options)))
-                finally:
-                    for process in cluster.processes.values():
-                        process.send_signal(signal.SIGCONT)
-                        process.kill()
-                        process.wait()
-                shutil.rmtree(cluster.dir)
-        kept = False
-    finally:
-        if not kept:
-            shutil.rmtree(work, ignore_errors=True)
-    print("\n| fault | client | faults | failed sends | in flight, failed | send gap ms | consume gap ms | worst queue ms | keys > 1.5 s | lost / stored twice / delivered again / out of order |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
-    print("\n".join(rows))
+    records = []
+    if options.report:
+        for name in options.report:
+            with open(name) as f:
+                records += map(json.loads, f)
+        publish(records)
+        return
+
+    def note(record):
+        line = json.dumps(record)
+        print(line, flush=True)
+        records.append(record)
+        if options.json:
+            with open(options.json, "a") as f:
+                f.write(line + "\n")
+
+    # The end of this program is that of all it started.
+    signal.signal(signal.SIGTERM, lambda *_: exit("stopped"))
+    run(options, note)
+    print("\n".join(["", *table(records)]))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ Needs python3 and what scripts/clients.sh fetches. Machines differ and are noisy
 """
 
 import argparse
+import ctypes
 import json
 import os
 import re
@@ -34,6 +35,17 @@ OPENS = [
 ]
 
 
+def move_to_own_network():
+    """As root: this program and all that it starts from now on are alone on their loopback, where no port is
+    taken and nobody else's name server answers."""
+    clone_newnet = 0x40000000
+    if os.geteuid() != 0:
+        return
+    if ctypes.CDLL(None, use_errno=True).unshare(clone_newnet) != 0:
+        raise OSError(ctypes.get_errno(), "unshare")
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+
+
 class Cluster:
     """Three nodes and a name server; subclasses say how to start one."""
 
@@ -47,9 +59,15 @@ class Cluster:
 
     def spawn(self, key, command, env=None):
         log = open(os.path.join(self.dir, f"{key}.log"), "ab")
+        # Linux shares the processor out by sessions: each node has its own, as if on its own machine.
         self.processes[key] = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.dir, env={**os.environ, **(env or {})}
+            [*self.within(key), *command], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.dir,
+            env={**os.environ, **(env or {})}, start_new_session=True,
         )
+
+    def within(self, key):
+        """The beginning of the command of a node or of the name server."""
+        return []
 
     def write(self, name, text):
         path = os.path.join(self.dir, name)
@@ -57,19 +75,19 @@ class Cluster:
             f.write(text)
         return path
 
-    def up(self):
+    def up(self, topics=("bench128", "bench1024", "failover")):
         os.makedirs(self.dir)
         self.start_namesrv(self.write("namesrv.conf", f"listenPort={self.base}\n"))
         for i in range(3):
             self.start_node(i)
-        for topic in ("bench128", "bench1024", "failover"):
+        for topic in topics:
             self.create_topic(topic)
 
     def node_conf(self, i):
-        port = self.addresses[i].rsplit(":", 1)[1]
+        host, port = self.addresses[i].rsplit(":", 1)
         return self.write(
             f"n{i}.conf",
-            f"brokerClusterName=bench\nbrokerName=g0\nbrokerIP1=127.0.0.1\nnamesrvAddr={self.namesrv}\nlistenPort={port}\n"
+            f"brokerClusterName=bench\nbrokerName=g0\nbrokerIP1={host}\nnamesrvAddr={self.namesrv}\nlistenPort={port}\n"
             f"storePathRootDir={self.dir}/n{i}\nstorePathCommitLog={self.dir}/n{i}/commitlog\nenableDLegerCommitLog=true\n"
             f"dLegerGroup=g0\ndLegerPeers={self.raft}\ndLegerSelfId=n{i}\n{self.more}",
         )
@@ -138,16 +156,16 @@ class Rmq(Cluster):
 
 class JavaDledger(Cluster):
     # As in the distribution's own conf/dledger.
-    name, more = "java-dledger-4.9.7", "sendMessageThreadPoolNums=16\n"
+    name, line, more = "java-dledger-4.9.7", "java-4.9", "sendMessageThreadPoolNums=16\n"
 
     def java(self, key, heap, main, conf):
         home = os.path.join(self.dir, f"{key}-home")
         os.makedirs(os.path.join(home, "conf"), exist_ok=True)
-        logback = os.path.join(self.cache, "java-4.9/logback.xml")
+        logback = os.path.join(self.cache, self.line, "logback.xml")
         for name in ("logback_broker.xml", "logback_namesrv.xml"):
             shutil.copy(logback, os.path.join(home, "conf", name))
         flags = ["-server", f"-Xms{heap}", f"-Xmx{heap}", "-XX:+UseG1GC", "-XX:MaxDirectMemorySize=2g", f"-Duser.home={home}"]
-        self.spawn(key, ["java", *flags, *OPENS, "-cp", f"{self.cache}/java-4.9/lib/*", main, "-c", conf], {"ROCKETMQ_HOME": home})
+        self.spawn(key, ["java", *flags, *OPENS, "-cp", f"{self.cache}/{self.line}/lib/*", main, "-c", conf], {"ROCKETMQ_HOME": home})
 
     def start_namesrv(self, conf):
         self.java("namesrv", "256m", "org.apache.rocketmq.namesrv.NamesrvStartup", conf)
@@ -272,6 +290,7 @@ def main():
     subprocess.run(["cargo", "build", "--release", "--locked", "--quiet", "--bin", "rmq"], cwd=ROOT, check=True)
     cache = subprocess.run([f"{ROOT}/scripts/clients.sh", "java"], check=True, capture_output=True, text=True).stdout.strip()
     work = tempfile.mkdtemp(prefix="rmq-versus-")
+    move_to_own_network()
     results = {}
 
     def note(cluster, what, values):

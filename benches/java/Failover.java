@@ -4,12 +4,13 @@
 //
 //   Failover <name server> <topic> <ordered topic> <sends a second> [poll=<ms between looks for routes>]
 //
-// 8 threads send at the rate in all, by the default settings; 2 more send 64 ordered keys by a selector, 200 a
-// second, and try a key again after 100 ms until it is accepted, as an application that keeps order has to.
+// 8 threads send at the rate in all, by the default settings; 2 more send 48 ordered keys by a selector, a fifth
+// of that, and try a key again after 100 ms until it is accepted, as an application that keeps order has to.
 // On standard input: "mark" = a fault follows (answered "marked"), "report" = one JSON line of what was seen
 // since the mark, "stop" = no more sends, wait for the consumers, one JSON line of what was lost or repeated.
 
 import java.io.*;
+import java.lang.reflect.Field;
 import java.nio.charset.StandardCharsets;
 import java.util.*;
 import java.util.concurrent.*;
@@ -17,12 +18,13 @@ import java.util.concurrent.atomic.*;
 import java.util.concurrent.locks.LockSupport;
 import org.apache.rocketmq.client.consumer.DefaultMQPushConsumer;
 import org.apache.rocketmq.client.consumer.listener.*;
+import org.apache.rocketmq.client.impl.consumer.PullAPIWrapper;
 import org.apache.rocketmq.client.producer.*;
 import org.apache.rocketmq.common.consumer.ConsumeFromWhere;
 import org.apache.rocketmq.common.message.*;
 
 public final class Failover {
-    static final int THREADS = 8, KEYS = 64, ORDERED_THREADS = 2, ORDERED_RATE = 200;
+    static final int THREADS = 8, KEYS = 48, ORDERED_THREADS = 2;
     static final Map<String, String> options = new HashMap<>();
     static volatile boolean stopping;
 
@@ -38,18 +40,25 @@ public final class Failover {
         final long from = System.nanoTime();
         final Queue<Send> sends = new ConcurrentLinkedQueue<>();
         final Queue<Long> acks = new ConcurrentLinkedQueue<>(), arrivals = new ConcurrentLinkedQueue<>();
-        final Map<String, Queue<Long>> byQueue = new ConcurrentHashMap<>();
+        /** The longest time from acknowledgement, but no earlier than the mark, to arrival, by queue. */
+        final Map<Integer, Long> lags = new ConcurrentHashMap<>();
+        /** Queues that are read from a follower, by their ids. */
+        Set<Integer> ofFollowers = Set.of();
         final long[] keyWait = new long[KEYS];
         final AtomicInteger keyRetries = new AtomicInteger();
+        final int twiceBefore = storedTwice.get(), againBefore = redelivered.get(), disorderBefore = disorder.get();
     }
 
-    static volatile Window window = new Window();
     static final Set<Send> flying = ConcurrentHashMap.newKeySet();
     static final Set<String> acked = ConcurrentHashMap.newKeySet();
     static final Set<String> failed = ConcurrentHashMap.newKeySet();
     static final Map<String, Set<String>> places = new ConcurrentHashMap<>();
     static final AtomicInteger redelivered = new AtomicInteger(), storedTwice = new AtomicInteger(), disorder = new AtomicInteger();
     static final int[] newest = new int[KEYS];
+    static final long[] ARRIVED = {};
+    /** Plain messages that are acknowledged and have not arrived: queue and nanoseconds. */
+    static final Map<String, long[]> underWay = new ConcurrentHashMap<>();
+    static volatile Window window = new Window();
 
     public static void main(String[] a) throws Exception {
         for (String o : Arrays.copyOfRange(a, 4, a.length)) options.put(o.split("=")[0], o.split("=")[1]);
@@ -57,18 +66,20 @@ public final class Failover {
         String run = Long.toString(System.currentTimeMillis(), 36);
         DefaultMQProducer p = producer(a[0], "plain" + run), o = producer(a[0], "ordered" + run);
         Arrays.fill(newest, -1);
-        consumer(a[0], a[1], "cp" + run, run, false);
+        DefaultMQPushConsumer plain = consumer(a[0], a[1], "cp" + run, run, false);
         consumer(a[0], a[2], "co" + run, run, true);
         List<Thread> threads = new ArrayList<>();
         for (int t = 0; t < THREADS; t++) threads.add(new Thread(plain(p, a[1], run, t, rate)));
-        for (int t = 0; t < ORDERED_THREADS; t++) threads.add(new Thread(ordered(o, a[2], run, t)));
+        for (int t = 0; t < ORDERED_THREADS; t++) threads.add(new Thread(ordered(o, a[2], run, t, rate / 5)));
         for (Thread t : threads) t.start();
         System.out.println("{\"started\":1}");
         BufferedReader in = new BufferedReader(new InputStreamReader(System.in));
         Set<Send> atMark = new HashSet<>();
         for (String line; (line = in.readLine()) != null; ) {
             if (line.equals("mark")) {
-                window = new Window();
+                Window next = new Window();
+                next.ofFollowers = ofFollowers(plain);
+                window = next;
                 atMark = new HashSet<>(flying);
                 System.out.println("{\"marked\":1}");
             } else if (line.equals("report")) {
@@ -93,7 +104,7 @@ public final class Failover {
         return p;
     }
 
-    static void consumer(String ns, String topic, String group, String run, boolean orderly) throws Exception {
+    static DefaultMQPushConsumer consumer(String ns, String topic, String group, String run, boolean orderly) throws Exception {
         DefaultMQPushConsumer c = new DefaultMQPushConsumer(group);
         c.setNamesrvAddr(ns);
         c.setInstanceName(group);
@@ -111,6 +122,19 @@ public final class Failover {
                 return ConsumeConcurrentlyStatus.CONSUME_SUCCESS;
             });
         c.start();
+        return c;
+    }
+
+    /** The queues that the consumer pulls from another broker id than the master's. */
+    static Set<Integer> ofFollowers(DefaultMQPushConsumer c) throws Exception {
+        Object impl = c.getDefaultMQPushConsumerImpl();
+        Field field = impl.getClass().getDeclaredField("pullAPIWrapper");
+        field.setAccessible(true);
+        PullAPIWrapper pulls = (PullAPIWrapper) field.get(impl);
+        Set<Integer> queues = new HashSet<>();
+        for (MessageQueue q : c.getDefaultMQPushConsumerImpl().getRebalanceImpl().getProcessQueueTable().keySet())
+            if (!q.getTopic().startsWith("%") && pulls.recalculatePullFromWhichNode(q) != 0) queues.add(q.getQueueId());
+        return queues;
     }
 
     /** Whether the message is of this run and was not seen before. */
@@ -121,7 +145,9 @@ public final class Failover {
         long now = System.nanoTime();
         if (text.charAt(run.length() + 1) == 'p') {
             w.arrivals.add(now);
-            w.byQueue.computeIfAbsent(m.getTopic() + m.getQueueId(), q -> new ConcurrentLinkedQueue<>()).add(now);
+            // It may arrive before its acknowledgement does.
+            long[] ack = underWay.put(text, ARRIVED);
+            if (ack != null && ack != ARRIVED) w.lags.merge(m.getQueueId(), now - Math.max(ack[1], w.from), Math::max);
         }
         Set<String> at = places.computeIfAbsent(text, t -> ConcurrentHashMap.newKeySet());
         boolean first = at.isEmpty(), newPlace = at.add(m.getQueueId() + "/" + m.getQueueOffset());
@@ -149,12 +175,12 @@ public final class Failover {
         };
     }
 
-    static Runnable ordered(DefaultMQProducer p, String topic, String run, int thread) {
+    static Runnable ordered(DefaultMQProducer p, String topic, String run, int thread, int rate) {
         return () -> {
             int mine = KEYS / ORDERED_THREADS;
             int[] next = new int[mine];
             long[] begun = new long[mine], again = new long[mine];
-            long period = ORDERED_THREADS * 1_000_000_000L / ORDERED_RATE, due = System.nanoTime();
+            long period = ORDERED_THREADS * 1_000_000_000L / rate, due = System.nanoTime();
             for (int turn = 0; !stopping; turn++, due = Math.max(due + period, System.nanoTime() - period)) {
                 for (long left; (left = due - System.nanoTime()) > 0; ) LockSupport.parkNanos(left);
                 int k = turn % mine, key = thread * mine + k;
@@ -184,6 +210,7 @@ public final class Failover {
         try {
             SendResult r = key == null ? p.send(m) : p.send(m, (queues, msg, arg) -> queues.get((Integer) arg % queues.size()), key);
             ok = r.getSendStatus() == SendStatus.SEND_OK;
+            if (ok && key == null) underWay.putIfAbsent(text, new long[] {r.getMessageQueue().getQueueId(), System.nanoTime()});
             if (!ok) s.error = r.getSendStatus().toString();
         } catch (Exception e) {
             s.error = e.getClass().getSimpleName() + ": " + e.getMessage();
@@ -224,16 +251,21 @@ public final class Failover {
             slowestFlying = Math.max(slowestFlying, (s.ended == 0 ? now : s.ended) - w.from);
             if (s.error != null || s.ended == 0) { badFlying++; errors.merge("in flight: " + brief(s.error), 1, Integer::sum); }
         }
-        double queueGap = 0;
-        for (Queue<Long> q : w.byQueue.values()) queueGap = Math.max(queueGap, gap(w.from, q));
+        for (long[] ack : underWay.values()) if (ack != ARRIVED) w.lags.merge((int) ack[0], now - Math.max(ack[1], w.from), Math::max);
+        long ofLeader = 0, ofFollowers = 0;
+        for (Map.Entry<Integer, Long> lag : w.lags.entrySet()) {
+            if (w.ofFollowers.contains(lag.getKey())) ofFollowers = Math.max(ofFollowers, lag.getValue());
+            else ofLeader = Math.max(ofLeader, lag.getValue());
+        }
         int waiting = 0;
         long longest = 0;
         synchronized (w) { for (long t : w.keyWait) { if (t > 1_500_000_000L) waiting++; longest = Math.max(longest, t); } }
         System.out.println(String.format(Locale.ROOT,
             "{\"seconds\":%.1f,\"sends\":%d,\"failed\":%d,\"in_flight\":%d,\"in_flight_failed\":%d,\"in_flight_ms\":%.0f,\"slowest_ms\":%.0f,"
-            + "\"send_gap_ms\":%.0f,\"consume_gap_ms\":%.0f,\"queue_gap_ms\":%.0f,\"keys_waiting\":%d,\"key_wait_ms\":%.0f,\"key_retries\":%d,\"errors\":%s}",
+            + "\"send_gap_ms\":%.0f,\"consume_gap_ms\":%.0f,\"leader_queue_lag_ms\":%.0f,\"follower_queues\":%d,\"follower_queue_lag_ms\":%.0f,\"keys_waiting\":%d,\"key_wait_ms\":%.0f,\"key_retries\":%d,\"stored_twice\":%d,\"redelivered\":%d,\"out_of_order\":%d,\"errors\":%s}",
             ms(now - w.from) / 1000, w.sends.size(), bad, atMark.size(), badFlying, ms(slowestFlying), ms(slowest), gap(w.from, w.acks),
-            gap(w.from, w.arrivals), queueGap, waiting, ms(longest), w.keyRetries.get(), json(errors)));
+            gap(w.from, w.arrivals), ms(ofLeader), w.ofFollowers.size(), ms(ofFollowers), waiting, ms(longest), w.keyRetries.get(), storedTwice.get() - w.twiceBefore,
+            redelivered.get() - w.againBefore, disorder.get() - w.disorderBefore, json(errors)));
     }
 
     static String brief(String error) {

@@ -1,0 +1,383 @@
+// The application of benches/java/Failover.java on the Go client v2: the same arguments, the same words on
+// standard input, the same JSON on standard output.
+//
+//	failover <name server> <topic> <ordered topic> <sends a second>
+//
+// 8 goroutines send at the rate in all; 2 more send 48 ordered keys by the hash selector, a fifth of that, and
+// try a key again after 100 ms until it is accepted. Which node a queue is read from this client does not tell.
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/apache/rocketmq-client-go/v2"
+	"github.com/apache/rocketmq-client-go/v2/consumer"
+	"github.com/apache/rocketmq-client-go/v2/primitive"
+	"github.com/apache/rocketmq-client-go/v2/producer"
+	"github.com/apache/rocketmq-client-go/v2/rlog"
+)
+
+const (
+	threads, orderedThreads, keys = 8, 2, 48
+	longWait                      = 1500 * time.Millisecond
+	retryPause                    = 100 * time.Millisecond
+)
+
+type send struct {
+	begun, ended time.Time
+	err          string
+}
+
+// window is what happened since the mark.
+type window struct {
+	from           time.Time
+	sends          []*send
+	acks, arrivals []time.Time
+	// The longest time from acknowledgement, but no earlier than the mark, to arrival.
+	lag        time.Duration
+	keyWait    [keys]time.Duration
+	keyRetries int
+	// Of the counts below, at the mark.
+	twiceBefore, againBefore, disorderBefore int
+}
+
+var (
+	run      = strconv.FormatInt(time.Now().UnixMilli(), 36)
+	ctx      = context.Background()
+	mu       sync.Mutex // over all below
+	win      = &window{from: time.Now()}
+	underWay = map[string]time.Time{} // plain messages that are acknowledged and have not arrived
+	flying   = map[*send]bool{}
+	acked    = map[string]bool{}
+	failed   = map[string]bool{}
+	places   = map[string]map[string]bool{}
+	newest   [keys]int
+	twice    int
+	again    int
+	disorder int
+	stopping atomic.Bool
+)
+
+func (w *window) late(acked, now time.Time) {
+	if acked.Before(w.from) {
+		acked = w.from
+	}
+	w.lag = max(w.lag, now.Sub(acked))
+}
+
+func newWindow() *window {
+	return &window{from: time.Now(), twiceBefore: twice, againBefore: again, disorderBefore: disorder}
+}
+
+func main() {
+	rlog.SetLogLevel("fatal")
+	ns, topic, orderedTopic := os.Args[1], os.Args[2], os.Args[3]
+	rate, err := strconv.Atoi(os.Args[4])
+	must(err)
+	for k := range newest {
+		newest[k] = -1
+	}
+	plain, ordered := newProducer(ns, "plain"), newProducer(ns, "ordered", producer.WithQueueSelector(producer.NewHashQueueSelector()))
+	newConsumer(ns, topic, "cp", consumer.WithConsumerOrder(false))
+	newConsumer(ns, orderedTopic, "co", consumer.WithConsumerOrder(true))
+	var wait sync.WaitGroup
+	for t := 0; t < threads; t++ {
+		wait.Add(1)
+		go func(t int) { defer wait.Done(); sendPlain(plain, topic, t, rate) }(t)
+	}
+	for t := 0; t < orderedThreads; t++ {
+		wait.Add(1)
+		go func(t int) { defer wait.Done(); sendOrdered(ordered, orderedTopic, t, rate/5) }(t)
+	}
+	fmt.Println(`{"started":1}`)
+	var atMark []*send
+	for in := bufio.NewScanner(os.Stdin); in.Scan(); {
+		switch in.Text() {
+		case "mark":
+			mu.Lock()
+			win, atMark = newWindow(), nil
+			for s := range flying {
+				atMark = append(atMark, s)
+			}
+			mu.Unlock()
+			fmt.Println(`{"marked":1}`)
+		case "report":
+			report(atMark)
+		case "stop":
+			stopping.Store(true)
+			wait.Wait()
+			end()
+			return
+		}
+	}
+}
+
+func must(err error) {
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+func newProducer(ns, group string, more ...producer.Option) rocketmq.Producer {
+	p, err := rocketmq.NewProducer(append([]producer.Option{producer.WithNameServer(primitive.NamesrvAddr{ns}),
+		producer.WithGroupName(group + run), producer.WithInstanceName(group + run)}, more...)...)
+	must(err)
+	must(p.Start())
+	return p
+}
+
+func newConsumer(ns, topic, group string, order consumer.Option) {
+	c, err := rocketmq.NewPushConsumer(consumer.WithNameServer(primitive.NamesrvAddr{ns}), consumer.WithGroupName(group+run),
+		consumer.WithInstance(group+run), consumer.WithConsumeFromWhere(consumer.ConsumeFromFirstOffset), order)
+	must(err)
+	must(c.Subscribe(topic, consumer.MessageSelector{}, func(_ context.Context, ms ...*primitive.MessageExt) (consumer.ConsumeResult, error) {
+		for _, m := range ms {
+			see(m)
+		}
+		return consumer.ConsumeSuccess, nil
+	}))
+	must(c.Start())
+}
+
+func see(m *primitive.MessageExt) {
+	text := string(m.Body)
+	f := strings.Split(text, ":")
+	if f[0] != run {
+		return
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	now, queue := time.Now(), m.Queue.QueueId
+	if f[1] == "p" {
+		win.arrivals = append(win.arrivals, now)
+		// It may arrive before its acknowledgement does.
+		if at, ok := underWay[text]; ok {
+			win.late(at, now)
+			delete(underWay, text)
+		}
+	}
+	place := fmt.Sprintf("%d/%d", queue, m.QueueOffset)
+	at := places[text]
+	switch {
+	case at == nil:
+		places[text] = map[string]bool{place: true}
+	case at[place]:
+		again++
+		return
+	default:
+		at[place] = true
+		twice++
+		return
+	}
+	if f[1] == "o" {
+		key, _ := strconv.Atoi(f[2])
+		number, _ := strconv.Atoi(f[3])
+		if number < newest[key] {
+			disorder++
+		}
+		newest[key] = max(newest[key], number)
+	}
+}
+
+// pace calls each until the end, rate times a second over all threads, without catching up.
+func pace(thread, of, rate int, each func(turn int)) {
+	period := time.Duration(of) * time.Second / time.Duration(rate)
+	due := time.Now().Add(period * time.Duration(thread) / time.Duration(of))
+	for turn := 0; !stopping.Load(); turn++ {
+		time.Sleep(time.Until(due))
+		each(turn)
+		if late := time.Now().Add(-period); due.Before(late) {
+			due = late
+		}
+		due = due.Add(period)
+	}
+}
+
+func sendPlain(p rocketmq.Producer, topic string, thread, rate int) {
+	pace(thread, threads, rate, func(n int) {
+		text := fmt.Sprintf("%s:p:%d:%d", run, thread, n)
+		s := &send{begun: time.Now()}
+		mu.Lock()
+		flying[s] = true
+		mu.Unlock()
+		s.err = deliver(p, primitive.NewMessage(topic, []byte(text)), text)
+		mu.Lock()
+		defer mu.Unlock()
+		s.ended = time.Now()
+		if s.err == "" {
+			win.acks = append(win.acks, s.ended)
+		}
+		if !s.begun.Before(win.from) {
+			win.sends = append(win.sends, s)
+		}
+		delete(flying, s)
+	})
+}
+
+func sendOrdered(p rocketmq.Producer, topic string, thread, rate int) {
+	const mine = keys / orderedThreads
+	var next [mine]int
+	var begun, notBefore [mine]time.Time
+	pace(thread, orderedThreads, rate, func(turn int) {
+		k, now := turn%mine, time.Now()
+		key := thread*mine + k
+		if now.Before(notBefore[k]) {
+			return
+		}
+		if begun[k].IsZero() {
+			begun[k] = now
+		}
+		mu.Lock()
+		w := win
+		mu.Unlock()
+		text := fmt.Sprintf("%s:o:%d:%d", run, key, next[k])
+		err := deliver(p, primitive.NewMessage(topic, []byte(text)).WithShardingKey(strconv.Itoa(key)), text)
+		mu.Lock()
+		defer mu.Unlock()
+		if err != "" {
+			w.keyRetries++
+			notBefore[k] = time.Now().Add(retryPause)
+			return
+		}
+		from := begun[k]
+		if from.Before(w.from) {
+			from = w.from
+		}
+		w.keyWait[key] = max(w.keyWait[key], time.Since(from))
+		next[k]++
+		begun[k] = time.Time{}
+	})
+}
+
+// deliver gives the error, or nothing.
+func deliver(p rocketmq.Producer, m *primitive.Message, text string) string {
+	r, err := p.SendSync(ctx, m)
+	problem := ""
+	if err != nil {
+		problem = err.Error()
+	} else if r.Status != primitive.SendOK {
+		problem = fmt.Sprint("status ", r.Status)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if problem == "" {
+		acked[text] = true
+		if places[text] == nil && strings.Contains(text, ":p:") {
+			underWay[text] = time.Now()
+		}
+	} else {
+		failed[text] = true
+	}
+	return problem
+}
+
+func ms(d time.Duration) float64 { return float64(d.Milliseconds()) }
+
+// gap is the longest silence from the mark to now.
+func gap(from time.Time, times []time.Time) float64 {
+	sorted := slices.Clone(times)
+	slices.SortFunc(sorted, func(a, b time.Time) int { return a.Compare(b) })
+	var longest time.Duration
+	for _, t := range append(sorted, time.Now()) {
+		longest = max(longest, t.Sub(from))
+		from = t
+	}
+	return ms(longest)
+}
+
+var variable = regexp.MustCompile(`\d+\.\d+\.\d+\.\d+:\d+`)
+
+func report(atMark []*send) {
+	mu.Lock()
+	defer mu.Unlock()
+	bad, badFlying := 0, 0
+	var slowest, slowestFlying, longest time.Duration
+	errors := map[string]int{}
+	for _, s := range win.sends {
+		slowest = max(slowest, s.ended.Sub(s.begun))
+		if s.err != "" {
+			bad++
+			errors[brief(s.err)]++
+		}
+	}
+	for _, s := range atMark {
+		ended := s.ended
+		if ended.IsZero() {
+			ended = time.Now()
+		}
+		slowestFlying = max(slowestFlying, ended.Sub(win.from))
+		if s.err != "" || s.ended.IsZero() {
+			badFlying++
+			errors["in flight: "+brief(s.err)]++
+		}
+	}
+	for _, at := range underWay {
+		win.late(at, time.Now())
+	}
+	waiting := 0
+	for _, t := range win.keyWait {
+		longest = max(longest, t)
+		if t > longWait {
+			waiting++
+		}
+	}
+	print(map[string]any{
+		"seconds": time.Since(win.from).Seconds(), "sends": len(win.sends), "failed": bad, "in_flight": len(atMark), "in_flight_failed": badFlying,
+		"in_flight_ms": ms(slowestFlying), "slowest_ms": ms(slowest), "send_gap_ms": gap(win.from, win.acks), "consume_gap_ms": gap(win.from, win.arrivals),
+		"leader_queue_lag_ms": ms(win.lag), "follower_queues": 0, "follower_queue_lag_ms": 0, "keys_waiting": waiting, "key_wait_ms": ms(longest),
+		"key_retries": win.keyRetries, "stored_twice": twice - win.twiceBefore, "redelivered": again - win.againBefore,
+		"out_of_order": disorder - win.disorderBefore, "errors": errors,
+	})
+}
+
+func brief(s string) string {
+	s = variable.ReplaceAllString(s, "ADDR")
+	return s[:min(len(s), 90)]
+}
+
+func print(v any) {
+	line, err := json.Marshal(v)
+	must(err)
+	fmt.Println(string(line))
+}
+
+// end waits for what was acknowledged; it may take a consumer half a minute and more to find its queue again.
+func end() {
+	lost, before, quiet := 1, -1, time.Now()
+	for lost > 0 && time.Since(quiet) < time.Minute {
+		time.Sleep(200 * time.Millisecond)
+		mu.Lock()
+		lost = 0
+		for text := range acked {
+			if places[text] == nil {
+				lost++
+			}
+		}
+		if len(places) != before {
+			before, quiet = len(places), time.Now()
+		}
+		mu.Unlock()
+	}
+	time.Sleep(time.Second)
+	mu.Lock()
+	defer mu.Unlock()
+	yet := 0
+	for text := range failed {
+		if !acked[text] && places[text] != nil {
+			yet++
+		}
+	}
+	print(map[string]any{"acknowledged": len(acked), "lost": lost, "stored_twice": twice, "redelivered": again, "out_of_order": disorder, "failed_yet_stored": yet})
+}
