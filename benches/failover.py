@@ -317,12 +317,13 @@ def strike_all(kinds, cluster, work, options, note):
         for kind, number in itertools.product(kinds, range(options.count)):
             time.sleep(faults.dice.uniform(0, 6))
             busy = Busy()
-            ask("mark")
+            leader = faults.leader()
+            ask(f"mark {leader + 1}")
             faults.strike(kind)
             time.sleep(options.settle or (JAVA_SETTLE if java else SETTLE[kind]))
             load = {"busy_cores": busy.cores(), "load": round(os.getloadavg()[0], 1)}
             for line, report in ask("report").items():
-                note({"setup": options.setup, "fault": kind, "client": line, "number": number, **report, **load})
+                note({"setup": options.setup, "fault": kind, "client": line, "number": number, "leader": leader, **report, **load})
             faults.leader()
             faults.even()
         for line, total in ask("stop").items():
@@ -364,7 +365,7 @@ def run(options, note):
             network.end()
 
 
-FIELDS = ("send_gap_ms", "consume_gap_ms", "follower_queue_lag_ms", "leader_queue_lag_ms", "keys_waiting")
+FIELDS = ("send_gap_ms", "consume_gap_ms", "latest_ms", "follower_queue_lag_ms", "keys_waiting")
 
 
 def spread(values):
@@ -386,15 +387,15 @@ def table(records):
             rows.setdefault((record["fault"], record["setup"], record["client"]), []).append(record)
     out = [
         "| fault | setup | client | faults | failed sends | in flight, failed | no send for, ms | nothing consumed for, ms "
-        "| latest message of a queue read from a follower, ms | of another queue, ms | of 48 keys waited > 1.5 s | stored twice / delivered again / out of order |",
+        "| latest message, ms | of a queue read from a follower, ms | of 48 keys waited > 1.5 s | stored twice / delivered again / out of order |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for (fault, setup, client), faults in sorted(rows.items()):
         failed, sends = sum(r["failed"] for r in faults), sum(r["sends"] for r in faults)
         flying = f"{sum(r['in_flight_failed'] for r in faults)} of {sum(r['in_flight'] for r in faults)}"
-        values = {field: [r[field] for r in faults] for field in FIELDS}
-        if not any(r["follower_queues"] for r in faults):
-            values["follower_queue_lag_ms"] = []
+        values = {field: [r.get(field) for r in faults] for field in FIELDS}
+        values["latest_ms"] = [max(r["follower_queue_lag_ms"], r["leader_queue_lag_ms"]) for r in faults]
+        values["follower_queue_lag_ms"] = [r["follower_queue_lag_ms"] for r in faults if r["follower_queues"] and "leader" in r]
         ends = " / ".join(str(sum(r[key] for r in faults)) for key in ("stored_twice", "redelivered", "out_of_order"))
         cells = [fault, setup, client, str(len(faults)), f"{failed:,} of {sends:,}", flying, *(spread(values[f]) for f in FIELDS), ends]
         out.append("| " + " | ".join(cells) + " |")

@@ -103,7 +103,7 @@ func main() {
 	fmt.Println(`{"started":1}`)
 	var atMark []*send
 	for in := bufio.NewScanner(os.Stdin); in.Scan(); {
-		switch in.Text() {
+		switch word, _, _ := strings.Cut(in.Text(), " "); word {
 		case "mark":
 			mu.Lock()
 			win, atMark = newWindow(), nil

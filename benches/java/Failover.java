@@ -6,7 +6,7 @@
 //
 // 8 threads send at the rate in all, by the default settings; 2 more send 48 ordered keys by a selector, a fifth
 // of that, and try a key again after 100 ms until it is accepted, as an application that keeps order has to.
-// On standard input: "mark" = a fault follows (answered "marked"), "report" = one JSON line of what was seen
+// On standard input: "mark ID" = a fault follows, ID being the leader's broker id as a follower (answered "marked"), "report" = one JSON line of what was seen
 // since the mark, "stop" = no more sends, wait for the consumers, one JSON line of what was lost or repeated.
 
 import java.io.*;
@@ -76,9 +76,9 @@ public final class Failover {
         BufferedReader in = new BufferedReader(new InputStreamReader(System.in));
         Set<Send> atMark = new HashSet<>();
         for (String line; (line = in.readLine()) != null; ) {
-            if (line.equals("mark")) {
+            if (line.startsWith("mark ")) {
                 Window next = new Window();
-                next.ofFollowers = ofFollowers(plain);
+                next.ofFollowers = ofFollowers(plain, Long.parseLong(line.substring(5)));
                 window = next;
                 atMark = new HashSet<>(flying);
                 System.out.println("{\"marked\":1}");
@@ -125,15 +125,16 @@ public final class Failover {
         return c;
     }
 
-    /** The queues that the consumer pulls from another broker id than the master's. */
-    static Set<Integer> ofFollowers(DefaultMQPushConsumer c) throws Exception {
+    /** The queues that the consumer pulls from another broker id than the leader's. */
+    static Set<Integer> ofFollowers(DefaultMQPushConsumer c, long leader) throws Exception {
         Object impl = c.getDefaultMQPushConsumerImpl();
         Field field = impl.getClass().getDeclaredField("pullAPIWrapper");
         field.setAccessible(true);
         PullAPIWrapper pulls = (PullAPIWrapper) field.get(impl);
         Set<Integer> queues = new HashSet<>();
         for (MessageQueue q : c.getDefaultMQPushConsumerImpl().getRebalanceImpl().getProcessQueueTable().keySet())
-            if (!q.getTopic().startsWith("%") && pulls.recalculatePullFromWhichNode(q) != 0) queues.add(q.getQueueId());
+            if (!q.getTopic().startsWith("%") && pulls.recalculatePullFromWhichNode(q) != 0 && pulls.recalculatePullFromWhichNode(q) != leader)
+                queues.add(q.getQueueId());
         return queues;
     }
 
