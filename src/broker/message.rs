@@ -13,9 +13,6 @@ use rmq_wire::{name, properties};
 
 use super::refusal::Refusal;
 
-/// Longest topic of a record that clients of 4.9 can read.
-const TOPIC_MAX_BYTES: usize = 127;
-
 /// The properties of one message: names are unique, the order is that of the sender.
 ///
 /// Like Java's broker, which reads them into a map and writes that map again: pairs without a name
@@ -180,7 +177,13 @@ impl Message<'_> {
             topic: &self.topic,
             properties,
         };
-        if self.topic.len() > TOPIC_MAX_BYTES {
+        // Clients of 4.9 read topics of up to 127 bytes; a longer one is of a long group's retries or dead
+        // letters, as 5.x has them, which a client of 4.9 cannot have.
+        let longest = match name::group_of(&self.topic) {
+            Some(_) => name::GROUP_TOPIC_MAX_LEN,
+            None => name::TOPIC_MAX_LEN,
+        };
+        if self.topic.len() > longest {
             let length = self.topic.len();
             let remark = format!("message topic length too long {length}");
             return Err(Refusal::new(response::MESSAGE_ILLEGAL, remark));
@@ -251,6 +254,23 @@ mod tests {
             Properties::parse(&many.join("\x02")).format(),
             last.join("\x02")
         );
+    }
+
+    #[test]
+    fn only_topics_of_groups_are_long() {
+        let of = |topic: String| {
+            let mut message = message("", b"x");
+            message.topic = topic.into();
+            message.into_record(BOUNDS)
+        };
+        let long = name::retry_topic(&"g".repeat(140));
+        let record = of(long.clone()).unwrap();
+        assert_eq!(&*record.topic, long);
+        assert_eq!(record::Record::decode(&record.buf).unwrap().topic, long);
+        assert!(of("t".repeat(127)).is_ok());
+        for refused in ["t".repeat(128), name::retry_topic(&"g".repeat(249))] {
+            assert!(of(refused.clone()).is_err(), "{refused}");
+        }
     }
 
     #[test]

@@ -5,22 +5,28 @@
 //! `java_store` gives our store to a Java broker, `migrate` starts from one of a Java broker, `startup`
 //! and `hostile` feed bad input, `failover` kills nodes, `delay` has messages wait, `freeze` has a group
 //! take nothing, `snapshot` has a node take the log as files, `vip` has an address move with the leader.
+//! `fixtures` has the stock client read every archived Java store, `whole_move` moves a Java broker in and
+//! back.
 
 #![expect(
     clippy::unwrap_used,
     reason = "a test stops where something is not as it must be"
 )]
+#![expect(clippy::print_stdout, reason = "figures of a test run")]
 
 mod admin;
 mod clients;
 mod delay;
 mod failover;
+mod fixtures;
 mod freeze;
 mod hostile;
 mod java_store;
 mod migrate;
+mod migrated;
 mod snapshot;
 mod startup;
 mod support;
 mod tools;
 mod vip;
+mod whole_move;

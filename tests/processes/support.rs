@@ -12,6 +12,7 @@ use jepsen::cluster::{Cluster, Options};
 use rmq_wire::body::{ConsumerData, HeartbeatData, SubscriptionData};
 use rmq_wire::code::request;
 use rmq_wire::frame;
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 /// The executable under test.
@@ -162,10 +163,27 @@ impl JavaServer {
         let home = TempDir::new().unwrap();
         let conf = home.path().join("server.conf");
         fs::write(&conf, format!("listenPort={port}\n{properties}")).unwrap();
+        Self::with_conf(cache, line, class, port, &conf, home)
+    }
+
+    /// A broker of `line` with a properties file that says where it listens.
+    pub(crate) fn broker_of(cache: &Path, line: Line, conf: &Path, port: u16) -> Self {
+        let class = "org.apache.rocketmq.broker.BrokerStartup";
+        Self::with_conf(cache, line, class, port, conf, TempDir::new().unwrap())
+    }
+
+    fn with_conf(
+        cache: &Path,
+        line: Line,
+        class: &str,
+        port: u16,
+        conf: &Path,
+        home: TempDir,
+    ) -> Self {
         let log = fs::File::create(home.path().join("out")).unwrap();
         let child = java(cache, line, home.path(), class)
             .arg("-c")
-            .arg(&conf)
+            .arg(conf)
             .stdout(log.try_clone().unwrap())
             .stderr(log)
             .spawn()
@@ -188,6 +206,15 @@ impl JavaServer {
             std::thread::sleep(Duration::from_millis(100));
         }
         server
+    }
+}
+
+impl JavaServer {
+    /// SIGTERM, and waits for the end.
+    pub(crate) fn stop(mut self) {
+        let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
+        kill_process(pid, Signal::TERM).unwrap();
+        self.child.wait().unwrap();
     }
 }
 
