@@ -1,6 +1,7 @@
 //! A message broker that speaks RocketMQ's protocol and whose commit log is a Raft log.
 
 pub mod admin;
+pub mod bench;
 pub mod broker;
 pub mod cli;
 pub mod config;

@@ -3,13 +3,14 @@
 //! `program` runs brokers and name servers, `up` a whole group on this machine, `ports` says who holds
 //! a port, `shutdown` stops processes, `processes` finds them, `raft_status` prints a group's state,
 //! `raft_members` changes it, `freeze` stops and resumes its writes, `inspect` tells what a stopped
-//! node's store holds.
+//! node's store holds, `bench` loads a cluster.
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
     reason = "a command line speaks to its user"
 )]
 
+mod bench;
 mod freeze;
 mod inspect;
 mod ports;
@@ -54,6 +55,8 @@ enum Action {
     /// Ask a cluster.
     #[command(subcommand)]
     Admin(AdminAction),
+    /// Load a RocketMQ cluster and measure it.
+    Bench(bench::Options),
     /// Drain and stop this machine's brokers or name servers.
     Shutdown {
         /// Which.
@@ -108,6 +111,7 @@ fn run() -> anyhow::Result<ExitCode> {
         Action::Namesrv(options) => program::namesrv(&options),
         Action::Up(options) => runtime()?.block_on(up::run(options)),
         Action::Admin(action) => runtime()?.block_on(admin(action)),
+        Action::Bench(options) => runtime()?.block_on(bench::run(options)),
         Action::Shutdown { role } => shutdown::run(role),
     }
 }
