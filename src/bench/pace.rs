@@ -50,13 +50,10 @@ impl Pace {
             let mut ready = self.timer.readable().await?;
             let mut count = [0; 8];
             let read = ready.try_io(|timer| Ok(rustix::io::read(timer.get_ref(), &mut count)?));
-            match read {
-                Ok(result) => {
-                    self.armed = None;
-                    return result.map(|_| ());
-                }
-                // Ready for an earlier time.
-                Err(_) => {}
+            // Otherwise it was ready for an earlier time.
+            if let Ok(result) = read {
+                self.armed = None;
+                return result.map(|_| ());
             }
         }
     }

@@ -3,10 +3,10 @@
 //!
 //! `support` starts them; `clients` runs applications, `admin` and `tools` the official tools,
 //! `java_store` gives our store to a Java broker, `migrate` starts from one of a Java broker, `startup`
-//! and `hostile` feed bad input, `failover` kills nodes, `delay` has messages wait, `freeze` has a group
-//! take nothing, `snapshot` has a node take the log as files, `vip` has an address move with the leader,
-//! `bench` loads a group. `fixtures` has the stock client read every archived Java store, `whole_move`
-//! moves a Java broker in and back.
+//! and `hostile` feed bad input, `failover` kills nodes, `delay` has messages wait, `disk_full` fills disks,
+//! `freeze` has a group take nothing, `snapshot` has a node take the log as files, `vip` has an address
+//! move with the leader, `bench` loads a group. `fixtures` has the stock client read every archived Java
+//! store, `whole_move` moves a Java broker in and back.
 
 #![expect(
     clippy::unwrap_used,
@@ -18,6 +18,7 @@ mod admin;
 mod bench;
 mod clients;
 mod delay;
+mod disk_full;
 mod failover;
 mod fixtures;
 mod freeze;

@@ -124,9 +124,7 @@ pub(in crate::broker) async fn as_follower(
             _ => return None,
         }
         // What comes next a leader will tell; it may also be that only this node is cut off.
-        if broker.replica.role().borrow().leader.is_none() {
-            return None;
-        }
+        broker.replica.role().borrow().leader.as_ref()?;
         tokio::select! {
             () = hold.woken() => {}
             // Only a leader could say that there is nothing.
