@@ -138,7 +138,6 @@ fn a_log_that_gets_no_next_segment_tells_its_room_and_goes_on_when_there_is_spac
         used: SEGMENT_BYTES,
         available,
     };
-    sim.set_space(full(SEGMENT_BYTES));
     let mut log = open(&sim, FlushMode::Sync);
     let reader = log.reader();
     let mut index = 0;
@@ -148,6 +147,9 @@ fn a_log_that_gets_no_next_segment_tells_its_room_and_goes_on_when_there_is_spac
         log.append(vec![messages(id(1, index), record).0]).unwrap();
         index += 1;
     };
+    // The raft index has its file from the first entry on.
+    append(&mut log, 1000);
+    sim.set_space(full(SEGMENT_BYTES));
     // The log finds out once half of its segment is used.
     while reader.room().is_none() {
         assert!(std::time::Instant::now() < deadline, "it is never short");

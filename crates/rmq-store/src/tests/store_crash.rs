@@ -235,6 +235,8 @@ impl Run {
                             None => (PhyOffset(0), Vec::new()),
                         };
                         let end = entry.end;
+                        // A log that was killed may have forgotten how far it was committed.
+                        messages.retain(|(phy, ..)| *phy < end);
                         messages.extend(messages_in(&run.disk, &run.config, from, end));
                         run.note(Event::Committed(Committed { end, messages }));
                         store.queues.commit(end, &entry.runs);
