@@ -478,12 +478,16 @@ fn derive(sizes: &Sizes, partial: &Path, progress: &Progress) -> Result<(), Prob
     (config.index_slots, config.index_entries) = sizes.index;
     config.delay_levels = sizes.levels.clone();
     config.flush = FlushMode::Sync;
+    config.catch_up_bytes = u64::MAX;
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
     // The second time, everything that the first one committed is built.
     for _ in 0..2 {
         let Store { mut log, queues } =
             rmq_store::open(&config, Arc::clone(&disk)).map_err(|e| failed(&e))?;
         let reader = log.reader();
+        if let Some(damage) = reader.damages().first() {
+            return Err(failed(damage));
+        }
         let last = reader.last_id();
         if let (Some(first), Some(last)) = (reader.first_index(), last) {
             let confirmed = reader.confirm_offset();

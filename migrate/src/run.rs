@@ -814,6 +814,7 @@ fn derive(
     (config.index_slots, config.index_entries) = plan.index_layout;
     config.delay_levels = plan.levels.clone();
     config.flush = FlushMode::Sync;
+    config.catch_up_bytes = u64::MAX;
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
     let failed = |error: &dyn std::fmt::Display| {
         Problem::new(Code::Write, error.to_string())
@@ -834,6 +835,9 @@ fn derive(
     let dispatched = |at: PhyOffset| progress.set(at.0.saturating_sub(from.0));
     let store =
         rmq_store::open_watched(&config, Arc::clone(&disk), &dispatched).map_err(|e| failed(&e))?;
+    if let Some(damage) = store.log.reader().damages().first() {
+        return Err(failed(damage));
+    }
     let mut maxima = Maxima::new();
     for (topic, id, next) in store.queues.maxima() {
         if next.0 > 0 {

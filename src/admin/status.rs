@@ -40,10 +40,13 @@ pub fn render(status: &NodeStatus) -> String {
             id = SelfId::of(asking.node),
         );
     }
+    for damage in &group.damaged {
+        text += &format!("DAMAGED on {}: {damage}\n", status.self_id);
+    }
     text
 }
 
-/// The nodes that do not vote because they lost power, a line for each, and what to do if no node
+/// The nodes that do not vote because they may have lost entries, a line for each, and what to do if no node
 /// leads.
 #[must_use]
 pub fn quarantined(statuses: &[NodeStatus]) -> String {
@@ -51,8 +54,8 @@ pub fn quarantined(statuses: &[NodeStatus]) -> String {
     let mut text = lost.map(|status| {
         let last = status.group.last_index;
         format!(
-            "{} in QUARANTINE: it lost power under ASYNC_FLUSH and does not vote before it has what a \
-             leader has; last {}\n",
+            "{} in QUARANTINE: it lost power under ASYNC_FLUSH, or the end of its log was damaged, and \
+             does not vote before it has what a leader has; last {}\n",
             status.self_id,
             last.map_or_else(|| "-".to_owned(), |last| last.to_string()),
         )

@@ -241,6 +241,13 @@ fn look(broker: &Broker, pull: &PullMessage, filter: &TagFilter) -> Result<GetRe
         wanted_bytes.map_or(most_bytes, |wanted| wanted.min(most_bytes)),
         &|tags_code| filter.matches(tags_code),
     )?;
+    if let Some(damage) = &result.damage {
+        return Err(Refusal::system_error(format!(
+            "the message at offset {} of queue {} of {} cannot be read until another node has mended it: \
+             {damage}",
+            result.next, pull.queue_id, pull.topic
+        )));
+    }
     if result.behind_bytes > broker.recent_bytes {
         // Less at a time of what has to come from the disk.
         let most_messages = config.max_transfer_count_on_message_in_disk as usize;
@@ -377,6 +384,7 @@ fn code(result: &GetResult, pull: &PullMessage) -> i32 {
         GetStatus::NoMatchedMessage | GetStatus::MessageWasRemoving | GetStatus::Late => {
             response::PULL_RETRY_IMMEDIATELY
         }
+        GetStatus::Damaged => response::SYSTEM_ERROR,
         GetStatus::NoMessageInQueue if pull.queue_offset == 0 => response::PULL_NOT_FOUND,
         GetStatus::OffsetOverflowOne => response::PULL_NOT_FOUND,
         GetStatus::NoMessageInQueue
@@ -396,6 +404,7 @@ fn remark(status: GetStatus) -> &'static str {
         GetStatus::OffsetOverflowOne => "OFFSET_OVERFLOW_ONE",
         GetStatus::OffsetOverflowBadly => "OFFSET_OVERFLOW_BADLY",
         GetStatus::Late => "OFFSET_FOUND_NULL",
+        GetStatus::Damaged => "DAMAGED",
     }
 }
 

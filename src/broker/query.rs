@@ -77,9 +77,14 @@ pub(super) async fn by_key(broker: &Arc<Broker>, request: &Request) -> Handled {
 pub(super) async fn by_id(broker: &Arc<Broker>, request: &Request) -> Handled {
     let ViewMessage { offset, .. } = request.command.header()?;
     let record = blocking(broker, move |broker| {
-        let record = PhyOffset::from_i64(offset).and_then(|offset| record_at(broker, offset));
+        let at = PhyOffset::from_i64(offset);
+        let record = at.and_then(|at| record_at(broker, at));
         record.inspect(bring_in).ok_or_else(|| {
-            Refusal::system_error(format!("can not find message by the offset, {offset}"))
+            let damage = at.and_then(|at| broker.log.damage_at(at));
+            Refusal::system_error(match damage {
+                Some(damage) => format!("the message at {offset} cannot be read: {damage}"),
+                None => format!("can not find message by the offset, {offset}"),
+            })
         })
     })
     .await?;

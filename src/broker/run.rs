@@ -371,6 +371,7 @@ fn retention_rules(config: &BrokerConfig) -> RetentionRules {
         interval: config.clean_resource_interval,
         batch: config.delete_file_batch_max as usize,
         pause: config.delete_commit_log_files_interval,
+        scrub_bytes_per_second: config.scrub_max_bytes_per_second,
         hour: local_hour,
     }
 }

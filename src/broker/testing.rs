@@ -233,6 +233,7 @@ impl Replica for FakeReplica {
             members: self.members.lock().unwrap().clone(),
             quarantined: false,
             asking: Vec::new(),
+            damaged: Vec::new(),
         }
     }
 

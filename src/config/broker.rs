@@ -225,6 +225,10 @@ config_struct! {
         /// Milliseconds after which that program is ended.
         "roleChangeHookTimeoutMillis" => role_change_hook_timeout_millis: Duration
             = Duration::from_secs(5), in 100..=600_000;
+        /// Bytes a second of old files of the commit log that are read and verified; what is damaged is
+        /// fetched again from the other nodes. 0 for none.
+        "scrubMaxBytesPerSecond" => scrub_max_bytes_per_second: u64 = 4 * u64::from(MIB),
+            in 0..=1_000_000_000_000;
         /// Milliseconds that a stop may take before unanswered requests are given up.
         "drainTimeoutMillis" => drain_timeout_millis: Duration = Duration::from_secs(10),
             in 0..=600_000;

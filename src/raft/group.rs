@@ -170,6 +170,10 @@ pub struct GroupStatus {
     /// Nodes that ask to become members and wait for an operator; known to the leader only.
     #[serde(default)]
     pub asking: Vec<AskingNode>,
+    /// Parts of this node's log that are not what was written: they are not served before another
+    /// node has mended them.
+    #[serde(default)]
+    pub damaged: Vec<String>,
 }
 
 impl GroupStatus {
@@ -422,6 +426,8 @@ impl Group {
         {
             status.asking = members.waiting();
         }
+        let damages = self.0.node.damages();
+        status.damaged = damages.iter().map(ToString::to_string).collect();
         status
     }
 
@@ -556,6 +562,7 @@ mod tests {
             members,
             quarantined: false,
             asking: Vec::new(),
+            damaged: Vec::new(),
         }
     }
 

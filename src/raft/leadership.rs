@@ -328,6 +328,7 @@ impl Leadership {
             members: members.nodes().map(|(id, node)| member(id, node)).collect(),
             quarantined: false,
             asking: Vec::new(),
+            damaged: Vec::new(),
         }
     }
 }

@@ -9,12 +9,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::{OptionalSend, RaftLogReader};
-use rmq_store::{EntryId, EntryKind, Log, LogIndex, LogReader, NewEntry, StoredEntry, Term};
+use rmq_store::{
+    EntryId, EntryKind, Log, LogIndex, LogReader, NewEntry, QueueOffset, StoredEntry, Term,
+};
 
 use super::types::{
     Body, LeaderId, LogEntry, LogId, Membership, SealedRef, TypeConfig, Vote, decode_membership,
     encode_membership,
 };
+use super::upkeep::until_mended;
 
 /// Raw bytes that one read for replication returns at most, unless its first entry alone is larger.
 const READ_BYTES: usize = 4 * 1024 * 1024;
@@ -36,6 +39,14 @@ impl SharedLog {
     /// Notes that the log has everything again that it acknowledged. Durable on return.
     pub(super) fn clear_suspect(&self) -> io::Result<()> {
         self.with(Log::clear_suspect)
+    }
+
+    /// Continues queues that were built since the log was opened.
+    pub(super) fn seed_missing(&self, maxima: Vec<(Arc<str>, i32, QueueOffset)>) -> io::Result<()> {
+        self.with(|log| {
+            log.seed_missing_queue_offsets(maxima);
+            Ok(())
+        })
     }
 
     /// Makes everything durable that was appended.
@@ -80,10 +91,14 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    fn stored(&self, index: u64) -> io::Result<Option<StoredEntry>> {
-        self.entries
-            .entry(LogIndex(index))
-            .map_err(io::Error::other)
+    /// The head of an entry, as soon as it can be read.
+    async fn stored(&self, index: u64) -> io::Result<Option<StoredEntry>> {
+        loop {
+            match self.entries.entry(LogIndex(index)) {
+                Ok(stored) => return Ok(stored),
+                Err(error) => until_mended(&self.entries, io::Error::other(error)).await?,
+            }
+        }
     }
 }
 
@@ -151,7 +166,7 @@ impl RaftLogReader<TypeConfig> for Reader {
             return Ok(entries);
         };
         for index in start.max(first.0)..end {
-            let Some(stored) = self.stored(index)? else {
+            let Some(stored) = self.stored(index).await? else {
                 break;
             };
             let id = to_log_id(stored.id);
@@ -173,13 +188,16 @@ impl RaftLogReader<TypeConfig> for Reader {
         let mut entries = Vec::new();
         let mut bytes = 0;
         for index in start..end {
-            let Some(stored) = self.stored(index)? else {
+            let Some(stored) = self.stored(index).await? else {
                 break;
             };
-            let raw = self
-                .entries
-                .raw(LogIndex(index))
-                .map_err(io::Error::other)?;
+            let raw = loop {
+                match self.entries.raw(LogIndex(index)) {
+                    Ok(raw) => break raw,
+                    Err(_) if !entries.is_empty() => break None,
+                    Err(error) => until_mended(&self.entries, io::Error::other(error)).await?,
+                }
+            };
             let Some(raw) = raw else { break };
             let extent = SealedRef {
                 raw,

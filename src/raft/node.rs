@@ -2,14 +2,14 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::Fatal;
 use openraft::network::{NetSnapshot, RaftNetworkFactory};
 use openraft::{Config, ServerState, SnapshotPolicy};
-use rmq_store::{Disk, FlushMode, Log, Queues, mutant};
+use rmq_store::{Damage, Disk, Log, LogReader, Queues, mutant};
 use tokio::runtime::{Builder, Handle, Runtime, RuntimeFlavor};
 use tokio::task::JoinError;
 
@@ -21,6 +21,7 @@ use super::snapshot::SnapshotData;
 use super::space::Space;
 use super::state_machine::StateMachine;
 use super::types::{NodeId, TypeConfig};
+use super::upkeep::{Upkeep, until_mended};
 use super::{Raft, watchdog};
 use crate::meta::Meta;
 
@@ -83,7 +84,7 @@ pub enum StartError {
 }
 
 /// openraft's settings.
-pub(super) fn config(group: &str, timers: Timers, flush: FlushMode) -> Result<Config, StartError> {
+pub(super) fn config(group: &str, timers: Timers) -> Result<Config, StartError> {
     let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     let (heartbeat, min, max) = (
         ms(timers.heartbeat),
@@ -108,9 +109,9 @@ pub(super) fn config(group: &str, timers: Timers, flush: FlushMode) -> Result<Co
         // With a leader that hears no majority and will not be silent, a majority that hears each
         // other but also the leader never elects another.
         quorum_loss_probe_interval: Some(max.saturating_mul(2)),
-        // Without SYNC_FLUSH a follower may come back from a power failure with less log than it
-        // acknowledged.
-        allow_log_reversion: Some(matches!(flush, FlushMode::Async { .. })),
+        // A follower may come back with less log than it acknowledged: from a power failure without
+        // SYNC_FLUSH, or with damage at the log's end.
+        allow_log_reversion: Some(true),
         // Entries are batches already, waiting for more of them only costs time.
         broadcast_submitted_on_append: Some(true),
         backoff: "20ms 40ms ..500ms".to_owned(),
@@ -212,6 +213,9 @@ pub(super) struct Node {
     pub(super) space: Arc<Space>,
     queues: Arc<Queues>,
     log: SharedLog,
+    entries: LogReader,
+    /// Taken away to be stopped.
+    upkeep: Mutex<Option<Upkeep>>,
 }
 
 impl Node {
@@ -249,11 +253,24 @@ impl Node {
             Duration::ZERO
         };
         let reader = log.reader();
-        let state_machine = StateMachine::open(&root, disk, &reader, queues.clone(), meta)
-            .map_err(StartError::Applied)?;
+        while let Err(error) = rmq_store::seed(&mut log, &queues) {
+            let mended = until_mended(&reader, io::Error::other(error)).await;
+            mended.map_err(StartError::Log)?;
+        }
+        let state_machine = loop {
+            let opened =
+                StateMachine::open(&root, disk.clone(), &reader, queues.clone(), meta.clone());
+            match opened {
+                Ok(state_machine) => break state_machine,
+                Err(error) => {
+                    let mended = until_mended(&reader, error).await;
+                    mended.map_err(StartError::Applied)?;
+                }
+            }
+        };
         let log = SharedLog::new(log);
         let space = Arc::new(Space::new(reader.clone()));
-        let store = LogStore::new(log.clone(), reader);
+        let store = LogStore::new(log.clone(), reader.clone());
         let raft = Raft::build(id, Arc::new(config), network, store, state_machine).await;
         let raft = raft.map_err(failed)?;
         let leadership = Arc::new(Leadership::new(raft.clone(), lease));
@@ -270,7 +287,8 @@ impl Node {
         raft.runtime_config()
             .elect(!quarantined && queues.is_built());
         if !queues.is_built() {
-            tokio::spawn(stand_once_built(raft.clone(), gate.clone(), queues.clone()));
+            let (raft, gate, log) = (raft.clone(), gate.clone(), log.clone());
+            tokio::spawn(stand_once_built(raft, gate, log, queues.clone()));
         }
         Ok(Self {
             raft,
@@ -279,11 +297,32 @@ impl Node {
             space,
             queues,
             log,
+            entries: reader,
+            upkeep: Mutex::default(),
         })
+    }
+
+    /// What is damaged in the log and not mended yet.
+    pub(super) fn damages(&self) -> Vec<Damage> {
+        self.entries.damages()
+    }
+
+    /// Has it stopped with the node.
+    pub(super) fn keep(&self, upkeep: Upkeep) {
+        let mut kept = self.upkeep.lock().unwrap_or_else(PoisonError::into_inner);
+        *kept = Some(upkeep);
     }
 
     /// Saves what is applied, stops openraft, and closes queues and log.
     pub(super) async fn shutdown(&self) {
+        let upkeep = self
+            .upkeep
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(upkeep) = upkeep {
+            upkeep.stop().await;
+        }
         if let Err(error) = self.log.sync() {
             tracing::warn!(%error, "cannot sync the log");
         }
@@ -334,8 +373,8 @@ async fn leave_quarantine(raft: Raft, gate: VoteGate, log: SharedLog, queues: Ar
         tracing::warn!(
             node,
             last = %last.map_or_else(|| "none".to_owned(), |id| id.to_string()),
-            "the machine went down without a sync and entries that were acknowledged may be lost: \
-             in QUARANTINE, does not vote before it has all that a leader has; if no leader can be \
+            "the machine went down without a sync, or the end of the log was damaged, and entries that \
+             were acknowledged may be lost: in QUARANTINE, does not vote before it has all that a leader has; if no leader can be \
              elected without it, mqadmin raftRecover has the longest log lead"
         );
         let recovered = async {
@@ -372,7 +411,7 @@ async fn leave_quarantine(raft: Raft, gate: VoteGate, log: SharedLog, queues: Ar
 
 /// Lets the node stand for election once its queues are built: a leader answers from them. It votes
 /// all the time.
-async fn stand_once_built(raft: Raft, gate: VoteGate, queues: Arc<Queues>) {
+async fn stand_once_built(raft: Raft, gate: VoteGate, log: SharedLog, queues: Arc<Queues>) {
     const LOOK: Duration = Duration::from_millis(100);
     while !queues.is_built() {
         if raft.with_raft_state(|_| ()).await.is_err() {
@@ -380,7 +419,9 @@ async fn stand_once_built(raft: Raft, gate: VoteGate, queues: Arc<Queues>) {
         }
         tokio::time::sleep(LOOK).await;
     }
-    raft.runtime_config().elect(gate.may_stand(*raft.node_id()));
+    if log.seed_missing(queues.maxima()).is_ok() {
+        raft.runtime_config().elect(gate.may_stand(*raft.node_id()));
+    }
 }
 
 pub(super) fn failed(error: Fatal<TypeConfig>) -> StartError {

@@ -59,6 +59,8 @@ pub struct RetentionRules {
     pub batch: usize,
     /// `deleteCommitLogFilesInterval`: between two removals.
     pub pause: Duration,
+    /// Bytes of what stays that are looked through for damage in a second; 0 for none.
+    pub scrub_bytes_per_second: u64,
     /// The hour of the day, 0 to 23, of a time in milliseconds.
     pub hour: fn(i64) -> u8,
 }
@@ -76,6 +78,7 @@ impl Default for RetentionRules {
             interval: Duration::from_secs(10),
             batch: 10,
             pause: Duration::from_millis(100),
+            scrub_bytes_per_second: 4 << 20,
             hour: |ms| u8::try_from(ms / HOUR_MS % 24).unwrap_or(0),
         }
     }

@@ -18,11 +18,12 @@ use super::leadership::OnFatal;
 use super::log_store::to_log_id;
 use super::node::{self, Node, Parts, RaftRuntime, StartError, Timers};
 use super::peer::{
-    Bound, ForwardHandler, Identity, Local, Net, Network, Options, PeerList, Peers, Receiver,
-    SelfId, Tcp, Throttle, form_alone,
+    Bound, ForwardHandler, Identity, Local, Mender, Net, Network, Options, PeerList, Peers,
+    Receiver, SelfId, Tcp, Throttle, answer_repairs, form_alone,
 };
 use super::retention::{Retaining, RetentionRules};
 use super::types::BrokerNode;
+use super::upkeep::Upkeep;
 use crate::meta::Meta;
 
 /// Between two looks at whether a snapshot has been made.
@@ -104,7 +105,7 @@ pub async fn start(
         on_install,
         on_fatal,
     } = options;
-    let config = node::config(&group, timers, store_config.flush)?;
+    let config = node::config(&group, timers)?;
     let Store { log, queues } = store;
     let reader = log.reader();
     let self_id = peers.as_ref().map_or(SelfId(0), |peers| peers.self_id);
@@ -153,6 +154,7 @@ pub async fn start(
         receiving: Mutex::default(),
     };
     let throttle = Throttle::new(snapshot_bytes_per_second);
+    let scrub = rules.scrub_bytes_per_second;
     let parts = Parts {
         id,
         config,
@@ -174,7 +176,7 @@ pub async fn start(
             peers,
             longest_log,
             receiver,
-            throttle,
+            (throttle, scrub),
         ))
         .await;
     let (node, network, peers) = started.ok_or(StartError::Panicked)??;
@@ -200,12 +202,13 @@ async fn take_part(
     peers: Option<PeerOptions>,
     longest_log: bool,
     receiver: Receiver,
-    throttle: Throttle,
+    (throttle, scrub): (Throttle, u64),
 ) -> Result<(Arc<Node>, Network, Option<Peers>), StartError> {
     let net = peers
         .as_ref()
         .map_or_else(|| Arc::new(Tcp) as Arc<dyn Net>, |peers| peers.net.clone());
     let reader = parts.log.reader();
+    let log = reader.clone();
     let last = Arc::new(move || reader.last_id().map(to_log_id));
     let network = Network::new(net.clone(), local.clone(), last, throttle);
     let listener = peers
@@ -214,7 +217,20 @@ async fn take_part(
         .transpose();
     let listener = listener.map_err(StartError::Listen)?;
     let has_history = parts.log.genesis().is_some();
-    let node = Arc::new(Node::recover(parts, network.clone()).await?);
+    let mender = peers
+        .as_ref()
+        .map(|_| Mender::new(log.clone(), net.clone(), local.clone()));
+    let upkeep = Upkeep::start(&log, mender, scrub);
+    let recovering = Node::recover(parts, network.clone());
+    let node = match &listener {
+        Some(listener) => tokio::select! {
+            node = recovering => node?,
+            never = answer_repairs(&**listener, &local, &log) => match never {},
+        },
+        None => recovering.await?,
+    };
+    node.keep(upkeep);
+    let node = Arc::new(node);
     node.raft.run();
     if has_history {
         tokio::spawn(begin_with_a_snapshot(node.raft.clone()));

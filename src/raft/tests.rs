@@ -2,6 +2,7 @@
 //! a network that the test can cut; `peers` has those over TCP, `power` those whose machines lose
 //! power, `snapshots` nodes that need one.
 
+mod damage;
 mod peers;
 mod power;
 mod retention;
@@ -100,7 +101,7 @@ async fn start(id: NodeId, root: &Path, wires: &Wires) -> Running {
     let meta = Meta::new();
     let parts = Parts {
         id,
-        config: config("test", Timers::default(), FlushMode::Sync).unwrap(),
+        config: config("test", Timers::default()).unwrap(),
         log: store.log,
         queues: store.queues,
         meta: meta.clone(),

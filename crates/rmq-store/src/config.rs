@@ -42,6 +42,9 @@ pub struct StoreConfig {
     pub flush: FlushMode,
     /// `maxMessageSize`: largest message body, in bytes.
     pub max_message_bytes: u32,
+    /// Most bytes of the log that are dispatched while a store is opened; more is done in the
+    /// background.
+    pub catch_up_bytes: u64,
     /// Number of the genesis that the Raft log stands on. Entries of another generation are
     /// history, not log.
     pub generation: i32,
@@ -82,6 +85,7 @@ impl StoreConfig {
             delay_levels: DelayLevels::default(),
             flush: FlushMode::Async { interval_ms: 500 },
             max_message_bytes: 4 << 20,
+            catch_up_bytes: 256 << 20,
             generation: 0,
         }
     }

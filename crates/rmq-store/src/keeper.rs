@@ -278,12 +278,13 @@ impl Inner {
         let mut checkpoint = self.next().clone();
         // What a checkpoint calls committed is durable here: recovery takes damage below it for
         // damage, not for a torn write, and starts the raft index from it.
-        match self
-            .end_of(checkpoint.committed)
-            .map_err(io::Error::other)?
-        {
-            Some(confirm) => checkpoint.confirm = confirm,
-            None => (checkpoint.committed, checkpoint.confirm) = (file.committed, file.confirm),
+        match self.end_of(checkpoint.committed) {
+            Ok(Some(confirm)) => checkpoint.confirm = confirm,
+            Err(error @ ReadError::Io { .. }) => return Err(io::Error::other(error)),
+            // It is damaged, or not there.
+            Err(_) | Ok(None) => {
+                (checkpoint.committed, checkpoint.confirm) = (file.committed, file.confirm)
+            }
         }
         // What was purged was committed.
         checkpoint.confirm = checkpoint.confirm.max(checkpoint.base);

@@ -6,7 +6,8 @@
 //! `seal` makes its bytes, `raft_index` finds it, `queue_offsets` gives out queue offsets, `flush`
 //! makes bytes durable, `slots` and `checkpoint` hold the vote and what recovery starts from,
 //! `keeper` works ahead in the background. `recovery` opens a log, `log` is its single writer,
-//! `reader` serves everybody else, `retention` lets go of its oldest part. `genesis` is what a store has
+//! `reader` serves everybody else, `retention` lets go of its oldest part, `scrub` looks for
+//! damage and `damage` mends it. `genesis` is what a store has
 //! taken over from another broker.
 //! Behind it: `queues` is what consumers see, made by `dispatch` from committed records and kept in
 //! `consume_queue` and `index_file`; `delay` is a table that these files depend on. `store` opens
@@ -23,6 +24,7 @@
 mod checkpoint;
 mod config;
 mod consume_queue;
+mod damage;
 mod delay;
 mod disk;
 mod dispatch;
@@ -42,6 +44,7 @@ mod raft_index;
 mod reader;
 mod recovery;
 mod retention;
+mod scrub;
 mod seal;
 mod segment;
 #[cfg(any(test, feature = "sim"))]
@@ -56,6 +59,7 @@ mod worker;
 
 pub use config::{ConfigError, ENTRY_OVERHEAD_BYTES, FlushMode, StoreConfig};
 pub use consume_queue::{Slot, UNIT_BYTES, Unit};
+pub use damage::{Damage, MendError};
 pub use delay::{DelayLevelError, DelayLevels};
 pub use disk::{Disk, DiskFile, OpenMode, RealDisk, Space};
 pub use dispatch::{Arrival, DispatchError};
@@ -77,8 +81,9 @@ pub use queues::{
 pub use reader::{LogReader, ReadError};
 pub use recovery::OpenError;
 pub use retention::{Cut, Retention, RetentionLimits};
+pub use scrub::Scrubbed;
 pub use seal::AppendError;
-pub use store::{OpenStoreError, Store, open, open_watched};
+pub use store::{OpenStoreError, Store, open, open_watched, seed};
 pub use transfer::{
     APPLIED_FILE, Incoming, IncomingError, Outgoing, Outline, Part, QueueEnd, Rest,
     TransferDecodeError, begin_install,

@@ -55,6 +55,7 @@ pub struct Log {
     shared: Arc<Shared>,
     tail: Tail,
     queue_offsets: QueueOffsets,
+    seeded: bool,
     // The keeper uses the flusher, so it ends first.
     keeper: Keeper,
     flusher: Flusher,
@@ -119,6 +120,7 @@ impl Log {
             shared,
             tail,
             queue_offsets: QueueOffsets::default(),
+            seeded: false,
             keeper,
             flush: flusher.handle(),
             flusher,
@@ -169,7 +171,7 @@ impl Log {
     /// Sets where queues go on: what they hold at the position up to which they were built, and
     /// after it the entries of the log from there on.
     ///
-    /// Called once, before the first append.
+    /// Called before the first append; again only if it fails.
     pub fn seed_queue_offsets(
         &mut self,
         maxima: impl IntoIterator<Item = (Arc<str>, i32, QueueOffset)>,
@@ -179,6 +181,7 @@ impl Log {
             self.queue_offsets.raise(&topic, queue_id, next);
         }
         let (Some(first), Some(last)) = (self.tail.first_index(), self.tail.last) else {
+            self.seeded = true;
             return Ok(());
         };
         let (mut low, mut high) = (first.0, last.index.0 + 1);
@@ -198,7 +201,30 @@ impl Log {
                     .raise(&run.topic, run.queue_id, run.next());
             }
         }
+        self.seeded = true;
         Ok(())
+    }
+
+    /// Says that queues are unknown until [`Log::seed_missing_queue_offsets`]: only entries that
+    /// another node has sealed can be appended.
+    pub(crate) fn expect_missing_queue_offsets(&mut self) {
+        self.queue_offsets.set_partial(true);
+    }
+
+    pub(crate) fn is_seeded(&self) -> bool {
+        self.seeded
+    }
+
+    /// Sets where queues go on that were built behind the log's back, but for those that the log has
+    /// given offsets since it was opened.
+    pub fn seed_missing_queue_offsets(
+        &mut self,
+        maxima: impl IntoIterator<Item = (Arc<str>, i32, QueueOffset)>,
+    ) {
+        for (topic, queue_id, next) in maxima {
+            self.queue_offsets.add(&topic, queue_id, next);
+        }
+        self.queue_offsets.set_partial(false);
     }
 
     /// The next offset that a queue gives out.
@@ -359,6 +385,7 @@ impl Log {
         let (shared, keeper) = (&self.shared, &self.keeper);
         self.flusher.while_cut(end, || {
             shared.publish(&self.tail);
+            shared.damages.keep(PhyOffset(0), end);
             shared.index.cut(from)?;
             keeper.discard()?;
             let segments = &shared.segments;
@@ -386,11 +413,17 @@ impl Log {
         {
             return Ok(());
         }
-        let base = match self.shared.header(id.index).map_err(io::Error::other)? {
-            Some((header, _)) => header.end(),
-            None if self.tail.last_id().is_none_or(|last| last.index < id.index) => self.tail.end,
+        let base = match self.shared.header(id.index) {
+            Ok(Some((header, _))) => header.end(),
+            Ok(None) if self.tail.last_id().is_none_or(|last| last.index < id.index) => {
+                self.tail.end
+            }
             // In a gap that an earlier purge has left.
-            None => self.shared.base(),
+            Ok(None) => self.shared.base(),
+            Err(error) => {
+                tracing::warn!(%id, %error, "entries stay until the last of them is mended");
+                return Ok(());
+            }
         };
         self.tail.purged = Some(id);
         self.shared.publish(&self.tail);

@@ -20,9 +20,16 @@ struct Slot {
 pub(crate) struct QueueOffsets {
     topics: HashMap<Arc<str>, HashMap<i32, Slot>>,
     batch: u64,
+    /// A queue that is not here may have messages.
+    partial: bool,
 }
 
 impl QueueOffsets {
+    /// Says whether there are queues that are not known yet. Nothing can be sealed while there are.
+    pub(crate) fn set_partial(&mut self, partial: bool) {
+        self.partial = partial;
+    }
+
     fn slot(&mut self, topic: &Arc<str>, queue_id: i32) -> &mut Slot {
         // Not `entry`, which would want a clone of the name each time.
         if !self.topics.contains_key(topic) {
@@ -48,6 +55,17 @@ impl QueueOffsets {
     pub(crate) fn raise(&mut self, topic: &Arc<str>, queue_id: i32, next: QueueOffset) {
         let slot = self.slot(topic, queue_id);
         slot.next = slot.next.max(next);
+    }
+
+    /// Sets the next offset of a queue that has none.
+    pub(crate) fn add(&mut self, topic: &Arc<str>, queue_id: i32, next: QueueOffset) {
+        if self
+            .topics
+            .get(topic)
+            .is_none_or(|queues| !queues.contains_key(&queue_id))
+        {
+            self.slot(topic, queue_id).next = next;
+        }
     }
 
     /// Gives offsets to a batch: one for each record in its order, and what was taken, queue by
@@ -85,7 +103,7 @@ impl QueueOffsets {
     pub(crate) fn follow<'a>(&mut self, runs: &'a [Run]) -> Result<(), &'a Run> {
         if let Some(run) = runs
             .iter()
-            .find(|r| self.next(&r.topic, r.queue_id) != r.first)
+            .find(|r| !self.is_next(&r.topic, r.queue_id, r.first))
         {
             return Err(run);
         }
@@ -93,6 +111,14 @@ impl QueueOffsets {
             self.slot(&run.topic, run.queue_id).next = run.next();
         }
         Ok(())
+    }
+
+    fn is_next(&self, topic: &str, queue_id: i32, first: QueueOffset) -> bool {
+        let queues = self.topics.get(topic);
+        match queues.and_then(|queues| queues.get(&queue_id)) {
+            Some(slot) => slot.next == first,
+            None => self.partial || first == QueueOffset(0),
+        }
     }
 
     /// Takes back an entry. Entries are taken back from the last one on.

@@ -8,8 +8,10 @@ use bytes::Bytes;
 use rmq_wire::record::{self, Peek};
 use thiserror::Error;
 
+use crate::damage::Damages;
 use crate::extent::{ExtentError, Header, Tail};
 use crate::raft_index::RaftIndex;
+use crate::scrub::Cold;
 use crate::segment::{Segments, reserve_bytes};
 use crate::types::{EntryId, LogIndex, PhyOffset, StoredEntry};
 
@@ -43,6 +45,9 @@ pub(crate) struct Shared {
     synced: AtomicU64,
     /// The next file could not be made ahead of need.
     short: AtomicBool,
+    pub(crate) damages: Damages,
+    /// What was there before this process and may not be what was written.
+    pub(crate) cold: Cold,
     /// First reason why nothing may be written any more.
     poison: OnceLock<String>,
 }
@@ -53,7 +58,7 @@ impl Shared {
         index: RaftIndex,
         generation: i32,
         max_extent_bytes: u64,
-        base: PhyOffset,
+        (base, confirm): (PhyOffset, PhyOffset),
     ) -> Self {
         Self {
             segments,
@@ -66,6 +71,8 @@ impl Shared {
             confirm: AtomicU64::new(base.0),
             synced: AtomicU64::new(base.0),
             short: AtomicBool::new(false),
+            damages: Damages::default(),
+            cold: Cold::new(base, confirm),
             poison: OnceLock::new(),
         }
     }
@@ -132,15 +139,28 @@ impl Shared {
         if !self.tail().holds(index) {
             return Ok(None);
         }
-        match self.read_header(index) {
+        // Once more, should it have been cut off and written anew in between.
+        match self.read_header(index).or_else(|_| self.read_header(index)) {
             Ok(found) => Ok(Some(found)),
-            Err(e) if self.tail().holds(index) => Err(e),
+            Err(e) if self.tail().holds(index) => {
+                self.distrust(index, &e);
+                Err(e)
+            }
             // The log was cut while it was read, which is no damage.
             Err(_) => Ok(None),
         }
     }
 
-    fn read_header(&self, index: LogIndex) -> Result<(Header, PhyOffset), ReadError> {
+    /// Keeps readers from an entry that is not what was written.
+    pub(crate) fn distrust(&self, index: LogIndex, error: &ReadError) {
+        if let ReadError::Damaged { .. } | ReadError::NoCell(_) = error
+            && let Some(damage) = self.locate(index, error.to_string())
+        {
+            self.damages.add(damage);
+        }
+    }
+
+    pub(crate) fn read_header(&self, index: LogIndex) -> Result<(Header, PhyOffset), ReadError> {
         let io = |source| ReadError::Io { index, source };
         let cell = self
             .index
@@ -148,7 +168,12 @@ impl Shared {
             .map_err(io)?
             .ok_or(ReadError::NoCell(index))?;
         let at = cell.header;
-        let bytes = self.segments.view_record(at).map_err(io)?;
+        let bytes = match self.segments.view_record(at) {
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
+                return Err(self.damaged(index, at, ExtentError::NoHeader));
+            }
+            other => other.map_err(io)?,
+        };
         match Header::decode(&bytes, self.generation, at) {
             Ok((header, _)) if header.id.index == index => Ok((header, at)),
             Ok(_) => Err(self.damaged(index, at, ExtentError::Header("of another entry"))),
@@ -297,15 +322,29 @@ impl LogReader {
     }
 
     /// The bytes of an entry's extent as `NewEntry::Sealed` takes them, one slice for each segment,
-    /// not copied; `None` if it is not in the log. The header is verified, the messages are not.
+    /// not copied; `None` if it is not in the log. A committed entry is verified as a whole, of
+    /// another, which was just written, the header.
     pub fn raw(&self, index: LogIndex) -> Result<Option<Vec<Bytes>>, ReadError> {
-        let Some((header, _)) = self.shared.header(index)? else {
+        Ok(self.whole(index)?.map(|(_, raw)| raw))
+    }
+
+    pub(crate) fn whole(&self, index: LogIndex) -> Result<Option<(Header, Vec<Bytes>)>, ReadError> {
+        let shared = &self.shared;
+        let Some((header, pos)) = shared.header(index)? else {
             return Ok(None);
         };
-        let views = self.shared.segments.views(header.start, header.end());
-        views
-            .map(Some)
-            .map_err(|source| ReadError::Io { index, source })
+        let views = shared.segments.views(header.start, header.end());
+        let views = views.map_err(|source| ReadError::Io { index, source })?;
+        if header.end() <= self.confirm_offset()
+            && let Err(source) = shared.check_extent(header.start, &views, index)
+        {
+            let error = shared.damaged(index, pos, source);
+            let place = (header.start, header.end());
+            let damage = shared.damage(Some((index, index)), place, error.to_string());
+            shared.damages.add(damage);
+            return Err(error);
+        }
+        Ok(Some((header, views)))
     }
 
     /// Bytes of the log that lie in one segment, not copied; `None` if they do not, or are not all
@@ -331,7 +370,9 @@ impl LogReader {
         if said != pos.0.to_be_bytes() {
             return None;
         }
-        self.committed_slice(confirm, pos, size)
+        let record = self.committed_slice(confirm, pos, size)?;
+        self.check_records(pos, size as u64).ok()?;
+        Some(record)
     }
 
     fn committed_slice(&self, confirm: PhyOffset, pos: PhyOffset, len: usize) -> Option<Bytes> {
@@ -342,6 +383,14 @@ impl LogReader {
     }
 
     fn view(&self, pos: PhyOffset, len: usize) -> Option<Bytes> {
+        if self
+            .shared
+            .damages
+            .touching(pos, pos + len as u64)
+            .is_some()
+        {
+            return None;
+        }
         match self.shared.segments.view(pos, len) {
             Ok(bytes) => Some(bytes),
             // Before the first segment, after the last one or across two.

@@ -3,12 +3,13 @@
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use bytes::Bytes;
 use rmq_wire::record::{self, BLANK_LEN, Peek};
 
 use crate::disk::{Disk, DiskFile, OpenMode};
+use crate::extent::Part;
 use crate::types::PhyOffset;
 
 /// Zeros to write blanks and clean tails from.
@@ -19,6 +20,9 @@ const ZERO_STEP_BYTES: u64 = 1 << 20;
 
 /// Bytes that are read and written again at once.
 const REWRITE_STEP_BYTES: u64 = 1 << 20;
+
+/// Ending of the name of a copy that is being mended.
+pub(crate) const MENDED: &str = "mended";
 
 /// A file of the commit log.
 #[derive(Debug, Clone)]
@@ -52,6 +56,8 @@ pub(crate) struct Segments {
     dir: PathBuf,
     /// Sorted, without gaps.
     list: RwLock<Vec<Segment>>,
+    /// Held while a file is put in the place of another one, or the first one is removed.
+    replacing: Mutex<()>,
 }
 
 impl Segments {
@@ -66,6 +72,7 @@ impl Segments {
             disk,
             dir,
             list: RwLock::new(segments),
+            replacing: Mutex::default(),
         }
     }
 
@@ -239,12 +246,65 @@ impl Segments {
         Ok(())
     }
 
+    /// Writes bytes again, durably. A file below `sealed`, which nobody writes to, is replaced by a
+    /// copy that has them. What is in a file that has been removed is left out.
+    pub(crate) fn mend(&self, parts: &[Part], sealed: PhyOffset) -> io::Result<()> {
+        for of_one in parts.chunk_by(|a, b| self.base_of(a.pos) == self.base_of(b.pos)) {
+            // Against removal at the same time, which the rename would undo.
+            let _one = self
+                .replacing
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            let Some(segment) = of_one.first().and_then(|part| self.at(part.pos)) else {
+                continue;
+            };
+            if segment.base + self.bytes > sealed {
+                write_parts(&segment, &*segment.file, of_one)?;
+                segment.file.sync()?;
+            } else {
+                self.replace(&segment, of_one)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn replace(&self, segment: &Segment, parts: &[Part]) -> io::Result<()> {
+        let path = self.path(segment.base);
+        let mended = path.with_extension(MENDED);
+        let file = self.disk.open(&mended, OpenMode::Create)?;
+        file.allocate(self.bytes)?;
+        let step = ZERO_STEP_BYTES.min(self.bytes);
+        let mut buf = vec![0; usize::try_from(step).map_err(io::Error::other)?];
+        let mut at = 0;
+        while at < self.bytes {
+            let read = segment.file.read_at(at, &mut buf)?;
+            if read == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            file.write_at(at, &[IoSlice::new(&buf[..read])])?;
+            at += read as u64;
+        }
+        write_parts(segment, &*file, parts)?;
+        file.sync()?;
+        self.disk.rename(&mended, &path)?;
+        self.disk.sync_dir(&self.dir)?;
+        let mut list = self.list_mut();
+        if let Some(place) = list.iter_mut().find(|other| other.base == segment.base) {
+            place.file = file;
+        }
+        Ok(())
+    }
+
     /// Removes the first segment: its file, then the segment. Whoever has it in use keeps it; what was
     /// read before stays readable.
     pub(crate) fn drop_first(&self) -> io::Result<()> {
         let Some(base) = self.first() else {
             return Ok(());
         };
+        let _one = self
+            .replacing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         // One by one, so that what a crash leaves is without gaps.
         self.unlink(base)?;
         let mut list = self.list_mut();
@@ -289,6 +349,12 @@ impl Segments {
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }
+}
+
+fn write_parts(segment: &Segment, file: &dyn DiskFile, parts: &[Part]) -> io::Result<()> {
+    parts
+        .iter()
+        .try_for_each(|part| file.write_at(part.pos - segment.base, &[IoSlice::new(&part.bytes)]))
 }
 
 /// Slices of zeros, `len` bytes together.

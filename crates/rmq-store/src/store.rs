@@ -44,7 +44,26 @@ pub fn open_watched(
 ) -> Result<Store, OpenStoreError> {
     let mut log = Log::open(config, &disk)?;
     let queues = Queues::open_watched(config, disk, log.reader(), dispatched)?;
-    let (ends, at) = queues.seeds();
-    log.seed_queue_offsets(ends, at)?;
+    match seed(&mut log, &queues) {
+        // It waits for the entries to be mended.
+        Ok(()) | Err(ReadError::Damaged { .. } | ReadError::NoCell(_)) => {}
+        Err(error) => return Err(error.into()),
+    }
     Ok(Store { log, queues })
+}
+
+/// Continues the queues where the log ends, unless that is done; before the first append.
+///
+/// # Errors
+/// An entry between the dispatched position and the end of the log cannot be read. Once it is mended,
+/// this can be called again.
+pub fn seed(log: &mut Log, queues: &Queues) -> Result<(), ReadError> {
+    if log.is_seeded() {
+        return Ok(());
+    }
+    if !queues.knows_ends() {
+        log.expect_missing_queue_offsets();
+    }
+    let (ends, at) = queues.seeds();
+    log.seed_queue_offsets(ends, at)
 }

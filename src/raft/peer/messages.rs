@@ -95,7 +95,7 @@ impl<'a> Reader<'a> {
         Ok(bytes)
     }
 
-    fn flag(&mut self, field: &'static str) -> Result<bool, DecodeError> {
+    pub(super) fn flag(&mut self, field: &'static str) -> Result<bool, DecodeError> {
         match self.u8()? {
             0 => Ok(false),
             1 => Ok(true),
@@ -206,6 +206,8 @@ pub(super) enum Purpose {
     Forward = 3,
     /// A snapshot.
     Snapshot = 4,
+    /// Whole bytes for damaged ones.
+    Repair = 5,
 }
 
 /// What a node says of itself when a connection is opened, in both directions.
@@ -288,6 +290,7 @@ impl Message for Hello {
             2 => Purpose::Log,
             3 => Purpose::Forward,
             4 => Purpose::Snapshot,
+            5 => Purpose::Repair,
             value => {
                 return Err(DecodeError::Field {
                     field: "purpose",

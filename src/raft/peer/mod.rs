@@ -5,6 +5,7 @@
 //! - `wire`: frames. `messages`: what their heads say.
 //! - `caller`: requests to one peer. `network`: openraft's side that sends. `server`: the side that
 //!   answers.
+//! - `repair`: whole bytes of the log for damaged ones.
 //! - `snapshot`: the log as raw bytes, for a node that is too far behind.
 //! - `shared`: what the requests of peers act on.
 //! - `formation`: from configured peers to a group, once. `join`: the leader's part in taking in
@@ -22,6 +23,7 @@ mod members;
 mod messages;
 mod nag;
 mod network;
+mod repair;
 mod server;
 mod shared;
 mod snapshot;
@@ -41,6 +43,7 @@ pub use identity::{IdentityError, PeerList, PeerListError, SelfId, SelfIdError};
 pub(in crate::raft) use members::{ALIVE_WITHIN, CAUGHT_UP, Members};
 pub use members::{MemberChange, MembersError};
 pub(in crate::raft) use network::{ForwardError, Network};
+pub(in crate::raft) use repair::{Mender, answer_repairs};
 pub use server::{ForwardHandler, NotLeader};
 pub(in crate::raft) use snapshot::{Receiver, Throttle};
 pub use transport::{Bound, Duplex, Listener, Net, Tcp};

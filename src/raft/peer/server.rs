@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::{StreamExt, stream};
+use rmq_store::ExtentError;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
@@ -16,10 +17,12 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::caller::MAX_OUTSTANDING;
 use super::messages::{
-    Append, AppendResult, DecodeError, Form, Forward, Forwarded, Hello, Join, Message, NodeInfo,
-    Purpose, Recover, Refusal, RefusalKind, TransferRequest, VoteRequest, decode_append,
+    Append, AppendRequest, AppendResult, DecodeError, Form, Forward, Forwarded, Hello, Join,
+    Message, NodeInfo, Purpose, Recover, Refusal, RefusalKind, TransferRequest, VoteRequest,
+    decode_append,
 };
 use super::network::MAX_APPENDS;
+use super::repair::{self, Wanted};
 use super::shared::{Shared, stopped};
 use super::snapshot::{Chunk, Offer, SENDER_SILENCE_LIMIT};
 use super::transport::{Duplex, Listener};
@@ -28,9 +31,10 @@ use super::wire::{
     Role, write_frames,
 };
 use super::{GroupId, SelfId};
+use crate::raft::types::Body;
 
 /// How long a new connection may take to say who it is.
-const HELLO_LIMIT: Duration = Duration::from_secs(3);
+pub(super) const HELLO_LIMIT: Duration = Duration::from_secs(3);
 /// How long a connection for getting acquainted may be silent.
 const MEET_IDLE_LIMIT: Duration = Duration::from_secs(30);
 /// How long a connection outlives its last request so that the other end gets the last answer. After
@@ -111,6 +115,8 @@ enum Closed {
     Crowded,
     #[error("this node has agreed to form another group meanwhile")]
     Regrouped,
+    #[error("entry {index} came damaged: {source}")]
+    Damaged { index: u64, source: ExtentError },
     #[error("raft has stopped")]
     Stopped,
 }
@@ -175,18 +181,18 @@ async fn write_answers(mut writer: Writer, mut answers: mpsc::Receiver<OutFrame>
     }
 }
 
-fn answer(request: &Frame, message: &impl Message) -> OutFrame {
+pub(super) fn answer(request: &Frame, message: &impl Message) -> OutFrame {
     let head = message.to_head();
     OutFrame::new(request.kind, Role::Answer, request.id, &head, vec![])
 }
 
-fn refuse(request: &Frame, refusal: &Refusal) -> OutFrame {
+pub(super) fn refuse(request: &Frame, refusal: &Refusal) -> OutFrame {
     let head = refusal.to_head();
     OutFrame::new(request.kind, Role::Refusal, request.id, &head, vec![])
 }
 
 /// Decides whether the caller may speak to this node for the purpose that it names.
-fn admit(hello: &Hello, own: &NodeInfo) -> Result<(), Refusal> {
+pub(super) fn admit(hello: &Hello, own: &NodeInfo) -> Result<(), Refusal> {
     let from = &hello.from;
     if from.group_name != own.group_name {
         return Err(Refusal::refused(format!(
@@ -361,6 +367,11 @@ impl Connection {
                 let answered = raw.is_some();
                 return Ok((Forwarded { answered }.to_head(), raw));
             }
+            Request::Read(wanted) => {
+                let log = &shared.receiver.log;
+                let raw = repair::give(log, shared.local.self_id, wanted).await?;
+                return Ok((Vec::new(), Some(raw)));
+            }
             Request::Full => shared.space.is_full().to_head(),
             Request::Ping => Vec::new(),
         };
@@ -399,6 +410,7 @@ impl Connection {
         let mut results = std::pin::pin!(shared.raft.stream_append(input).ready_chunks(MAX_BURST));
         let read = async {
             while let Some((mut frame, append)) = self.next_append(&mut reader).await? {
+                self.check_extents(&append.request)?;
                 let bytes = frame.raw.len();
                 self.wait_for_space(bytes, &unanswered_bytes).await;
                 unanswered_bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -484,6 +496,21 @@ impl Connection {
         Ok(())
     }
 
+    /// Refuses extents that are damaged, at the leader or on the way: taken to the log they would end
+    /// this node, which is whole.
+    fn check_extents(&self, request: &AppendRequest) -> Result<(), Closed> {
+        for entry in &request.entries {
+            if let Body::Sealed(extent) = &entry.body {
+                let checked = self.shared.receiver.log.check_raw(&extent.raw);
+                checked.map_err(|source| Closed::Damaged {
+                    index: entry.id.index,
+                    source,
+                })?;
+            }
+        }
+        Ok(())
+    }
+
     /// Waits until the log has room for an append behind those that are not answered yet: an append
     /// that fails would end this node. The leader hangs up meanwhile, and tries again.
     async fn wait_for_space(&self, bytes: usize, unanswered: &AtomicUsize) {
@@ -552,6 +579,7 @@ enum Request {
     Recover(Recover),
     Forward(Forward),
     Full,
+    Read(Wanted),
     Ping,
 }
 
@@ -572,6 +600,7 @@ impl Request {
             (Purpose::Control, Kind::TransferLeader) => {
                 Message::from_head(head).map(Self::Transfer)
             }
+            (Purpose::Repair, Kind::Read) => Message::from_head(head).map(Self::Read),
             (Purpose::Control, Kind::Full) => <()>::from_head(head).map(|()| Self::Full),
             (Purpose::Forward, Kind::Forward) => Message::from_head(head).map(Self::Forward),
             _ => return Err(Closed::OutOfPlace { kind, purpose }),

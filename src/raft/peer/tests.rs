@@ -178,7 +178,7 @@ async fn start(dir: &Path, id: u16, peers: PeerList, addr: String, differs: Diff
     };
     let parts = Parts {
         id: local.node,
-        config: config("broker-a", Timers::default(), FlushMode::Sync).unwrap(),
+        config: config("broker-a", Timers::default()).unwrap(),
         log: store.log,
         queues: store.queues,
         meta: Meta::new(),

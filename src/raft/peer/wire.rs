@@ -67,6 +67,8 @@ pub(super) enum Kind {
     Full = 14,
     /// After a loss of power: asks for a node's condition, or says who is to lead.
     Recover = 15,
+    /// Asks for committed bytes of the log, to mend the own ones.
+    Read = 16,
 }
 
 impl Kind {
@@ -87,6 +89,7 @@ impl Kind {
             13 => Self::Finish,
             14 => Self::Full,
             15 => Self::Recover,
+            16 => Self::Read,
             _ => return None,
         })
     }
@@ -338,7 +341,7 @@ mod tests {
     fn frame_strategy() -> impl Strategy<Value = (u8, u8, u64, Vec<u8>, Vec<Vec<u8>>)> {
         let piece = || proptest::collection::vec(any::<u8>(), 0..60);
         (
-            1..=14u8,
+            1..=16u8,
             0..3u8,
             any::<u64>(),
             piece(),

@@ -15,6 +15,7 @@ use thiserror::Error;
 pub(crate) use batch::{Batch, Message, QueueRun};
 pub(crate) use checkpoint::{Checkpoint, CheckpointFile};
 
+use crate::damage::Damage;
 use crate::reader::LogReader;
 use crate::types::{PhyOffset, QueueOffset};
 
@@ -29,10 +30,15 @@ pub(crate) trait CommittedLog: Send + Sync {
     fn slice(&self, from: PhyOffset, len: usize) -> Option<Bytes>;
     /// Where the segment that holds `offset` ends.
     fn segment_end(&self, offset: PhyOffset) -> PhyOffset;
+    /// Whether a range is what was written, or the first damage in it.
+    fn check(&self, from: PhyOffset, len: u64) -> Result<(), Damage>;
+    /// The same for a range that starts with a record, and more thoroughly where records are all there
+    /// is.
+    fn check_records(&self, from: PhyOffset, len: u64) -> Result<(), Damage>;
 
-    /// The committed bytes from `from` on, up to the end of the segment at most.
-    fn committed_from(&self, from: PhyOffset) -> Option<Bytes> {
-        let end = self.confirm_offset().min(self.segment_end(from));
+    /// The committed bytes from `from` on, up to the end of the segment or to `limit` at most.
+    fn committed_from(&self, from: PhyOffset, limit: PhyOffset) -> Option<Bytes> {
+        let end = self.confirm_offset().min(self.segment_end(from)).min(limit);
         let len = usize::try_from(end.0.checked_sub(from.0)?).ok()?;
         self.slice(from, len)
     }
@@ -57,6 +63,9 @@ pub enum DispatchError {
     /// May pass: a full disk, too many open files.
     #[error("writing what follows from the log at {at}: {source}")]
     Io { at: PhyOffset, source: io::Error },
+    /// Passes once it is mended.
+    #[error("{0}")]
+    Damaged(Damage),
     /// Stays: the log has committed bytes that are no records.
     #[error("no record at {at}, below the confirm offset {confirm}")]
     NoRecord { at: PhyOffset, confirm: PhyOffset },
@@ -77,6 +86,14 @@ impl CommittedLog for LogReader {
 
     fn slice(&self, from: PhyOffset, len: usize) -> Option<Bytes> {
         self.slice(from, len)
+    }
+
+    fn check(&self, from: PhyOffset, len: u64) -> Result<(), Damage> {
+        self.check(from, len)
+    }
+
+    fn check_records(&self, from: PhyOffset, len: u64) -> Result<(), Damage> {
+        self.check_records(from, len)
     }
 
     fn segment_end(&self, offset: PhyOffset) -> PhyOffset {

@@ -1,8 +1,9 @@
-//! Queues that are built from a log that came from another node, while the node already takes part
-//! in its group.
+//! Queues that are built while the node already takes part in its group: from a log that came from
+//! another node, or after they were lost.
 //!
-//! Where all queues end is known from the start, as the sender said: what is missing below is told as
-//! late, not as absent. Until all is there the node must not lead, for it can answer little.
+//! Of a log from another node it is known from the start where all queues end, as the sender said:
+//! what is missing below is told as late, not as absent. Until all is there the node must not lead, for
+//! it can answer little, and of queues that were lost it cannot tell which offset is next.
 
 use std::io;
 use std::sync::Arc;
@@ -20,6 +21,11 @@ impl Queues {
         self.shared().built_at.is_none()
     }
 
+    /// Whether it is known where queues end, be they built or not.
+    pub(crate) fn knows_ends(&self) -> bool {
+        self.seeds.is_some() || self.is_built()
+    }
+
     /// Queues as they are at a position of the log, for the log to go on from there.
     pub(crate) fn seeds(&self) -> (Vec<(Arc<str>, i32, QueueOffset)>, PhyOffset) {
         match &self.seeds {
@@ -28,8 +34,15 @@ impl Queues {
                 (ends.iter().map(end).collect(), *at)
             }
             None => {
-                let dispatched = self.dispatched();
-                (self.maxima(), dispatched)
+                let built_at = self.shared().built_at;
+                match built_at {
+                    // Only the log knows, and what is older is told once it is built.
+                    Some(at) => (Vec::new(), at),
+                    None => {
+                        let dispatched = self.dispatched();
+                        (self.maxima(), dispatched)
+                    }
+                }
             }
         }
     }

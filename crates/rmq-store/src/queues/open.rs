@@ -177,20 +177,43 @@ impl Queues {
             seeds,
             workers: OnceLock::new(),
         };
-        if !queues.is_built() {
-            info!(%from, %confirm, "building consume queues and index in the background");
-        } else if from < confirm {
-            info!(%from, %confirm, "bringing consume queues and index up to the confirm offset");
+        if queues.is_built() && !queues.catch_up(config.catch_up_bytes, dispatched)? {
+            queues.shared().built_at = Some(confirm);
         }
         if queues.is_built() {
-            while queues.step()?.is_some() {
-                dispatched(queues.dispatched());
-            }
             // From here on they are told apart.
             queues.shared().table.commit_all();
+        } else {
+            let from = queues.dispatched();
+            info!(%from, %confirm, "building consume queues and index in the background");
         }
         queues.flush(false)?;
         Ok(Arc::new(queues))
+    }
+}
+
+impl Queues {
+    /// Dispatches all that is committed, if that is at most so much; false if some is left, which
+    /// others need not wait for.
+    fn catch_up(&self, most: u64, dispatched: &dyn Fn(PhyOffset)) -> Result<bool, DispatchError> {
+        let (from, confirm) = (self.dispatched(), self.log.confirm_offset());
+        if confirm.0.saturating_sub(from.0) > most {
+            return Ok(false);
+        }
+        if from < confirm {
+            info!(%from, %confirm, "bringing consume queues and index up to the confirm offset");
+        }
+        loop {
+            match self.step() {
+                Ok(Some(_)) => dispatched(self.dispatched()),
+                Ok(None) => return Ok(true),
+                Err(error @ DispatchError::Damaged(_)) => {
+                    warn!(%error, "consume queues and index have to wait");
+                    return Ok(false);
+                }
+                Err(error) => return Err(error),
+            }
+        }
     }
 }
 

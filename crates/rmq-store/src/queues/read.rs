@@ -11,6 +11,7 @@ use rmq_wire::record::{self, Peek, Record, peek, sys_flag};
 use super::repair::Hole;
 use super::{Queues, Shared};
 use crate::consume_queue::{QueueState, Slot, UNIT_BYTES, Unit};
+use crate::damage::Damage;
 use crate::dispatch::CommittedLog;
 use crate::index_file::Search;
 use crate::types::{PhyOffset, QueueOffset};
@@ -39,12 +40,16 @@ pub enum GetStatus {
     /// lost and is being restored. The same question has an answer a little later; Java has no such
     /// state, for its queues end where they are dispatched.
     Late,
+    /// The message lies in a damaged part of the log, which has to be mended first.
+    Damaged,
 }
 
 /// Messages of a queue, and where to go on.
 #[derive(Clone, Debug)]
 pub struct GetResult {
     pub status: GetStatus,
+    /// What is damaged, with [`GetStatus::Damaged`].
+    pub damage: Option<Damage>,
     /// Whole records, not copied.
     pub records: Vec<Bytes>,
     /// Where the next question goes.
@@ -123,6 +128,7 @@ impl Queues {
             records: Vec::new(),
             bytes: 0,
             last: None,
+            damage: None,
         };
         loop {
             self.wait(deadline, |shared| {
@@ -226,7 +232,11 @@ impl Queues {
                         gone_below = until;
                     }
                     Lookup::Wrong if get.records.is_empty() => return Ok((GetStatus::Late, at)),
-                    Lookup::Wrong => return Ok((GetStatus::Found, at)),
+                    Lookup::Damaged(damage) if get.records.is_empty() => {
+                        get.damage = Some(damage);
+                        return Ok((GetStatus::Damaged, at));
+                    }
+                    Lookup::Wrong | Lookup::Damaged(_) => return Ok((GetStatus::Found, at)),
                 }
                 at = at + 1;
             }
@@ -261,6 +271,9 @@ impl Queues {
             return Lookup::Wrong;
         };
         let committed = unit.end() <= self.log.confirm_offset();
+        if committed && let Err(damage) = self.log.check(unit.phy, unit.size.into()) {
+            return Lookup::Damaged(damage);
+        }
         let Some(bytes) = self.log.slice(unit.phy, size).filter(|_| committed) else {
             // It may have gone since the look above.
             let min = self.log.min_offset();
@@ -276,10 +289,12 @@ impl Queues {
             && says(record::QUEUE_ID_AT, &queue_id.to_be_bytes())
             && says(record::QUEUE_OFFSET_AT, &offset.0.to_be_bytes())
             && says(record::PHYSICAL_OFFSET_AT, &unit.phy.0.to_be_bytes());
-        if is_right {
-            Lookup::Record(bytes)
-        } else {
-            Lookup::Wrong
+        if !is_right {
+            return Lookup::Wrong;
+        }
+        match self.log.check_records(unit.phy, unit.size.into()) {
+            Ok(()) => Lookup::Record(bytes),
+            Err(damage) => Lookup::Damaged(damage),
         }
     }
 
@@ -411,6 +426,9 @@ impl Queues {
         let Some(bytes) = self.log.slice(phy, size) else {
             return false;
         };
+        if self.log.check_records(phy, size as u64).is_err() {
+            return false;
+        }
         let Ok(record) = Record::decode(&bytes) else {
             return false;
         };
@@ -487,6 +505,8 @@ pub(super) enum Lookup {
     Gone { until: PhyOffset },
     /// It is not the unit that belongs there.
     Wrong,
+    /// Its record is damaged.
+    Damaged(Damage),
 }
 
 /// A get under way.
@@ -497,6 +517,7 @@ struct Get {
     bytes: usize,
     /// Position of the last unit that was looked at.
     last: Option<PhyOffset>,
+    damage: Option<Damage>,
 }
 
 impl Get {
@@ -522,6 +543,7 @@ impl Get {
         let confirm = queues.log.confirm_offset();
         GetResult {
             status,
+            damage: self.damage.take(),
             records: std::mem::take(&mut self.records),
             next,
             min: state.map_or(QueueOffset(0), |state| state.min),

@@ -116,7 +116,9 @@ impl Queues {
         let mut at = from.max(self.log.min_offset());
         while at < to {
             let unreadable = || io::Error::other(format!("the log cannot be read at {at}"));
-            let bytes = self.log.committed_from(at).ok_or_else(unreadable)?;
+            let bytes = self.log.committed_from(at, to).ok_or_else(unreadable)?;
+            let damage = self.log.check_records(at, bytes.len() as u64);
+            damage.map_err(io::Error::other)?;
             let mut done = 0;
             while done < bytes.len() && at + (done as u64) < to {
                 match peek(&bytes[done..]) {

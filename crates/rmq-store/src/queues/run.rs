@@ -14,6 +14,8 @@ use crate::worker::{Turn, Worker};
 
 /// Bytes of the log that one batch goes through, its last record apart.
 const BATCH_BYTES: usize = 4 << 20;
+/// How often the progress of building is logged.
+const TELL_INTERVAL: Duration = Duration::from_secs(10);
 /// Pause before a failed write is tried again.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// Pause after a failed sync, which is not going to be better soon.
@@ -27,7 +29,11 @@ impl Queues {
     /// If the system has no thread to give.
     pub fn start(self: &Arc<Self>, listener: ArrivalListener) -> io::Result<()> {
         let queues = Arc::clone(self);
-        let dispatch = Box::new(move |_| queues.dispatch_turn(&listener));
+        let mut told = None;
+        let dispatch = Box::new(move |now| {
+            queues.tell_progress(&mut told, now);
+            queues.dispatch_turn(&listener)
+        });
         let queues = Arc::clone(self);
         let mut flushing = Flushing::default();
         let upkeep = Box::new(move |now| queues.upkeep_turn(&mut flushing, now));
@@ -85,10 +91,15 @@ impl Queues {
             return Ok(None);
         }
         let no_record = |at| DispatchError::NoRecord { at, confirm };
-        let bytes = self
-            .log
-            .committed_from(from)
-            .ok_or_else(|| no_record(from))?;
+        // What follows is looked at when it is its turn.
+        let most = (confirm - from).min(BATCH_BYTES as u64);
+        let limit = match self.log.check_records(from, most) {
+            Err(damage) if damage.start <= from => return Err(DispatchError::Damaged(damage)),
+            Err(damage) => damage.start,
+            Ok(()) => confirm,
+        };
+        let bytes = self.log.committed_from(from, limit);
+        let bytes = bytes.ok_or_else(|| no_record(from))?;
         let mut batch = Batch::new();
         let io = |source| DispatchError::Io { at: from, source };
         let done = self.fill(&mut batch, &bytes, from).map_err(io)?;
@@ -199,6 +210,17 @@ impl Queues {
             clean,
             boot: self.boot,
         })
+    }
+
+    /// Logs from time to time how far the building is.
+    fn tell_progress(&self, told: &mut Option<Duration>, now: Duration) {
+        let shared = self.shared();
+        if let Some(until) = shared.built_at
+            && now >= *told.get_or_insert(now) + TELL_INTERVAL
+        {
+            *told = Some(now);
+            info!(at = %shared.dispatched, %until, "building consume queues and index");
+        }
     }
 
     fn dispatch_turn(&self, listener: &ArrivalListener) -> Turn {

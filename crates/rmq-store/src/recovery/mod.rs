@@ -1,9 +1,11 @@
 //! Opening a log: what a crash may have left is told from damage.
 //!
 //! The checkpoint names a committed entry up to which everything was durable when it was written.
-//! Up to there anything wrong is damage, and the log is not opened. Behind it, the first extent
-//! that is not whole, or does not continue the chain, is where a crash cut the log: an entry is
-//! there as a whole or not at all.
+//! Up to there anything wrong is damage: the log is opened all the same, but what is damaged is kept
+//! from its readers until it is mended with another node's bytes. Behind it, the first extent that is
+//! not whole, or does not continue the chain, is where a crash cut the log: an entry is there as a
+//! whole or not at all. Where it is certain that more had been written, the node may have acknowledged
+//! what is missing now, and is suspect.
 //!
 //! `notes` reads vote and checkpoint, or begins them behind the genesis or what `history` finds;
 //! `scan` walks from the checkpoint to the end of the log.
@@ -31,7 +33,7 @@ use crate::genesis::{GENESIS_FILE, Genesis, GenesisMismatch};
 use crate::log::{Log, Parts, Recovered};
 use crate::raft_index::RaftIndex;
 use crate::reader::Shared;
-use crate::segment::{Segment, Segments, file_name, parse_name};
+use crate::segment::{MENDED, Segment, Segments, file_name, parse_name};
 use crate::transfer::{TransferDecodeError, finish_install};
 use crate::types::{LogIndex, PhyOffset};
 
@@ -185,7 +187,7 @@ impl<'a> Opening<'a> {
             .max_extent_bytes()
             .max(segment_bytes / 4)
             .min(segment_bytes - 8);
-        let shared = Shared::new(segments, index, config.generation, max, base);
+        let shared = Shared::new(segments, index, config.generation, max, (base, confirm));
         let purged = notes.checkpoint.purged;
         let tail = Tail {
             end: base,
@@ -208,17 +210,35 @@ impl<'a> Opening<'a> {
     ) -> Result<Log, OpenError> {
         let index_dir = self.config.raft_index_dir();
         let mut checkpoint = self.notes.checkpoint.clone();
+        let boot_id = self.disk.boot_id().map_err(at(Path::new("boot id")))?;
         self.start_at_checkpoint()?;
         let entries = self.scan()?;
+        let next = self
+            .tail
+            .last_id()
+            .map_or(LogIndex(0), |last| last.index.next());
+        let end = self.tail.end;
+        let clean = checkpoint.clean_end.is_some();
+        let lost = match checkpoint.clean_end {
+            Some(clean_end) => end < clean_end,
+            // Without a power cut all is there that was written, and the cell is written last.
+            None => boot_id == checkpoint.boot_id && self.was_written(next)?,
+        };
+        if lost {
+            // It may have been acknowledged, and only the others know what it was.
+            let (path, within) = self.place_of(end);
+            tracing::error!(
+                path = %path.display(), within, entry = %next,
+                "the log is damaged at its end: it is cut off there, and does not vote before it has \
+                 all again that the leader has"
+            );
+            checkpoint.suspect = true;
+        }
         let next = self.tail.last.map_or(LogIndex(0), |last| last.index.next());
         self.shared.index.cut(next).map_err(at(&index_dir))?;
 
-        let end = self.tail.end;
-        let clean = checkpoint.clean_end.is_some();
         let cut_bytes = match checkpoint.clean_end {
-            Some(clean_end) if end < clean_end => {
-                return Err(self.damaged(end, clean_end, "the log ends before its clean end"));
-            }
+            _ if lost => self.clean_rest()?,
             Some(clean_end) if end > clean_end || !self.is_clean_at(end)? => {
                 let (path, within) = self.place_of(end);
                 return Err(OpenError::Foreign {
@@ -248,7 +268,6 @@ impl<'a> Opening<'a> {
             segments.push(made.map_err(at(&segments.path(base)))?);
         }
 
-        let boot_id = self.disk.boot_id().map_err(at(Path::new("boot id")))?;
         // What was acknowledged from the page cache went down with the machine.
         checkpoint.suspect |= !clean && checkpoint.lazy && checkpoint.boot_id != boot_id;
         checkpoint.boot_id = boot_id;
@@ -297,6 +316,12 @@ fn load_segments(
     confirm: PhyOffset,
 ) -> Result<Vec<Segment>, OpenError> {
     let mut list: Vec<Segment> = Vec::new();
+    for name in disk.list(dir).map_err(at(dir))? {
+        if name.ends_with(MENDED) {
+            let path = dir.join(name);
+            disk.unlink(&path).map_err(at(&path))?;
+        }
+    }
     for base in bases(dir, disk)? {
         let path = dir.join(file_name(base));
         let base = PhyOffset(base);

@@ -7,9 +7,9 @@ use rmq_wire::record::{self, BLANK_LEN, Peek};
 
 use super::{OpenError, Opening, at};
 use crate::checkpoint::Checkpoint;
-use crate::extent::{ExtentError, Header, Part, place, verify};
+use crate::extent::{ExtentError, Header, Part, Tail, place, verify};
 use crate::raft_index::{Cell, RaftIndex};
-use crate::types::{LogIndex, PhyOffset};
+use crate::types::{EntryId, LogIndex, PhyOffset};
 
 /// Bytes that are read at once when looking for what a crash left behind the end.
 const STEP_BYTES: usize = 1 << 20;
@@ -20,7 +20,7 @@ const CLEAN_BYTES: u64 = 64 << 20;
 const CELLS_STEP: usize = 4096;
 
 impl Opening<'_> {
-    /// Moves behind the checkpoint's entry, which has to be there and whole.
+    /// Moves behind the checkpoint's entry. What is not whole up to there is damage.
     pub(super) fn start_at_checkpoint(&mut self) -> Result<(), OpenError> {
         let Checkpoint {
             base,
@@ -35,54 +35,159 @@ impl Opening<'_> {
         if purged.is_some_and(|purged| committed.index <= purged.index) {
             return Ok(());
         }
-        let index_dir = self.config.raft_index_dir();
-        let index = &self.shared.index;
-        let damage = |stop: Stop| match stop {
-            Stop::Io(e) => e,
-            Stop::Extent(at, source) => self.damaged(at, confirm, &source.to_string()),
-        };
-        let (first, _, _) = self.read_header(base).map_err(damage)?;
-        let mut start = None;
-        if index
-            .covers(first.id.index, committed.index)
-            .map_err(at(&index_dir))?
-            && let Some(cell) = index.get(committed.index).map_err(at(&index_dir))?
-            && let Ok((header, _, _)) = self.read_header(cell.header)
-            && header.id == committed
-            && header.end() == confirm
-        {
-            start = Some(header.start);
+        if self.shared.segments.at(base).is_none() {
+            let (path, within) = self.place_of(base);
+            let reason = "the file is missing".to_owned();
+            return Err(OpenError::Damaged {
+                path,
+                at: base,
+                within,
+                confirm,
+                reason,
+            });
         }
-        let start = match start {
-            Some(start) => start,
-            None => {
+        let first = match self.read_header(base) {
+            Ok((first, _, _)) => first.id.index,
+            Err(Stop::Io(e)) => return Err(e),
+            Err(Stop::Extent(..)) => purged.map_or(LogIndex(0), |purged| purged.index.next()),
+        };
+        let start = match self.start_of(first, committed, confirm)? {
+            Some(start) if self.starts_at(start, first, committed)? => start,
+            _ => {
                 tracing::info!(until = %confirm, "rebuilding the raft index");
-                self.rebuild_index(base, confirm).map_err(damage)?
+                self.rebuild_index((base, first), (confirm, committed.index))?
             }
         };
-        let (header, _) = self.read_extent(start).map_err(damage)?;
-        if header.id != committed || header.end() != confirm {
-            return Err(self.damaged(start, confirm, "not the entry that the checkpoint names"));
-        }
-        self.tail.advance(&header);
-        self.tail.first = first.id.index;
+        let whole = self.read_extent(start).and_then(|(header, pos)| {
+            if header.id == committed && header.end() == confirm {
+                Ok(header.store_timestamp)
+            } else {
+                let what = "not the entry that the checkpoint names";
+                Err(Stop::Extent(pos, ExtentError::Header(what)))
+            }
+        });
+        let store_timestamp = match whole {
+            Ok(store_timestamp) => store_timestamp,
+            Err(Stop::Io(e)) => return Err(e),
+            Err(Stop::Extent(_, reason)) => {
+                let entries = (committed.index, committed.index);
+                self.note_damage(entries, (start, confirm), &reason);
+                0
+            }
+        };
+        self.tail = Tail {
+            end: confirm,
+            first,
+            last: Some(committed),
+            store_timestamp,
+            ..self.tail
+        };
         Ok(())
     }
 
-    /// Writes the cells of all entries between two positions, and returns where the last extent
-    /// starts. Only headers are read.
-    fn rebuild_index(&self, base: PhyOffset, confirm: PhyOffset) -> Result<PhyOffset, Stop> {
-        let mut cells = Cells::new(self);
-        let mut start = base;
-        loop {
-            let (header, pos, _) = self.read_header(start)?;
-            cells.push(&header, pos)?;
-            if header.end() >= confirm {
-                cells.write()?;
-                return Ok(start);
-            }
-            start = header.end();
+    fn note_damage(
+        &self,
+        entries: (LogIndex, LogIndex),
+        place: (PhyOffset, PhyOffset),
+        reason: &ExtentError,
+    ) {
+        if place.0 < place.1 {
+            let damage = self.shared.damage(Some(entries), place, reason.to_string());
+            self.shared.damages.add(damage);
         }
+    }
+
+    /// Where the checkpoint's entry starts by the raft index; `None` if that is not whole.
+    fn start_of(
+        &self,
+        first: LogIndex,
+        committed: EntryId,
+        confirm: PhyOffset,
+    ) -> Result<Option<PhyOffset>, OpenError> {
+        let index_dir = self.config.raft_index_dir();
+        let index = &self.shared.index;
+        let covers = index.covers(first, committed.index);
+        if !covers.map_err(at(&index_dir))? {
+            return Ok(None);
+        }
+        let Some(cell) = index.get(committed.index).map_err(at(&index_dir))? else {
+            return Ok(None);
+        };
+        let start = confirm.0.checked_sub(cell.len.into()).map(PhyOffset);
+        let within = start.filter(|start| (*start..confirm).contains(&cell.header));
+        Ok(within.filter(|_| cell.term == committed.term))
+    }
+
+    /// Whether the checkpoint's entry starts where the raft index says: there is its header, or the
+    /// entry before ends.
+    fn starts_at(
+        &self,
+        start: PhyOffset,
+        first: LogIndex,
+        committed: EntryId,
+    ) -> Result<bool, OpenError> {
+        match self.read_header(start) {
+            Ok((header, _, _)) => return Ok(header.id == committed),
+            Err(Stop::Io(e)) => return Err(e),
+            Err(Stop::Extent(..)) => {}
+        }
+        if committed.index == first {
+            return Ok(start == self.tail.end);
+        }
+        let before = LogIndex(committed.index.0 - 1);
+        Ok(self
+            .shared
+            .read_header(before)
+            .is_ok_and(|(header, _)| header.end() == start))
+    }
+
+    /// Writes the cells of all entries between two positions, and returns where the last extent
+    /// starts. Only headers are read; one that is not whole is damage up to the next one.
+    fn rebuild_index(
+        &self,
+        (base, first): (PhyOffset, LogIndex),
+        (confirm, committed): (PhyOffset, LogIndex),
+    ) -> Result<PhyOffset, OpenError> {
+        let io = |stop| match stop {
+            Stop::Io(e) => Err(e),
+            Stop::Extent(..) => Ok(()),
+        };
+        let mut cells = Cells::new(self);
+        let (mut start, mut index) = (base, first);
+        loop {
+            let found = match self.read_header(start) {
+                Ok((header, pos, _)) => Some((header, pos)),
+                Err(Stop::Io(e)) => return Err(e),
+                Err(Stop::Extent(_, reason)) => {
+                    let next = self.shared.next_header(start, confirm);
+                    let (last, end) = next.as_ref().map_or((committed, confirm), |(header, _)| {
+                        (LogIndex(header.id.index.0.max(1) - 1), header.start)
+                    });
+                    self.note_damage((index, last), (start, end), &reason);
+                    next
+                }
+            };
+            let Some((header, pos)) = found else {
+                cells.write().or_else(io)?;
+                return Ok(start);
+            };
+            cells.push(&header, pos).or_else(io)?;
+            if header.end() >= confirm {
+                cells.write().or_else(io)?;
+                return Ok(header.start);
+            }
+            (start, index) = (header.end(), header.id.index.next());
+        }
+    }
+
+    /// Whether the cell of an entry says that the entry was written at the end of the log.
+    pub(super) fn was_written(&self, next: LogIndex) -> Result<bool, OpenError> {
+        let index_dir = self.config.raft_index_dir();
+        let cell = self.shared.index.get(next).map_err(at(&index_dir))?;
+        let segments = &self.shared.segments;
+        let end = self.tail.end;
+        let behind_blank = segments.base_of(end) + segments.bytes;
+        Ok(cell.is_some_and(|cell| [end, behind_blank].contains(&cell.header)))
     }
 
     /// Moves to the end of the log, writing the cells of the entries found, and counts them.
@@ -233,17 +338,6 @@ impl Opening<'_> {
     pub(super) fn place_of(&self, pos: PhyOffset) -> (PathBuf, u64) {
         let base = self.shared.segments.base_of(pos);
         (self.shared.segments.path(base), pos - base)
-    }
-
-    pub(super) fn damaged(&self, at: PhyOffset, confirm: PhyOffset, reason: &str) -> OpenError {
-        let (path, within) = self.place_of(at);
-        OpenError::Damaged {
-            path,
-            at,
-            within,
-            confirm,
-            reason: reason.to_owned(),
-        }
     }
 }
 

@@ -1,7 +1,9 @@
 //! Tests of the log as a whole, by topic; `support` builds entries and reads what is on the disk.
 
 mod append;
+mod building;
 mod crash;
+mod damage;
 mod extent;
 mod faults;
 mod inspection;

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use rmq_wire::record::{NewRecord, blank, seal};
 
 use crate::config::StoreConfig;
+use crate::damage::Damage;
 use crate::disk::{Disk, RealDisk};
 use crate::dispatch::CommittedLog;
 use crate::queues::{OpenQueuesError, Queues};
@@ -192,5 +193,13 @@ impl CommittedLog for FakeLog {
 
     fn segment_end(&self, offset: PhyOffset) -> PhyOffset {
         PhyOffset(offset.0 - offset.0 % SEGMENT + SEGMENT)
+    }
+
+    fn check(&self, _: PhyOffset, _: u64) -> Result<(), Damage> {
+        Ok(())
+    }
+
+    fn check_records(&self, _: PhyOffset, _: u64) -> Result<(), Damage> {
+        Ok(())
     }
 }

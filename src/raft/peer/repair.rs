@@ -1,0 +1,293 @@
+//! Mending damaged parts of the log with the bytes of other nodes, and giving them to those that ask.
+//!
+//! Committed bytes are the same everywhere and verified on both sides, so any node of the group can
+//! help, whoever leads and whether or not Raft runs yet. That matters where several nodes are damaged in
+//! different places: each answers the others while it still waits for what it needs itself to start.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes};
+use rmq_store::{Damage, LogIndex, LogReader, PhyOffset};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+use super::caller::{Caller, Dialer, Target};
+use super::messages::{DecodeError, Hello, Message, Purpose, Reader, Refusal};
+use super::nag::Nag;
+use super::server::{HELLO_LIMIT, admit, answer, refuse};
+use super::transport::{Duplex, Listener, Net};
+use super::wire::{FrameReader, Kind, MAX_FRAME, MAX_HELLO_FRAME, OutFrame, Role, write_frames};
+use super::{Local, SelfId};
+use crate::raft::node::blocking;
+
+/// How often it looks for damage.
+const LOOK: Duration = Duration::from_millis(50);
+/// Between two tries to mend what no node could help with.
+const RETRY: Duration = Duration::from_millis(500);
+/// How long a node may take to answer.
+const ASK_LIMIT: Duration = Duration::from_secs(5);
+/// Bytes that are fetched before they are written.
+const BATCH_BYTES: usize = 64 << 20;
+/// A start that takes this long waits for others, who may wait for this node.
+const START_LIMIT: Duration = Duration::from_millis(200);
+/// Nodes that ask at once while this one starts.
+const MAX_ASKING: usize = 64;
+
+/// What is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wanted {
+    /// The raw extent of an entry.
+    Entry(u64),
+    /// The record at a position, or the blank.
+    Record(u64),
+}
+
+impl Message for Wanted {
+    fn encode(&self, out: &mut Vec<u8>) {
+        let (what, number) = match self {
+            Self::Entry(index) => (0, index),
+            Self::Record(pos) => (1, pos),
+        };
+        out.put_u8(what);
+        out.put_u64(*number);
+    }
+
+    fn decode(from: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let is_record = from.flag("record")?;
+        let number = from.u64()?;
+        Ok(if is_record {
+            Self::Record(number)
+        } else {
+            Self::Entry(number)
+        })
+    }
+}
+
+/// What this node gives to one that asks: verified bytes, or none.
+pub(super) async fn give(
+    log: &LogReader,
+    self_id: SelfId,
+    wanted: Wanted,
+) -> Result<Bytes, Refusal> {
+    let log = log.clone();
+    let found = blocking(move || match wanted {
+        Wanted::Entry(index) => log
+            .sound_entry(LogIndex(index))
+            .map(|raw| raw.concat().into()),
+        Wanted::Record(pos) => log.sound_record(PhyOffset(pos)),
+    });
+    let what = match wanted {
+        Wanted::Entry(index) => format!("entry {index}"),
+        Wanted::Record(pos) => format!("a record at {pos}"),
+    };
+    let found = found.await.ok().flatten();
+    found.ok_or_else(|| Refusal::refused(format!("{self_id} has {what} not whole and committed")))
+}
+
+/// Answers those that mend their logs while this node starts, if that takes long, and puts everybody
+/// else off.
+pub(in crate::raft) async fn answer_repairs(
+    listener: &dyn Listener,
+    local: &Arc<Local>,
+    log: &LogReader,
+) -> Infallible {
+    sleep(START_LIMIT).await;
+    let mut connections = JoinSet::new();
+    loop {
+        while connections.try_join_next().is_some() {}
+        match listener.accept().await {
+            Ok(duplex) if connections.len() < MAX_ASKING => {
+                connections.spawn(answer_one(duplex, Arc::clone(local), log.clone()));
+            }
+            Ok(_) => {}
+            Err(_) => sleep(LOOK).await,
+        }
+    }
+}
+
+/// Serves a connection to its end.
+async fn answer_one(duplex: Duplex, local: Arc<Local>, log: LogReader) -> Option<()> {
+    let mut reader = FrameReader::new(duplex.read, MAX_HELLO_FRAME);
+    let mut writer = duplex.write;
+    let frame = timeout(HELLO_LIMIT, reader.next()).await.ok()?.ok()??;
+    if frame.kind != Kind::Hello || frame.role != Role::Request {
+        return None;
+    }
+    let own = local.info().await;
+    let hello = Hello::from_head(&frame.head).ok()?;
+    let later = || Refusal::later(format!("{} mends its log before it starts", own.self_id));
+    let admitted = admit(&hello, &own).and_then(|()| {
+        let repairs = hello.purpose == Purpose::Repair;
+        repairs.then_some(()).ok_or_else(later)
+    });
+    let first = match &admitted {
+        Ok(()) => answer(&frame, &own),
+        Err(refusal) => refuse(&frame, refusal),
+    };
+    write_frames(&mut writer, [first]).await.ok()?;
+    admitted.ok()?;
+    reader.set_max(MAX_FRAME);
+    loop {
+        let frame = reader.next().await.ok()??;
+        let reply = match frame.kind {
+            Kind::Ping => answer(&frame, &()),
+            Kind::Read => {
+                let wanted = Wanted::from_head(&frame.head).ok()?;
+                match give(&log, own.self_id, wanted).await {
+                    Ok(raw) => OutFrame::new(frame.kind, Role::Answer, frame.id, &[], vec![raw]),
+                    Err(refusal) => refuse(&frame, &refusal),
+                }
+            }
+            _ => return None,
+        };
+        write_frames(&mut writer, [reply]).await.ok()?;
+    }
+}
+
+/// Mends the log, as long as it runs.
+pub(in crate::raft) struct Mender {
+    log: LogReader,
+    others: Vec<(SelfId, Caller)>,
+    nag: Nag,
+}
+
+impl Mender {
+    /// Asks the other configured nodes. Must be called within the Raft runtime.
+    pub(in crate::raft) fn new(log: LogReader, net: Arc<dyn Net>, local: Arc<Local>) -> Self {
+        let dialer = Dialer {
+            net,
+            local: Arc::clone(&local),
+            runtime: tokio::runtime::Handle::current(),
+        };
+        let others = local.peers.iter().filter(|(id, _)| *id != local.self_id);
+        let caller = |(id, addr): (SelfId, &str)| {
+            let target = Target {
+                addr: addr.to_owned(),
+                node: None,
+            };
+            (id, Caller::new(dialer.clone(), target, Purpose::Repair))
+        };
+        Self {
+            others: others.map(caller).collect(),
+            log,
+            nag: Nag::default(),
+        }
+    }
+
+    pub(in crate::raft) async fn run(self) {
+        self.log.expect_mending(true);
+        loop {
+            sleep(LOOK).await;
+            let mut stuck = false;
+            for damage in self.log.damages() {
+                stuck |= !self.mend(damage).await;
+            }
+            if stuck {
+                sleep(RETRY).await;
+            }
+        }
+    }
+
+    /// Whether at least some of it is mended.
+    async fn mend(&self, damage: Damage) -> bool {
+        let (log, known) = (self.log.clone(), damage.clone());
+        match blocking(move || log.mend_index(&known)).await {
+            Ok(Ok(true)) => {
+                tracing::info!(%damage, "an entry is found again");
+                return true;
+            }
+            Ok(Ok(false)) => {}
+            failed => tracing::error!(?failed, "cannot write to the raft index"),
+        }
+        let (pieces, missing) = self.gather(&damage).await;
+        if let Some(missing) = missing
+            && self.nag.is_due(&damage.to_string())
+        {
+            tracing::error!(
+                "{damage}; no other node has what belongs there: it is not served, and waits for one \
+                 that has it ({missing})"
+            );
+        }
+        if pieces.is_empty() {
+            return false;
+        }
+        let (log, at) = (self.log.clone(), damage.clone());
+        let count = pieces.len();
+        match blocking(move || log.mend(&at, &pieces)).await {
+            Ok(Ok(())) => {
+                tracing::info!(%damage, pieces = count, "mended with the bytes of another node");
+                true
+            }
+            failed => {
+                tracing::error!(%damage, ?failed, "not mended");
+                false
+            }
+        }
+    }
+
+    /// What the others have of a damaged part, and why not all of it.
+    async fn gather(&self, damage: &Damage) -> (Vec<Vec<Bytes>>, Option<String>) {
+        let mut pieces: Vec<Vec<Bytes>> = Vec::new();
+        let mut missing = None;
+        let mut bytes = 0;
+        let (mut at, mut index) = (damage.start, damage.entries.map(|(first, _)| first));
+        while at < damage.end && bytes < BATCH_BYTES {
+            let wanted = match (index, damage.entries) {
+                (Some(index), Some((_, last))) if index > last => break,
+                (Some(index), _) => Wanted::Entry(index.0),
+                (None, _) => Wanted::Record(at.0),
+            };
+            index = index.map(LogIndex::next);
+            match self.fetch(wanted).await {
+                Ok(piece) => {
+                    bytes += piece.len();
+                    if index.is_none() {
+                        at = at + piece.len() as u64;
+                    }
+                    pieces.push(vec![piece]);
+                }
+                Err(reason) => {
+                    missing = Some(reason);
+                    if index.is_none() {
+                        break;
+                    }
+                }
+            }
+        }
+        (pieces, missing)
+    }
+
+    /// The first whole copy that another node has.
+    async fn fetch(&self, wanted: Wanted) -> Result<Bytes, String> {
+        let mut reasons = Vec::new();
+        for (id, caller) in &self.others {
+            let head = wanted.to_head();
+            let asked = caller.call(Kind::Read, head, Bytes::new(), ASK_LIMIT).await;
+            match asked {
+                Ok(answer) => {
+                    let raw = [answer.raw.clone()];
+                    let whole = match wanted {
+                        Wanted::Entry(index) => {
+                            self.log.check_raw(&raw).is_ok_and(|found| found.0 == index)
+                        }
+                        Wanted::Record(_) => !answer.raw.is_empty(),
+                    };
+                    if whole {
+                        return Ok(answer.raw);
+                    }
+                    reasons.push(format!("{id} sent damaged bytes"));
+                }
+                Err(error) => reasons.push(format!("{id}: {error}")),
+            }
+        }
+        Err(reasons.join("; "))
+    }
+}
+
+impl Drop for Mender {
+    fn drop(&mut self) {
+        self.log.expect_mending(false);
+    }
+}

@@ -1,0 +1,161 @@
+//! Nodes whose disks rot: they mend each other, and nobody serves what no node has any more.
+
+use std::fs::{self, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::Path;
+
+use rmq_store::{FlushMode, LogIndex, LogReader, PhyOffset};
+
+use super::peers::{Machine, Site};
+use super::{
+    Running, Sent, assert_equal_logs, assert_in_place, leader_of, send_surely, until, until_level,
+};
+
+const MACHINE: Machine = Machine {
+    flush: FlushMode::Sync,
+    boot: "boot",
+    retention: None,
+    used: None,
+};
+
+/// Changes a byte of a log that nobody has open.
+fn flip(root: &Path, reader: &LogReader, at: PhyOffset) {
+    let base = at.0 - at.0 % reader.segment_bytes();
+    let path = root.join("commitlog").join(format!("{base:020}"));
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .unwrap();
+    let mut byte = [0];
+    file.seek(SeekFrom::Start(at.0 - base)).unwrap();
+    file.read_exact(&mut byte).unwrap();
+    file.seek(SeekFrom::Start(at.0 - base)).unwrap();
+    file.write_all(&[byte[0] ^ 0x40]).unwrap();
+}
+
+/// A group that has stored some messages and was stopped, and the view of its log that is left.
+async fn stopped() -> (Site, Vec<Sent>, LogReader) {
+    let site = Site::new();
+    let nodes = site.start_all(MACHINE).await;
+    let all: Vec<&Running> = nodes.iter().collect();
+    let mut sent = Vec::new();
+    // One after the other, for what is sent at once is one entry.
+    for round in 0..20 {
+        sent.extend(send_surely(&all, &format!("first-{round}"), 10).await);
+    }
+    let leader = leader_of(&all).await;
+    until_level(&[leader, all[0], all[1], all[2]]).await;
+    let reader = nodes[0].reader.clone();
+    for node in &nodes {
+        node.group.shutdown().await;
+    }
+    (site, sent, reader)
+}
+
+/// Starts all at once, for they may need each other to start.
+async fn start_all(site: &Site) -> [Running; 3] {
+    let (a, b, c) = tokio::join!(
+        site.start(0, MACHINE),
+        site.start(1, MACHINE),
+        site.start(2, MACHINE)
+    );
+    [a, b, c]
+}
+
+fn place(reader: &LogReader, index: u64) -> (PhyOffset, PhyOffset) {
+    let entry = reader.entry(LogIndex(index)).unwrap().unwrap();
+    (entry.start, entry.end)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_that_are_damaged_in_different_places_mend_each_other() {
+    let (site, mut sent, reader) = stopped().await;
+    let last = reader.last_id().unwrap().index.0;
+    assert!(last > 12, "{last} entries");
+    let places: Vec<_> = (0..=last).map(|index| place(&reader, index)).collect();
+    for (node, indexes) in [[1, 4, last], [2, 5, last - 1], [3, 6, last]]
+        .iter()
+        .enumerate()
+    {
+        // The first one's header, another one's messages, and the header at the end.
+        let root = site.dirs[node].path();
+        for (nth, index) in indexes.iter().enumerate() {
+            let (start, end) = places[usize::try_from(*index).unwrap()];
+            let at = if nth == 1 {
+                PhyOffset(end.0 - 3)
+            } else {
+                start + 110
+            };
+            // One of them keeps the last entry.
+            if node != 1 || *index != last {
+                flip(root, &reader, at);
+            }
+        }
+    }
+    // Two of them have to apply all of their logs, and one to build its queues as well.
+    for node in [0, 2] {
+        fs::remove_file(site.dirs[node].path().join("raft.applied")).unwrap();
+    }
+    fs::remove_dir_all(site.dirs[0].path().join("consumequeue")).unwrap();
+    fs::remove_dir_all(site.dirs[0].path().join("index")).unwrap();
+    let nodes = Box::pin(start_all(&site)).await;
+    let all: Vec<&Running> = nodes.iter().collect();
+    sent.extend(send_surely(&all, "second", 50).await);
+    let leader = leader_of(&all).await;
+    until_level(&[leader, all[0], all[1], all[2]]).await;
+    for node in all {
+        until("every entry is whole", || {
+            (0..=last).all(|index| matches!(node.reader.raw(LogIndex(index)), Ok(Some(_))))
+        })
+        .await;
+        // Who read it just before it was mended may note a damage just after.
+        until("no damage is known", || {
+            node.reader.damages().is_empty() && node.group.status().damaged.is_empty()
+        })
+        .await;
+        assert_in_place(&node.reader, &sent);
+    }
+    assert_equal_logs(&[&nodes[0], &nodes[1], &nodes[2]]);
+    for node in &nodes {
+        node.group.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_no_node_has_is_refused_and_the_rest_goes_on() {
+    let (site, sent, reader) = stopped().await;
+    let phy = sent[sent.len() / 2].2.as_ref().unwrap()[0].phy;
+    let holding = (0..).find(|index| phy < place(&reader, *index).1).unwrap();
+    let (start, end) = place(&reader, holding);
+    for dir in &site.dirs {
+        flip(dir.path(), &reader, PhyOffset(end.0 - 3));
+    }
+    let nodes = Box::pin(start_all(&site)).await;
+    let all: Vec<&Running> = nodes.iter().collect();
+    let later = send_surely(&all, "second", 50).await;
+    until_level(&[leader_of(&all).await, all[0], all[1], all[2]]).await;
+    let lost = |sent: &Sent| {
+        let positions = sent.2.as_ref().ok();
+        positions.is_some_and(|of| start <= of[0].phy && of[0].phy < end)
+    };
+    let (lost, kept): (Vec<Sent>, Vec<Sent>) = sent.into_iter().partition(lost);
+    assert!(!lost.is_empty());
+    for node in &nodes {
+        assert_in_place(&node.reader, &kept);
+        assert_in_place(&node.reader, &later);
+        for (_, _, positions) in &lost {
+            let phy = positions.as_ref().unwrap()[0].phy;
+            assert_eq!(node.reader.record_at(phy), None);
+            let shown = node.reader.damage_at(phy).unwrap().to_string();
+            assert!(shown.contains("commitlog/0"), "{shown}");
+        }
+        let [shown] = &node.group.status().damaged[..] else {
+            panic!("{:?}", node.group.status().damaged)
+        };
+        assert!(shown.contains(&format!("entry {holding} ")), "{shown}");
+    }
+    for node in &nodes {
+        node.group.shutdown().await;
+    }
+}

@@ -1,0 +1,102 @@
+//! What keeps the log whole beside Raft: damage is looked for at leisure, and mended by other nodes.
+
+use std::io;
+use std::time::Duration;
+
+use rmq_store::{LogReader, PhyOffset, ReadError};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
+
+use super::node::blocking;
+use super::peer::Mender;
+
+/// How often is looked whether what could not be read has been mended.
+const LOOK: Duration = Duration::from_millis(20);
+/// Bytes that are looked through at once.
+const STEP_BYTES: u64 = 1 << 20;
+/// A log is looked through this often at most.
+const SCRUB_INTERVAL: Duration = Duration::from_secs(3600);
+
+/// Waits before something is tried again that could not be read.
+///
+/// # Errors
+/// If that is for another reason than damage that is going to be mended.
+pub(super) async fn until_mended(log: &LogReader, error: io::Error) -> io::Result<()> {
+    let read = error.get_ref().and_then(|error| error.downcast_ref());
+    match read {
+        Some(ReadError::Damaged { .. } | ReadError::NoCell(_)) if log.is_mending() => {
+            sleep(LOOK).await;
+            Ok(())
+        }
+        _ => Err(error),
+    }
+}
+
+/// The tasks that do it.
+pub(super) struct Upkeep {
+    log: LogReader,
+    tasks: JoinSet<()>,
+}
+
+impl Upkeep {
+    /// `bytes_per_second` are looked through, 0 for none. Without a mender damage stays. Must be called
+    /// within the Raft runtime.
+    pub(super) fn start(log: &LogReader, mender: Option<Mender>, bytes_per_second: u64) -> Self {
+        let mut tasks = JoinSet::new();
+        if let Some(mender) = mender {
+            log.expect_mending(true);
+            tasks.spawn(mender.run());
+        }
+        if bytes_per_second > 0 {
+            tasks.spawn(scrub(log.clone(), bytes_per_second));
+        }
+        let log = log.clone();
+        Self { log, tasks }
+    }
+
+    /// Ends them. Nothing is written after this.
+    pub(super) async fn stop(mut self) {
+        self.tasks.shutdown().await;
+        // What one of them has begun on another thread.
+        let log = self.log;
+        let ended = blocking(move || log.finish_mending()).await;
+        drop(ended);
+    }
+}
+
+/// Looks through the log again and again, oldest first.
+async fn scrub(log: LogReader, bytes_per_second: u64) {
+    let step = STEP_BYTES.min(bytes_per_second);
+    loop {
+        let begun = Instant::now();
+        let (mut at, mut bytes) = (PhyOffset(0), 0);
+        loop {
+            let reader = log.clone();
+            let done = blocking(move || reader.scrub(at, step)).await;
+            let scrubbed = match done {
+                Ok(Ok(scrubbed)) => scrubbed,
+                Ok(Err(error)) => {
+                    tracing::error!(%at, %error, "cannot look through the log");
+                    break;
+                }
+                Err(_) => return,
+            };
+            let Some(next) = scrubbed.next else { break };
+            at = next;
+            bytes += scrubbed.bytes;
+            let pause =
+                Duration::from_secs(1).mul_f64(scrubbed.bytes as f64 / bytes_per_second as f64);
+            sleep(pause).await;
+        }
+        if bytes > 0 {
+            let damaged = log.damages().len();
+            tracing::info!(bytes, damaged, until = %at, "the log was looked through for damage");
+        }
+        sleep(
+            SCRUB_INTERVAL
+                .saturating_sub(begun.elapsed())
+                .max(Duration::from_secs(1)),
+        )
+        .await;
+    }
+}
