@@ -219,7 +219,8 @@ impl Node {
         let mut text = fs::read_to_string(conf).unwrap();
         text += &format!(
             "listenPort={port}\nbindAddress=127.0.0.1\nstorePathRootDir={}\nnamesrvAddr=127.0.0.1:1\n\
-             diskMaxUsedSpaceRatio=99\n",
+             fileReservedTime=876000\ndiskMaxUsedSpaceRatio=99\ndiskSpaceWarningLevelRatio=99\n\
+             cleanFileForciblyEnable=false\n",
             store.display()
         );
         let own = store.with_extension("conf");
