@@ -26,6 +26,7 @@ use clap::Parser;
 use rmq_store::{Entry, HEADER_BYTES, IndexHeader, IndexLayout, PhyOffset, UNIT_BYTES, key_hash};
 use rmq_wire::record::{self, NewRecord};
 use rustix::fs::Advice;
+use serde_json::Value;
 
 const GIB: u64 = 1 << 30;
 /// A broker's default sizes.
@@ -72,8 +73,15 @@ fn main() -> ExitCode {
     make(&at("sparse"), args.sparse_gib, 4 << 20, true);
     forget(&at("sparse"));
     let begun = Instant::now();
-    migrate(&at("sparse"), &at("linked"), &[]);
+    let told = migrate(&at("sparse"), &at("linked"), &[]);
     let link = begun.elapsed().as_secs_f64();
+    for line in ended(&told) {
+        println!(
+            "    {} s {}",
+            line["elapsed_s"],
+            line["phase"].as_str().unwrap()
+        );
+    }
     println!(
         "{} GiB by link: {link:.2} s (at most {MOST_LINK_SECONDS} s)",
         args.sparse_gib
@@ -133,13 +141,18 @@ fn migrate(from: &Path, to: &Path, more: &[&str]) -> String {
     told
 }
 
-/// Bytes a second of a phase.
-fn rate(told: &str, phase: &str) -> f64 {
+/// The last line of each phase.
+fn ended(told: &str) -> impl Iterator<Item = Value> {
     let lines = told
         .lines()
-        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-    let mut ended = lines.filter(|line| line["phase"] == phase && line["ended"] == true);
-    ended.next().unwrap()["rate"].as_f64().unwrap()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    lines.filter(|line| line["ended"] == true)
+}
+
+/// Bytes a second of a phase.
+fn rate(told: &str, phase: &str) -> f64 {
+    let line = ended(told).find(|line| line["phase"] == phase).unwrap();
+    line["rate"].as_f64().unwrap()
 }
 
 fn files(dir: &Path) -> Vec<PathBuf> {

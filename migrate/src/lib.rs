@@ -2,7 +2,8 @@
 //!
 //! - `source`: which store it is, that nobody uses it; `history`: how far its log goes; `queues`: whether
 //!   its queues and index agree with that; `metadata`: what its `config/*.json` say
-//! - `transfer`: its files into the target; `dledger`: a DLedger log written anew
+//! - `plan`: what will be done; `place` and `transfer`: its files into the target; `dledger`: a DLedger
+//!   log written anew
 //! - `run`: the steps in their order; `verify`: the result against itself; `compare`: two stores;
 //!   `rollback`: the way out
 //! - `reverse`: the way back, from a group's store to a Java broker's
@@ -18,6 +19,8 @@ mod dledger;
 mod estimate;
 mod history;
 mod metadata;
+mod place;
+mod plan;
 mod problem;
 mod progress;
 mod queues;

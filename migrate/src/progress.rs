@@ -131,7 +131,8 @@ impl Progress {
             Style::Json => {
                 let line = serde_json::json!({
                     "phase": phase.name, "bytes_done": done, "bytes_total": phase.total,
-                    "messages": messages, "rate": rate.round(), "eta_s": eta.round(), "ended": ended,
+                    "messages": messages, "rate": rate.round(), "eta_s": eta.round(),
+                    "elapsed_s": (seconds * 1000.0).round() / 1000.0, "ended": ended,
                 });
                 format!("{line}\n")
             }

@@ -23,9 +23,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::conf::Conf;
+use crate::plan::DEFAULT_INDEX;
 use crate::problem::{Code, Problem};
 use crate::progress::Progress;
-use crate::run::{DEFAULT_INDEX, free_target, only_run, parent, remove_file, sized, with_suffix};
+use crate::run::{free_target, only_run, parent, remove_file, sized, with_suffix};
 use crate::source::{exists, list};
 use crate::transfer::{Done, Transfer, write_file};
 use crate::{Options, Verify, report};

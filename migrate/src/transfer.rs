@@ -8,15 +8,19 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use rmq_store::{Disk as _, RealDisk};
+use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 use serde::Serialize;
 
 use crate::problem::{Code, Problem};
 use crate::progress::Progress;
+use crate::source::list;
 use crate::walk::read_up_to;
 
 /// Bytes that are copied at once.
 const STEP_BYTES: usize = 1 << 20;
+/// Most files and directories that are synced one by one.
+const SYNCS: usize = 256;
 
 /// How sealed files are taken over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
@@ -53,6 +57,7 @@ pub(crate) struct Transfer<'a> {
     /// many small files is quicker.
     pub durable: bool,
     dirs: BTreeSet<PathBuf>,
+    unsynced: Vec<PathBuf>,
 }
 
 impl<'a> Transfer<'a> {
@@ -63,6 +68,7 @@ impl<'a> Transfer<'a> {
             done: Done::default(),
             durable: false,
             dirs: BTreeSet::new(),
+            unsynced: Vec::new(),
         }
     }
 
@@ -86,6 +92,8 @@ impl<'a> Transfer<'a> {
                     self.done.linked_files += 1;
                     self.done.linked_bytes += bytes;
                     self.progress.add(bytes);
+                    // A broker that was killed may have left it to the kernel to write.
+                    self.unsynced.push(to.to_owned());
                     return Ok(());
                 }
                 Err(error) if self.mode == Mode::Link => {
@@ -125,42 +133,40 @@ impl<'a> Transfer<'a> {
             .open(&new)
             .map_err(writing)?;
         target.set_len(bytes).map_err(writing)?;
-        let mut buf = vec![0; STEP_BYTES];
-        let (mut at, mut crc) = (0, 0);
+        let [mut buf, mut again] = [(); 2].map(|()| vec![0; STEP_BYTES]);
+        let mut at = 0;
         while at < keep {
-            let most = usize::try_from(keep - at)
+            let (data, hole) = data_from(&source, at).map_err(reading)?;
+            let (data, hole) = (data.min(keep), hole.min(keep));
+            self.progress.add(data - at);
+            at = data;
+            let most = usize::try_from(hole - at)
                 .unwrap_or(STEP_BYTES)
                 .min(STEP_BYTES);
             let read = read_up_to(&source, at, &mut buf[..most]).map_err(reading)?;
             if read == 0 {
                 break;
             }
-            crc = crc32c::crc32c_append(crc, &buf[..read]);
-            if buf[..read].iter().any(|byte| *byte != 0) {
-                target.write_all_at(&buf[..read], at).map_err(writing)?;
+            let (buf, again) = (&buf[..read], &mut again[..read]);
+            if buf.iter().any(|byte| *byte != 0) {
+                target.write_all_at(buf, at).map_err(writing)?;
+                read_up_to(&target, at, again).map_err(writing)?;
+                if buf != again {
+                    let what = "the copy reads otherwise than the source";
+                    return Err(Problem::new(Code::Verify, what)
+                        .at_file(to)
+                        .at_byte(at)
+                        .why("a disk or memory that does not keep what is written")
+                        .hint("check the machine of the target"));
+                }
             }
             at += read as u64;
             self.progress.add(read as u64);
         }
         if self.durable {
             target.sync_all().map_err(writing)?;
-        }
-        let (mut again, mut copied) = (0, 0);
-        while again < at {
-            let most = usize::try_from(at - again)
-                .unwrap_or(STEP_BYTES)
-                .min(STEP_BYTES);
-            let read = read_up_to(&target, again, &mut buf[..most]).map_err(writing)?;
-            copied = crc32c::crc32c_append(copied, &buf[..read]);
-            again += read.max(1) as u64;
-        }
-        if copied != crc {
-            return Err(
-                Problem::new(Code::Verify, "the copy reads otherwise than the source")
-                    .at_file(to)
-                    .why("a disk that does not keep what is written")
-                    .hint("check the disk of the target"),
-            );
+        } else {
+            self.unsynced.push(to.to_owned());
         }
         fs::rename(&new, to).map_err(writing)?;
         self.done.copied_files += 1;
@@ -181,12 +187,50 @@ impl<'a> Transfer<'a> {
         Ok(there)
     }
 
-    /// Makes all files durable, and their names.
+    /// Makes all files under `root` durable, and their names. Of many it is the file system that is
+    /// synced, with whatever else is on it.
     pub(crate) fn sync(&self, root: &Path) -> Result<(), Problem> {
-        RealDisk
-            .sync_all(root)
-            .map_err(|error| Problem::writing(root, &error))
+        let mut dirs = Vec::new();
+        directories(root, &mut dirs)?;
+        let at = |path: &Path| {
+            let path = path.to_owned();
+            move |error| Problem::writing(&path, &error)
+        };
+        // What an earlier run has put there, it may not have come to sync.
+        if self.done.earlier_files > 0 || dirs.len() + self.unsynced.len() > SYNCS {
+            return RealDisk.sync_all(root).map_err(at(root));
+        }
+        for path in &self.unsynced {
+            let synced = File::open(path).and_then(|file| file.sync_all());
+            synced.map_err(at(path))?;
+        }
+        dirs.iter()
+            .try_for_each(|dir| RealDisk.sync_dir(dir).map_err(at(dir)))
     }
+}
+
+/// A directory and all those in it.
+fn directories(dir: &Path, found: &mut Vec<PathBuf>) -> Result<(), Problem> {
+    found.push(dir.to_owned());
+    for name in list(dir)? {
+        let path = dir.join(name);
+        if path.is_dir() {
+            directories(&path, found)?;
+        }
+    }
+    Ok(())
+}
+
+/// Where the next bytes lie from `at` on that are no hole, and where these end; behind the file's end if
+/// there are none.
+fn data_from(file: &File, at: u64) -> io::Result<(u64, u64)> {
+    let data = match rustix::fs::seek(file, SeekFrom::Data(at)) {
+        Err(Errno::NXIO) => return Ok((u64::MAX, u64::MAX)),
+        // A file system that knows of no holes.
+        Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok((at, u64::MAX)),
+        other => other?,
+    };
+    Ok((data, rustix::fs::seek(file, SeekFrom::Hole(data))?))
 }
 
 /// Replaces a small file; it is whole at any time.

@@ -2,9 +2,11 @@
 
 use std::fs::File;
 use std::io;
+use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt as _;
 
 use rmq_wire::record::{self, Peek, Record};
+use rustix::fs::Advice;
 
 /// Bytes that are read at once.
 const READ_BYTES: usize = 4 << 20;
@@ -157,6 +159,10 @@ impl Window<'_> {
             let read = read_up_to(self.file, at, &mut self.content)?;
             self.content.truncate(read);
             self.start = at;
+            // The disk reads on while this is looked at. It is only a hint.
+            let next = at + read as u64;
+            let ahead = NonZeroU64::new(2 * READ_BYTES as u64);
+            let _hint = rustix::fs::fadvise(self.file, next, ahead, Advice::WillNeed);
         }
         let skip = usize::try_from(at - self.start).map_err(io::Error::other)?;
         let have = &self.content[skip.min(self.content.len())..];
