@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use crate::problem::{Code, Problem};
+use crate::sizes::Sizes;
 
 /// A properties file, its keys in order.
 #[derive(Clone, Debug, Default)]
@@ -30,13 +31,11 @@ pub struct Peer {
 }
 
 /// What the target has to say in such a file.
-pub struct Target<'a> {
+pub(crate) struct Target<'a> {
     pub root: &'a Path,
     pub group: &'a str,
     pub peers: &'a [Peer],
-    pub segment_bytes: u64,
-    pub consume_queue_file_bytes: u64,
-    pub index: (u32, u32),
+    pub(crate) sizes: &'a Sizes,
 }
 
 /// Keys of the old roles and places, and why they have no line any more.
@@ -74,13 +73,19 @@ const GONE: [(&str, &str); 12] = [
 ];
 
 /// Keys of a group's nodes that a Java master does not know or must not have.
-const GONE_BACK: [(&str, &str); 9] = [
+const GONE_BACK: [(&str, &str); 15] = [
     ("dLeger*", "a classic master has no peers"),
     ("dLedger*", "a classic master has no peers"),
     ("raft*", "a key of rmq"),
     ("autoRejoin", "a key of rmq"),
     ("uncleanRecovery", "a key of rmq"),
-    ("bindAddress", "a key of rmq"),
+    ("groupAlias*", "a key of rmq"),
+    ("groupHoldMillis", "a key of rmq"),
+    ("snapshotMaxBytesPerSecond", "a key of rmq"),
+    ("scrubMaxBytesPerSecond", "a key of rmq"),
+    ("brokerVip", "a key of rmq"),
+    ("roleChangeHook*", "a key of rmq"),
+    ("drainTimeoutMillis", "a key of rmq"),
     ("preferredLeaderId", "a classic master has no peers"),
     ("haMasterAddress", "this is the master"),
     (
@@ -137,7 +142,7 @@ impl Conf {
     }
 
     /// The file for one node, or for a broker alone without peers.
-    pub fn for_node(&self, target: &Target<'_>, node: Option<&Peer>) -> String {
+    pub(crate) fn for_node(&self, target: &Target<'_>, node: Option<&Peer>) -> String {
         let mut new: Vec<(&str, String, &str)> = vec![(
             "storePathRootDir",
             target.root.display().to_string(),
@@ -177,22 +182,22 @@ impl Conf {
         new.extend([
             (
                 "mappedFileSizeCommitLog",
-                target.segment_bytes.to_string(),
+                target.sizes.segment.to_string(),
                 "as the files are",
             ),
             (
                 "mappedFileSizeConsumeQueue",
-                target.consume_queue_file_bytes.to_string(),
+                target.sizes.consume_queue_file.to_string(),
                 "as the files are",
             ),
             (
                 "maxHashSlotNum",
-                target.index.0.to_string(),
+                target.sizes.index.0.to_string(),
                 "as the files are",
             ),
             (
                 "maxIndexNum",
-                target.index.1.to_string(),
+                target.sizes.index.1.to_string(),
                 "as the files are",
             ),
         ]);
@@ -200,7 +205,7 @@ impl Conf {
             .get("maxMessageSize")
             .and_then(|value| value.parse().ok())
             .unwrap_or(4 << 20);
-        let most = target.segment_bytes.saturating_sub(SEGMENT_ROOM);
+        let most = target.sizes.segment.saturating_sub(SEGMENT_ROOM);
         if said > most {
             let why = "a segment of this store holds no larger message";
             new.push(("maxMessageSize", most.to_string(), why));
@@ -209,13 +214,7 @@ impl Conf {
     }
 
     /// The file for a Java master on a store that came back.
-    pub(crate) fn for_master(
-        &self,
-        root: &Path,
-        segment_bytes: u64,
-        consume_queue_file_bytes: u64,
-        index: (u32, u32),
-    ) -> String {
+    pub(crate) fn for_master(&self, root: &Path, sizes: &Sizes) -> String {
         let path = |dir: &str| root.join(dir).display().to_string();
         let role = self.get("brokerRole").filter(|role| *role == "SYNC_MASTER");
         let size = "as the files are";
@@ -237,14 +236,14 @@ impl Conf {
                 role.unwrap_or("ASYNC_MASTER").to_owned(),
                 "a classic master",
             ),
-            ("mappedFileSizeCommitLog", segment_bytes.to_string(), size),
+            ("mappedFileSizeCommitLog", sizes.segment.to_string(), size),
             (
                 "mappedFileSizeConsumeQueue",
-                consume_queue_file_bytes.to_string(),
+                sizes.consume_queue_file.to_string(),
                 size,
             ),
-            ("maxHashSlotNum", index.0.to_string(), size),
-            ("maxIndexNum", index.1.to_string(), size),
+            ("maxHashSlotNum", sizes.index.0.to_string(), size),
+            ("maxIndexNum", sizes.index.1.to_string(), size),
         ];
         self.rewritten(&new, &GONE_BACK)
     }
@@ -364,9 +363,12 @@ mod tests {
             root: Path::new("/new"),
             group: "broker-a",
             peers: &peers,
-            segment_bytes: 1 << 20,
-            consume_queue_file_bytes: 6000,
-            index: (1000, 4000),
+            sizes: &Sizes {
+                segment: 1 << 20,
+                consume_queue_file: 6000,
+                index: (1000, 4000),
+                levels: rmq_store::DelayLevels::default(),
+            },
         };
         let text = conf.for_node(&target, Some(&peers[1]));
         let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();

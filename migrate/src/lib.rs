@@ -7,7 +7,8 @@
 //! - `run`: the steps in their order; `verify`: the result against itself; `compare`: two stores;
 //!   `rollback`: the way out
 //! - `reverse`: the way back, from a group's store to a Java broker's
-//! - `conf`: properties files; `report`, `progress`, `problem`, `estimate`, `stop`: for people
+//! - `conf`: properties files; `sizes`: what they say of a store's files
+//! - `report`, `progress`, `problem`, `estimate`, `stop`: for people
 //!
 //! The source is opened to read only. All work is done in `TO.partial-<run>`, which is renamed at the
 //! end; the name of a run follows from its inputs, so that a run goes on where one with the same inputs
@@ -28,6 +29,7 @@ mod report;
 mod reverse;
 mod rollback;
 mod run;
+mod sizes;
 mod source;
 mod stop;
 mod transfer;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use rmq_store::{DelayLevels, GenesisMetadata};
+use rmq_store::GenesisMetadata;
 use rmq_wire::name;
 use serde::Serialize;
 
@@ -20,10 +20,10 @@ use crate::progress::{Progress, bytes};
 use crate::queues::{SourceIndex, SourceQueues, has_files};
 use crate::report::{Pending, Report};
 use crate::run::parent;
+use crate::sizes::{self, Sizes};
 use crate::source::{Kind, Source, list};
 use crate::transfer::{Mode, free_bytes};
 
-pub(crate) const DEFAULT_INDEX: (u32, u32) = (5_000_000, 20_000_000);
 /// Room for small files that nobody has to count.
 pub(crate) const SPARE_BYTES: u64 = 16 << 20;
 
@@ -53,8 +53,7 @@ pub(crate) struct Plan {
     pub(crate) conf: Option<Conf>,
     pub(crate) peers: Vec<Peer>,
     pub(crate) group: String,
-    pub(crate) index_layout: (u32, u32),
-    pub(crate) levels: DelayLevels,
+    pub(crate) sizes: Sizes,
     pub(crate) metadata: GenesisMetadata,
     pub(crate) history: History,
     /// Of a DLedger log, what is to be written anew.
@@ -88,26 +87,8 @@ pub(crate) fn plan(
                 .hint("give a directory beside the source"),
         );
     }
-    let number = |key: &str, default: u32| -> Result<u32, Problem> {
-        let Some(conf) = &conf else {
-            return Ok(default);
-        };
-        let said = conf.number(key)?;
-        Ok(said
-            .and_then(|value| u32::try_from(value).ok())
-            .unwrap_or(default))
-    };
-    let index_layout = (
-        number("maxHashSlotNum", DEFAULT_INDEX.0)?,
-        number("maxIndexNum", DEFAULT_INDEX.1)?,
-    );
-    let levels = match conf.as_ref().and_then(|conf| conf.get("messageDelayLevel")) {
-        None => DelayLevels::default(),
-        Some(text) => DelayLevels::parse(text).map_err(|error| {
-            Problem::new(Code::Conf, format!("messageDelayLevel: {error}"))
-                .at_file(options.conf.as_deref().unwrap_or_else(|| Path::new("")))
-        })?,
-    };
+    let index_layout = sizes::index(conf.as_ref())?;
+    let levels = sizes::levels(conf.as_ref())?;
     let peers = match (&options.peers, &conf) {
         (Some(text), _) => conf::peers(text)?,
         (None, Some(conf)) => conf.peers()?.unwrap_or_default(),
@@ -157,12 +138,18 @@ pub(crate) fn plan(
         None => None,
     };
     let queues = SourceQueues::read(&source, file_bytes, &mut report.warnings)?;
+    let sizes = Sizes {
+        segment: source.segment_bytes,
+        consume_queue_file: queues.file_bytes,
+        index: index_layout,
+        levels,
+    };
     let range = (history.start, history.end);
     let queues_rebuilt = match source.kind {
         Kind::Classic => queues.disagreement(&source, range)?,
         Kind::DLedger => Some("the messages have other positions".to_owned()),
     };
-    let mut index = SourceIndex::read(&source.root, index_layout)?;
+    let mut index = SourceIndex::read(&source.root, sizes.index)?;
     if queues_rebuilt.is_some() {
         index.rebuild.clone_from(&queues_rebuilt);
     }
@@ -227,8 +214,7 @@ pub(crate) fn plan(
         conf,
         peers,
         group,
-        index_layout,
-        levels,
+        sizes,
         metadata,
         history,
         dledger,

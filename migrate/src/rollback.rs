@@ -8,6 +8,7 @@ use rmq_store::{Disk, EntryKind, Genesis, LogIndex, RealDisk, StoreConfig};
 
 use crate::problem::{Code, Problem};
 use crate::run::{STATE_FILE, partials};
+use crate::sizes::config_for;
 use crate::source::{exists, list};
 
 /// Everything that a run or a broker puts into a store's root.
@@ -76,10 +77,10 @@ fn refuse_if_used(to: &Path) -> Result<(), Problem> {
     }
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
     let genesis = Genesis::read(&*disk, to).map_err(|error| Problem::reading(to, &error))?;
-    let mut config = StoreConfig::new(to);
-    if let Some(genesis) = genesis {
-        config = crate::run::sized(config, genesis.segment_bytes);
-    }
+    let config = genesis.map_or_else(
+        || StoreConfig::new(to),
+        |genesis| config_for(to, genesis.segment_bytes),
+    );
     let log = rmq_store::Log::open(&config, &disk).map_err(|error| {
         refused(format!(
             "whether a group has accepted messages cannot be told: {error}"

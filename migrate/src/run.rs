@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use rmq_store::{Disk, FlushMode, Genesis, PhyOffset, Queues, RealDisk, StoreConfig};
+use rmq_store::{Disk, Genesis, PhyOffset, Queues, RealDisk};
 use rustix::fs::FlockOperation;
 
 use crate::conf::Target;
@@ -242,15 +242,6 @@ fn write_genesis(plan: &Plan, partial: &Path) -> Result<Genesis, Problem> {
     Ok(genesis)
 }
 
-/// Settings under which a store with segments of this size opens.
-pub(crate) fn sized(mut config: StoreConfig, segment_bytes: u64) -> StoreConfig {
-    config.segment_bytes = segment_bytes;
-    let most = segment_bytes.saturating_sub(rmq_store::ENTRY_OVERHEAD_BYTES);
-    let most = u32::try_from(most).unwrap_or(u32::MAX);
-    config.max_message_bytes = config.max_message_bytes.min(most);
-    config
-}
-
 /// Opens the result as a broker does, which builds what is to be built, and closes it again. What an
 /// interrupted run left of that is removed first.
 fn derive(
@@ -274,12 +265,7 @@ fn derive(
     if exists(&raft_index)? {
         fs::remove_dir_all(&raft_index).map_err(|error| Problem::writing(&raft_index, &error))?;
     }
-    let mut config = sized(StoreConfig::new(partial), plan.source.segment_bytes);
-    config.consume_queue_file_bytes = plan.queues.file_bytes;
-    (config.index_slots, config.index_entries) = plan.index_layout;
-    config.delay_levels = plan.levels.clone();
-    config.flush = FlushMode::Sync;
-    config.catch_up_bytes = u64::MAX;
+    let config = plan.sizes.config(partial);
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
     let failed = |error: &dyn std::fmt::Display| {
         Problem::new(Code::Write, error.to_string())
@@ -336,9 +322,7 @@ fn write_confs(plan: &Plan, partial: &Path) -> Result<Vec<PathBuf>, Problem> {
         root: &plan.to,
         group: &plan.group,
         peers: &plan.peers,
-        segment_bytes: plan.source.segment_bytes,
-        consume_queue_file_bytes: plan.queues.file_bytes,
-        index: plan.index_layout,
+        sizes: &plan.sizes,
     };
     let dir = partial.join("conf");
     fs::create_dir_all(&dir).map_err(|error| Problem::writing(&dir, &error))?;
