@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::fixture::{Unpacked, tree};
+use crate::archive::tree;
+use crate::fixture::Unpacked;
 
 /// Kills of each kind of run without `KILLS`.
 const FEW: u32 = 8;

@@ -7,10 +7,13 @@
 )]
 #![expect(clippy::print_stdout, reason = "figures of a test run")]
 
+mod archive;
 mod fixture;
 mod inspected;
 mod killed;
 mod manifest;
 mod mixed;
+mod oddities;
 mod problems;
 mod reversed;
+mod targets;

@@ -9,7 +9,8 @@ use std::path::Path;
 use rmq_migrate::{Code, Progress, Style, check, run};
 use serde_json::Value;
 
-use crate::fixture::{Unpacked, tree};
+use crate::archive::tree;
+use crate::fixture::Unpacked;
 use crate::manifest::{Moved, close, compare, conf, moved, open};
 
 const HEADER: usize = 48;

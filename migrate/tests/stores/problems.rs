@@ -3,17 +3,15 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use std::sync::Arc;
 
 use clap::Parser as _;
 use rmq_migrate::{Code, Options, Problem, Progress, Report, Style, check, run};
-use rmq_store::{
-    Batch, Disk as _, EntryId, EntryKind, LogIndex, NewEntry, RealDisk, StoreConfig, Term,
-};
+use rmq_store::{Disk as _, RealDisk};
 
-use crate::fixture::{Unpacked, tree};
+use crate::archive::tree;
+use crate::fixture::Unpacked;
 
-fn quiet() -> Progress {
+pub(crate) fn quiet() -> Progress {
     Progress::new(Style::None)
 }
 
@@ -41,6 +39,16 @@ fn assert_refused(unpacked: &Unpacked, options: &Options, expected: Code) {
         before,
         "{expected}"
     );
+}
+
+pub(crate) fn rollback(unpacked: &Unpacked) {
+    let output = Command::new(env!("CARGO_BIN_EXE_rmq-migrate"))
+        .args(["--rollback", "--to"])
+        .arg(unpacked.target())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{said}");
 }
 
 #[test]
@@ -114,16 +122,6 @@ fn sources_that_are_not_whole_are_refused() {
             .map(unchanged)
             .eq(before.iter().map(unchanged))
     );
-}
-
-fn rollback(unpacked: &Unpacked) {
-    let output = Command::new(env!("CARGO_BIN_EXE_rmq-migrate"))
-        .args(["--rollback", "--to"])
-        .arg(unpacked.target())
-        .output()
-        .unwrap();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{said}");
 }
 
 #[test]
@@ -275,231 +273,6 @@ fn places_that_hold_no_store_or_none_to_be_are_refused() {
 }
 
 #[test]
-fn a_store_that_a_group_has_written_to_is_not_rolled_back() {
-    let Some(unpacked) = Unpacked::new("classic-4.9.7-clean", |store| store == "broker-b-s") else {
-        return;
-    };
-    let target = unpacked.target();
-    let config = StoreConfig {
-        consume_queue_file_bytes: 6000,
-        index_slots: 1000,
-        index_entries: 4000,
-        max_message_bytes: 512 * 1024,
-        segment_bytes: 1 << 20,
-        ..StoreConfig::new(&target)
-    };
-    // A group writes its members and a blank when it starts, and purges the first entry.
-    let started = |with_messages: bool| {
-        run(&unpacked.options("broker-b-s", &[]), &quiet()).unwrap();
-        let mut store = rmq_store::open(&config, Arc::new(RealDisk)).unwrap();
-        fs::write(target.join("raft.identity"), "").unwrap();
-        let id = |index| EntryId {
-            term: Term(1),
-            node: 1,
-            index: LogIndex(index),
-        };
-        let mut append = |index, kind, batch| {
-            let entry = NewEntry::Unsealed {
-                id: id(index),
-                kind,
-                meta: Default::default(),
-                batch,
-            };
-            store.log.append(vec![entry]).unwrap();
-        };
-        append(0, EntryKind::Membership, None);
-        append(1, EntryKind::Blank, None);
-        if with_messages {
-            append(2, EntryKind::Messages, Some(Batch::new(Vec::new())));
-        }
-        store.log.purge(id(0)).unwrap();
-        store.queues.stop().unwrap();
-        store.log.close().unwrap();
-        let output = Command::new(env!("CARGO_BIN_EXE_rmq-migrate"))
-            .args(["--rollback", "--to"])
-            .arg(&target)
-            .output()
-            .unwrap();
-        let said = String::from_utf8(output.stderr).unwrap();
-        (output.status.code(), said)
-    };
-    let (exit, said) = started(false);
-    assert_eq!(exit, Some(0), "{said}");
-    assert!(!target.try_exists().unwrap());
-    let (exit, said) = started(true);
-    assert_eq!(exit, Some(3), "{said}");
-    assert!(said.contains("has accepted messages"), "{said}");
-    assert!(target.join("genesis").try_exists().unwrap());
-}
-
-/// A target that fills up, in a name space of its own where this may mount one.
-#[test]
-fn a_full_target_is_gone_on_from_when_there_is_room() {
-    let Some(unpacked) = Unpacked::new("classic-4.9.7-clean", |store| store == "broker-b-s") else {
-        return;
-    };
-    let disk = unpacked.dir.path().join("disk");
-    fs::create_dir_all(&disk).unwrap();
-    let mut args = unpacked.args("broker-b-s");
-    args[0] = env!("CARGO_BIN_EXE_rmq-migrate").to_owned();
-    args[4] = disk.join("migrated").to_str().unwrap().to_owned();
-    let command: Vec<String> = args.iter().map(|arg| format!("'{arg}'")).collect();
-    let (command, disk) = (command.join(" "), disk.display());
-    let script = format!(
-        "mount -t tmpfs -o size=4m tmpfs '{disk}' || exit 99\n{command}; echo small $?\n\
-         ls '{disk}' | wc -l\n\
-         mount -o remount,size=300m,nr_inodes=60 '{disk}' || exit 99\n{command}; echo full $?\n\
-         mount -o remount,nr_inodes=0 '{disk}' || exit 99\n{command}; echo room $?\nls '{disk}'"
-    );
-    let output = Command::new("unshare")
-        .args(["--mount", "--map-root-user", "sh", "-c", &script])
-        .output()
-        .unwrap();
-    if output.status.code() == Some(99) || output.stdout.is_empty() {
-        println!("skipped: nothing may be mounted here");
-        return;
-    }
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-    for exit in ["small 75\n0", "full 75", "room 0", "\nmigrated\n"] {
-        assert!(said.contains(exit), "{exit}: {said}{errors}");
-    }
-    assert_eq!(errors.matches("E-303").count(), 2, "{errors}");
-}
-
-fn codes(report: &Report) -> Vec<Code> {
-    report.warnings.iter().map(|note| note.code).collect()
-}
-
-#[test]
-fn what_is_odd_is_told_and_taken_over_or_left_alone() {
-    let Some(unpacked) = Unpacked::new("classic-4.9.7-clean", |store| store == "broker-b") else {
-        return;
-    };
-    let store = unpacked.store("broker-b");
-    let plain = unpacked.options("broker-b", &[]);
-    let looked = check(&plain, &quiet()).unwrap();
-    assert!(looked.blockers.is_empty());
-    let estimate = looked.estimate.unwrap();
-    assert!(estimate.bytes_per_second > 0 && estimate.seconds > 0);
-    // A group that is ahead of its queue; and the place that the archive's properties name.
-    assert_eq!(codes(&looked), [Code::Conf, Code::OffsetBeyondEnd]);
-
-    let foreign = [
-        "notes.txt",
-        "consumequeue/TopicBatch/old",
-        "consumequeue/notes.txt",
-    ];
-    for name in foreign {
-        fs::write(store.join(name), "mine").unwrap();
-    }
-    let nowhere = unpacked.dir.path().join("config");
-    fs::create_dir_all(&nowhere).unwrap();
-    let bare = ["--config-from", nowhere.to_str().unwrap()];
-    let report = run(&unpacked.options("broker-b", &bare), &quiet()).unwrap();
-    let told: Vec<_> = report
-        .warnings
-        .iter()
-        .filter(|note| note.code == Code::ForeignFile)
-        .map(|note| note.path.clone().unwrap())
-        .collect();
-    assert_eq!(told, foreign.map(|name| store.join(name)));
-    assert!(
-        codes(&report).contains(&Code::Metadata),
-        "{:?}",
-        report.warnings
-    );
-    for name in foreign {
-        assert!(
-            !unpacked.target().join(name).try_exists().unwrap(),
-            "{name}"
-        );
-        assert_eq!(fs::read(store.join(name)).unwrap(), b"mine");
-    }
-}
-
-/// A commit log in two directories, and the properties that a published group was made with.
-#[test]
-fn properties_as_operators_have_them_are_understood() {
-    let Some(unpacked) = Unpacked::new("classic-4.9.7-clean", |store| store == "broker-b") else {
-        return;
-    };
-    let store = unpacked.store("broker-b");
-    let before = check(&unpacked.options("broker-b", &[]), &quiet()).unwrap();
-    let dirs = ["one", "two"].map(|name| unpacked.dir.path().join(name));
-    for (nth, entry) in fs::read_dir(store.join("commitlog")).unwrap().enumerate() {
-        let entry = entry.unwrap();
-        fs::create_dir_all(&dirs[nth % 2]).unwrap();
-        fs::rename(entry.path(), dirs[nth % 2].join(entry.file_name())).unwrap();
-    }
-    fs::remove_dir(store.join("commitlog")).unwrap();
-    let text = fs::read_to_string(unpacked.conf("broker-b")).unwrap();
-    let both = format!(
-        "{text}\nstorePathCommitLog={},{}\n",
-        dirs[0].display(),
-        dirs[1].display()
-    );
-    fs::write(unpacked.conf("broker-b"), both).unwrap();
-    let report = run(
-        &unpacked.options("broker-b", &["--verify", "full"]),
-        &quiet(),
-    )
-    .unwrap();
-    assert_eq!(
-        (report.log.end, report.segments),
-        (before.log.end, before.segments)
-    );
-    rollback(&unpacked);
-
-    // The path of the history that was left behind is on another machine here.
-    let published = unpacked.archive.join("../conf/dledger/broker-n0.conf");
-    fs::create_dir_all(store.join("commitlog")).unwrap();
-    for dir in dirs {
-        for entry in fs::read_dir(dir).unwrap() {
-            let entry = entry.unwrap();
-            fs::rename(
-                entry.path(),
-                store.join("commitlog").join(entry.file_name()),
-            )
-            .unwrap();
-        }
-    }
-    let sizes = text.lines().filter(|line| line.starts_with("max"));
-    let sizes: Vec<&str> = sizes.collect();
-    let mixed = fs::read_to_string(published).unwrap() + "\n" + &sizes.join("\n");
-    fs::write(unpacked.conf("broker-b"), mixed).unwrap();
-    let report = run(&unpacked.options("broker-b", &[]), &quiet()).unwrap();
-    assert!(
-        codes(&report).contains(&Code::Conf),
-        "{:?}",
-        report.warnings
-    );
-    assert_eq!(report.conf_files.len(), 3);
-    let text = fs::read_to_string(&report.conf_files[1]).unwrap();
-    let said = |key: &str| {
-        let lines = text.lines().filter(|line| !line.starts_with('#'));
-        let values = lines.filter_map(|line| line.split_once('=').filter(|(of, _)| *of == key));
-        values
-            .map(|(_, value)| value.to_owned())
-            .collect::<Vec<_>>()
-    };
-    let root = unpacked.target().display().to_string();
-    for (key, values) in [
-        ("storePathRootDir", vec![&*root]),
-        ("storePathCommitLog", vec![]),
-        ("brokerRole", vec![]),
-        ("brokerName", vec!["broker-a"]),
-        ("brokerIP1", vec!["10.0.0.11"]),
-        ("dLegerSelfId", vec!["n1"]),
-        ("fileReservedTime", vec!["48"]),
-        ("mappedFileSizeCommitLog", vec!["1048576"]),
-    ] {
-        assert_eq!(said(key), values, "{key} in {text}");
-    }
-    assert!(text.contains("#storePathCommitLog=/opt/rocketmq/store/commitlog\n# ^ rmq-migrate:"));
-}
-
-#[test]
 fn damaged_dledger_logs_are_refused() {
     let Some(unpacked) = Unpacked::new("dledger-4.9.7", |store| store == "n0") else {
         return;
@@ -525,36 +298,6 @@ fn damaged_dledger_logs_are_refused() {
     fs::write(&path, whole).unwrap();
     fs::rename(dir.join("index"), dir.join("aside")).unwrap();
     assert_refused(&unpacked, &options, Code::BadEntry);
-}
-
-#[test]
-fn links_to_another_file_system_are_refused_or_copied() {
-    use std::os::unix::fs::MetadataExt as _;
-    let Some(unpacked) = Unpacked::new("classic-4.9.7-clean", |store| store == "broker-b-s") else {
-        return;
-    };
-    let elsewhere = tempfile::tempdir_in("/dev/shm");
-    let dev = |path: &Path| fs::metadata(path).unwrap().dev();
-    let other = elsewhere
-        .ok()
-        .filter(|dir| dev(dir.path()) != dev(unpacked.dir.path()));
-    let Some(elsewhere) = other else {
-        println!("skipped: /dev/shm is no other file system");
-        return;
-    };
-    let to = elsewhere.path().join("migrated");
-    let mut args = unpacked.args("broker-b-s");
-    args[4] = to.to_str().unwrap().to_owned();
-    let link = args.iter().map(String::as_str).chain(["--mode", "link"]);
-    // It holds one segment, which is copied; a queue file is what cannot be linked.
-    let problem = run(&Options::parse_from(link), &quiet()).unwrap_err();
-    assert_eq!((problem.code, problem.exit_code()), (Code::Write, 1));
-    assert!(problem.hint.contains("--mode copy"), "{problem}");
-    fs::remove_dir_all(elsewhere.path()).unwrap();
-    fs::create_dir_all(elsewhere.path()).unwrap();
-    let report = run(&Options::parse_from(args), &quiet()).unwrap();
-    assert_eq!(report.files.linked_files + report.files.reflinked_files, 0);
-    assert!(report.files.copied_files > 50);
 }
 
 /// Of two that want a store, a broker and a migration, the later one is sent away. A run that is

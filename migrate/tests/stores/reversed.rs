@@ -14,7 +14,8 @@ use rmq_store::{
 };
 use rmq_wire::record::NewRecord;
 
-use crate::fixture::{Unpacked, tree};
+use crate::archive::tree;
+use crate::fixture::Unpacked;
 use crate::manifest::{conf, open};
 
 const ARCHIVE: &str = "classic-4.9.7-clean";
