@@ -377,17 +377,9 @@ fn make(root: &Path, gib: u64, body: usize, zeros: bool) {
 fn encode(body: &[u8], key: &str) -> Vec<u8> {
     let host = ([127, 0, 0, 1], 10911).into();
     let new = NewRecord {
-        queue_id: 0,
-        flag: 0,
-        sys_flag: 0,
         born_timestamp: STORED_MS,
-        born_host: host,
-        store_host: host,
-        reconsume_times: 0,
-        prepared_transaction_offset: 0,
-        body,
-        topic: TOPIC,
         properties: &format!("UNIQ_KEY\u{1}{key}\u{2}"),
+        ..NewRecord::new(host, TOPIC, 0, body)
     };
     let mut raw = Vec::new();
     new.encode(&mut raw).unwrap();

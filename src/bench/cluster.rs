@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rmq_wire::body::{ClusterInfo, TopicRouteData};
+use rmq_wire::body::{ClusterInfo, TopicRouteData, perm};
 use rmq_wire::code::{request, response};
 use rmq_wire::frame::Command;
 use rmq_wire::header::{OffsetResponse, TopicOnly, TopicQueue};
@@ -18,8 +18,6 @@ const LIMIT: Duration = Duration::from_secs(5);
 /// How long a new topic may take to be in the route; Java's brokers register it at once.
 const ROUTE_PATIENCE: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(100);
-/// Bit of a topic's permission: it may be written.
-const WRITE: i32 = 2;
 
 /// Why the cluster cannot be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -94,7 +92,7 @@ impl Cluster {
             let before = queues.len();
             for data in route.unwrap_or_default().queue_datas {
                 let broker: Arc<str> = data.broker_name.into();
-                let writable = if data.perm & WRITE == 0 {
+                let writable = if data.perm & perm::WRITE == 0 {
                     0
                 } else {
                     data.write_queue_nums

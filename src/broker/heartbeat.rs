@@ -8,7 +8,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rmq_wire::body::{CheckClientRequest, ConsumerData, ConsumerList, HeartbeatData};
+use rmq_wire::body::{
+    CheckClientRequest, ConsumerData, ConsumerList, HeartbeatData, topic_sys_flag,
+};
 use rmq_wire::code::{request, response};
 use rmq_wire::frame::Command;
 use rmq_wire::header::{ConsumerGroup, UnregisterClient};
@@ -74,11 +76,13 @@ pub(super) async fn heart_beat(broker: &Arc<Broker>, request: &Request) -> Handl
 
 /// Creates what a consumer group needs: its configuration and the topic of its retries.
 async fn prepare_group(broker: &Arc<Broker>, data: &ConsumerData) -> Result<(), Refusal> {
-    /// `TopicSysFlag`: the topic's consumers are in units.
-    const UNIT_SUB: i32 = 2;
     let config = super::group::find(broker, &data.group_name).await?;
     let retries = Topic {
-        sys_flag: if data.unit_mode { UNIT_SUB } else { 0 },
+        sys_flag: if data.unit_mode {
+            topic_sys_flag::UNIT_SUB
+        } else {
+            0
+        },
         ..Topic::with_queues(config.retry_queues.max(0), super::topic::READ_WRITE)
     };
     super::topic::ensure(broker, &name::retry_topic(&data.group_name), retries).await?;

@@ -188,14 +188,7 @@ impl Message<'_> {
             let remark = format!("message topic length too long {length}");
             return Err(Refusal::new(response::MESSAGE_ILLEGAL, remark));
         }
-        let mut buf = Vec::with_capacity(new.encoded_len());
-        new.encode(&mut buf).map_err(|_| illegal(bounds))?;
-        Ok(PendingRecord {
-            buf,
-            topic: (&*self.topic).into(),
-            queue_id: self.queue_id,
-            queued: record::sys_flag::is_queued(self.sys_flag),
-        })
+        PendingRecord::new(&new).map_err(|_| illegal(bounds))
     }
 }
 

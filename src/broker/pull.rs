@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rmq_store::{GetResult, GetStatus, QueueOffset};
-use rmq_wire::body::{MessageModel, MessageQueue, OffsetMovedEvent};
+use rmq_wire::body::{MessageModel, MessageQueue, OffsetMovedEvent, perm};
 use rmq_wire::code::response;
 use rmq_wire::header::{PullMessage, PullMessageResponse, pull_sys_flag};
 use rmq_wire::record::Record;
@@ -97,7 +97,7 @@ async fn check(
     pull: &PullMessage,
 ) -> Result<Arc<TagFilter>, Refusal> {
     let no_permission = |remark| Refusal::new(response::NO_PERMISSION, remark);
-    if broker.config.broker_permission & 4 == 0 {
+    if i32::from(broker.config.broker_permission) & perm::READ == 0 {
         let broker = &broker.config.broker_ip1;
         return Err(no_permission(format!(
             "the broker[{broker}] pulling message is forbidden"

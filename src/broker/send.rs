@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use rand::Rng as _;
 use rmq_store::{PendingRecord, Position};
+use rmq_wire::body::{perm, topic_sys_flag};
 use rmq_wire::code::{request, response};
 use rmq_wire::frame::Command;
 use rmq_wire::header::{SendMessage, SendMessageResponse};
@@ -19,11 +20,6 @@ use super::message::{self, Message, Properties};
 use super::refusal::{Handled, Refusal};
 use crate::meta::{FilterType, Topic};
 use crate::remoting::Request;
-
-/// `TopicSysFlag`: the topic is for units.
-const UNIT: i32 = 1;
-/// `TopicSysFlag`: the topic's consumers are in units.
-const UNIT_SUB: i32 = 2;
 
 /// Stores one message or a batch.
 pub(super) async fn handle(broker: &Arc<Broker>, request: &Request) -> Handled {
@@ -139,7 +135,7 @@ async fn check(
         None => create_topic(broker, request, header).await?,
     };
     // Of other topics the route tells clients that they may not write.
-    if topic.order && broker.config.broker_permission & 2 == 0 {
+    if topic.order && i32::from(broker.config.broker_permission) & perm::WRITE == 0 {
         return Err(forbidden(broker));
     }
     if header.queue_id >= topic.write_queues.max(topic.read_queues) {
@@ -170,8 +166,8 @@ async fn create_topic(
     let is_retry = name::is_retry_topic(header.topic);
     let sys_flag = match (header.unit_mode, is_retry) {
         (false, _) => 0,
-        (true, true) => UNIT_SUB,
-        (true, false) => UNIT,
+        (true, true) => topic_sys_flag::UNIT_SUB,
+        (true, false) => topic_sys_flag::UNIT,
     };
     let model = broker.meta.read().topics.get(header.default_topic).cloned();
     let model = model.filter(|model| {
@@ -188,7 +184,7 @@ async fn create_topic(
             Topic {
                 filter_type: model.filter_type,
                 sys_flag,
-                ..Topic::with_queues(queues, model.perm & !crate::meta::perm::INHERIT)
+                ..Topic::with_queues(queues, model.perm & !perm::INHERIT)
             }
         }
         None if is_retry => Topic {

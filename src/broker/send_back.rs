@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use rand::Rng as _;
 use rmq_store::PhyOffset;
+use rmq_wire::body::perm;
 use rmq_wire::code::response;
 use rmq_wire::header::ConsumerSendMsgBack;
 use rmq_wire::record::Record;
@@ -25,7 +26,7 @@ pub(super) async fn handle(broker: &Arc<Broker>, request: &Request) -> Handled {
     broker.check_accepts_sends()?;
     let header: ConsumerSendMsgBack = request.command.header()?;
     let config = group::find(broker, &header.group).await?;
-    if broker.config.broker_permission & 2 == 0 {
+    if i32::from(broker.config.broker_permission) & perm::WRITE == 0 {
         return Err(super::send::forbidden(broker));
     }
     let reply = request.command.reply(response::SUCCESS);

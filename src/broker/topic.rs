@@ -6,14 +6,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rmq_wire::body::{CreateTopicListRequest, TopicConfig, TopicFilterType};
+use rmq_wire::body::{CreateTopicListRequest, TopicConfig, TopicFilterType, perm};
 use rmq_wire::code::response;
 use rmq_wire::header::{CreateTopic, TopicOnly};
 use rmq_wire::name;
 
 use super::Broker;
 use super::refusal::{Handled, Refusal};
-use crate::meta::{self, Change, FilterType, Topic, perm};
+use crate::meta::{self, Change, FilterType, Topic};
 use crate::remoting::Request;
 
 pub(super) const READ_WRITE: i32 = perm::READ | perm::WRITE;

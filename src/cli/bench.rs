@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, ensure};
 use clap::ArgAction;
 
+use super::namesrv::Namesrv;
 use crate::bench::{self, Mode, Plan, Report};
 
 /// What to send or read, and how fast.
@@ -25,9 +26,8 @@ pub(super) struct Options {
     /// What is measured.
     #[arg(value_enum)]
     mode: Mode,
-    /// A name server, `host:port`.
-    #[arg(short = 'n', env = "NAMESRV_ADDR", default_value = "127.0.0.1:9876")]
-    namesrv: String,
+    #[command(flatten)]
+    namesrv: Namesrv,
     /// The topic, created if there is none; with --topics the prefix of their names.
     #[arg(short = 't', long, default_value = "rmq_bench")]
     topic: String,
@@ -81,7 +81,7 @@ pub(super) async fn run(options: Options) -> anyhow::Result<ExitCode> {
     if !options.quiet {
         println!("{}", plan.describe());
     }
-    let namesrv = options.namesrv.split(';').next().unwrap_or_default();
+    let namesrv = options.namesrv.reachable().await;
     let told = |progress: &bench::Progress| {
         if !options.quiet {
             println!("{}", progress.describe());

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use rmq_wire::code::request;
 
-use crate::admin::{Admin, table};
+use super::namesrv::Namesrv;
+use crate::admin::table;
 use crate::broker::{FrozenAt, NodeStatus};
 
 /// How often nodes are asked whether they bear the mark.
@@ -18,9 +19,8 @@ const EXIT_PARTIAL: u8 = 3;
 /// Which group.
 #[derive(Debug, clap::Args)]
 pub(super) struct Whom {
-    /// A name server, `host:port`.
-    #[arg(short = 'n', env = "NAMESRV_ADDR", default_value = "127.0.0.1:9876")]
-    namesrv: String,
+    #[command(flatten)]
+    namesrv: Namesrv,
     /// The broker name that the group's nodes share.
     #[arg(short = 'b')]
     broker_name: String,
@@ -35,16 +35,9 @@ pub(super) struct Options {
     timeout: u64,
 }
 
-impl Whom {
-    fn admin(&self) -> Admin {
-        let namesrv = self.namesrv.split(';').next().unwrap_or_default();
-        Admin::new(namesrv.to_owned())
-    }
-}
-
 pub(super) async fn freeze(options: Options) -> anyhow::Result<ExitCode> {
     let Options { whom, timeout } = options;
-    let admin = whom.admin();
+    let admin = whom.namesrv.admin().await;
     let name = &whom.broker_name;
     let patience = Duration::from_secs(timeout);
     let end = Instant::now() + patience;
@@ -73,7 +66,7 @@ pub(super) async fn freeze(options: Options) -> anyhow::Result<ExitCode> {
 
 pub(super) async fn thaw(whom: Whom) -> anyhow::Result<ExitCode> {
     let name = &whom.broker_name;
-    let admin = whom.admin();
+    let admin = whom.namesrv.admin().await;
     admin
         .steer(name, request::RAFT_THAW, None, PATIENCE)
         .await?;

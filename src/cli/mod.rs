@@ -3,7 +3,7 @@
 //! `program` runs brokers and name servers, `up` a whole group on this machine, `ports` says who holds
 //! a port, `shutdown` stops processes, `processes` finds them, `raft_status` prints a group's state,
 //! `raft_members` changes it, `freeze` stops and resumes its writes, `inspect` tells what a stopped
-//! node's store holds, `bench` loads a cluster.
+//! node's store holds, `bench` loads a cluster; `namesrv` is the name servers that these ask.
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -13,6 +13,7 @@
 mod bench;
 mod freeze;
 mod inspect;
+mod namesrv;
 mod ports;
 mod processes;
 mod program;

@@ -5,15 +5,14 @@ use std::time::Duration;
 
 use anyhow::bail;
 
-use crate::admin::Admin;
+use super::namesrv::Namesrv;
 use crate::raft::SelfId;
 
 /// Which group is changed.
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {
-    /// A name server, `host:port`.
-    #[arg(short = 'n', env = "NAMESRV_ADDR", default_value = "127.0.0.1:9876")]
-    namesrv: String,
+    #[command(flatten)]
+    namesrv: Namesrv,
     /// The group's broker name; needed where the name server knows several.
     #[arg(short = 'b')]
     broker_name: Option<String>,
@@ -82,15 +81,14 @@ async fn steer(
     field: Option<(&str, String)>,
     options: Options,
 ) -> anyhow::Result<ExitCode> {
-    let namesrv = options.namesrv.split(';').next().unwrap_or_default();
-    let admin = Admin::new(namesrv.to_owned());
+    let admin = options.namesrv.admin().await;
     let name = match options.broker_name {
         Some(name) => name,
         None => {
             let names: Vec<String> = admin.brokers().await?.into_keys().collect();
             match <[String; 1]>::try_from(names) {
                 Ok([name]) => name,
-                Err(names) if names.is_empty() => bail!("{namesrv} knows no broker"),
+                Err(names) if names.is_empty() => bail!("the name server knows no broker"),
                 Err(names) => bail!("name a group with -b: {}", names.join(", ")),
             }
         }

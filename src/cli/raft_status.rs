@@ -2,14 +2,14 @@
 
 use std::process::ExitCode;
 
-use crate::admin::{Admin, quarantined, render};
+use super::namesrv::Namesrv;
+use crate::admin::{quarantined, render};
 
 /// Whom to ask.
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {
-    /// A name server, `host:port`.
-    #[arg(short = 'n', env = "NAMESRV_ADDR", default_value = "127.0.0.1:9876")]
-    namesrv: String,
+    #[command(flatten)]
+    namesrv: Namesrv,
     /// Only this broker name; all that the name server knows by default.
     #[arg(short = 'b')]
     broker_name: Option<String>,
@@ -17,8 +17,7 @@ pub(super) struct Options {
 
 /// Prints the state of each group as its leader sees it, or as any node does where there is none.
 pub(super) async fn run(options: Options) -> anyhow::Result<ExitCode> {
-    let namesrv = options.namesrv.split(';').next().unwrap_or_default();
-    let admin = Admin::new(namesrv.to_owned());
+    let admin = options.namesrv.admin().await;
     let names = match options.broker_name {
         Some(name) => vec![name],
         None => admin.brokers().await?.into_keys().collect(),

@@ -1,7 +1,10 @@
 //! Topics and groups that every broker has, as Java creates them at start (`TopicConfigManager`
 //! and `SubscriptionGroupManager`, 4.9.8). A new leader proposes those that are missing.
 
-use super::state::{Group, Topic, perm};
+use rmq_wire::body::perm;
+use rmq_wire::name;
+
+use super::state::{Group, Topic};
 
 /// What the names and sizes of system topics depend on.
 #[derive(Clone, Debug)]
@@ -33,8 +36,14 @@ pub fn system_topics(names: &SystemNames) -> Vec<(String, Topic)> {
     };
 
     let mut topics = vec![
-        ("SELF_TEST_TOPIC".to_owned(), Topic::with_queues(1, PLAIN)),
-        ("BenchmarkTest".to_owned(), Topic::with_queues(1024, PLAIN)),
+        (
+            name::SELF_TEST_TOPIC.to_owned(),
+            Topic::with_queues(1, PLAIN),
+        ),
+        (
+            name::BENCHMARK_TOPIC.to_owned(),
+            Topic::with_queues(1024, PLAIN),
+        ),
         (
             names.cluster.clone(),
             Topic::with_queues(16, inherit(names.cluster_topic_enable)),
@@ -44,21 +53,21 @@ pub fn system_topics(names: &SystemNames) -> Vec<(String, Topic)> {
             Topic::with_queues(1, inherit(names.broker_topic_enable)),
         ),
         (
-            "OFFSET_MOVED_EVENT".to_owned(),
+            name::OFFSET_MOVED_EVENT.to_owned(),
             Topic::with_queues(1, PLAIN),
         ),
         (
-            "SCHEDULE_TOPIC_XXXX".to_owned(),
+            name::SCHEDULE_TOPIC.to_owned(),
             Topic::with_queues(DELAY_LEVELS, PLAIN),
         ),
         (
-            format!("{}_REPLY_TOPIC", names.cluster),
+            name::reply_topic(&names.cluster),
             Topic::with_queues(1, PLAIN),
         ),
     ];
     if names.auto_create_topic {
         topics.push((
-            "TBW102".to_owned(),
+            name::AUTO_CREATE_TOPIC.to_owned(),
             Topic::with_queues(names.default_queues, inherit(true)),
         ));
     }
@@ -71,15 +80,15 @@ pub fn system_topics(names: &SystemNames) -> Vec<(String, Topic)> {
 /// The groups, with their names.
 pub fn system_groups() -> Vec<(String, Group)> {
     [
-        "TOOLS_CONSUMER",
-        "FILTERSRV_CONSUMER",
-        "SELF_TEST_C_GROUP",
-        "CID_ONS-HTTP-PROXY",
-        "CID_ONSAPI_PULL",
-        "CID_ONSAPI_PERMISSION",
-        "CID_ONSAPI_OWNER",
+        name::TOOLS_CONSUMER_GROUP,
+        name::FILTERSRV_CONSUMER_GROUP,
+        name::SELF_TEST_CONSUMER_GROUP,
+        name::ONS_HTTP_PROXY_GROUP,
+        name::ONSAPI_PULL_GROUP,
+        name::ONSAPI_PERMISSION_GROUP,
+        name::ONSAPI_OWNER_GROUP,
     ]
     .into_iter()
-    .map(|name| (name.to_owned(), Group::default()))
+    .map(|group| (group.to_owned(), Group::default()))
     .collect()
 }

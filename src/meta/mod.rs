@@ -33,9 +33,7 @@ pub use adopted::Adopted;
 pub use codec::{CodecError, MAX_COMMAND_BYTES};
 pub use command::{Change, Command, OffsetCommit, Reply};
 pub use defaults::{SystemNames, system_groups, system_topics};
-pub use state::{
-    DataVersion, FilterType, Frozen, Group, LOCK_LEASE_MS, Lock, Queue, State, Topic, perm,
-};
+pub use state::{DataVersion, FilterType, Frozen, Group, LOCK_LEASE_MS, Lock, Queue, State, Topic};
 pub use views::Views;
 
 /// What is said to those whom a frozen group refuses.

@@ -1,5 +1,7 @@
 use std::collections::BTreeMap;
 
+use rmq_wire::body::perm;
+use rmq_wire::name::RAFT_LOG_TOPIC;
 use serde::{Deserialize, Serialize};
 
 use super::command::{Change, Command, OffsetCommit, Reply};
@@ -11,16 +13,6 @@ pub const LOCK_LEASE_MS: i64 = 60_000;
 /// Longest topic name that the state takes: `%RETRY%` and the longest group name of a client
 /// (`Validators.CHARACTER_MAX_LENGTH`).
 const MAX_NAME_BYTES: usize = 263;
-
-/// The topic that carries Raft's own records in the commit log; nobody else may write to it.
-const RAFT_LOG_TOPIC: &str = "rmq_sys_raft_log";
-
-/// Permission bits of a topic (`PermName`).
-pub mod perm {
-    pub const INHERIT: i32 = 1;
-    pub const WRITE: i32 = 2;
-    pub const READ: i32 = 4;
-}
 
 /// Everything that all replicas of the group agree on, besides messages and membership.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -468,7 +460,7 @@ pub(super) fn check_name(what: &str, name: &str) -> Result<(), String> {
         ));
     }
     if name == RAFT_LOG_TOPIC {
-        return Err(format!("{RAFT_LOG_TOPIC} belongs to the commit log itself"));
+        return Err(format!("{name} belongs to the commit log itself"));
     }
     Ok(())
 }

@@ -1,8 +1,6 @@
-use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use bytes::{Bytes, BytesMut};
-use flate2::read::GzDecoder;
 use proptest::prelude::*;
 use rmq_wire::body::{
     ClusterInfo, DataVersion, KvTable, RegisterBrokerBody, TopicConfig, TopicList, TopicRouteData,
@@ -23,6 +21,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::*;
+use crate::remoting::captured::captured;
 use crate::remoting::{Client, Tcp};
 use crate::shutdown::Trigger;
 
@@ -445,34 +444,6 @@ async fn keys_order_topics_and_configuration() {
     assert_eq!(server.ask(get()).await.code, response::QUERY_NOT_FOUND);
 }
 
-/// Frames of name server connections, as captured between real brokers and name servers.
-fn captured(name: &str) -> Option<Vec<(bool, Bytes)>> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../shared/fixtures/wire")
-        .join(name);
-    let Ok(file) = std::fs::File::open(&path) else {
-        assert_ne!(
-            std::env::var("CI").as_deref(),
-            Ok("true"),
-            "{} is missing",
-            path.display()
-        );
-        println!("skipped: {} is missing", path.display());
-        return None;
-    };
-    let lines = BufReader::new(GzDecoder::new(file)).lines();
-    let frames = lines.filter_map(|line| {
-        let line: serde_json::Value = serde_json::from_str(&line.unwrap()).unwrap();
-        let hex = line["hex"].as_str().unwrap();
-        let bytes = (0..hex.len())
-            .step_by(2)
-            .map(|i| u8::from_str_radix(&hex[i..i + 2], 16));
-        let bytes = bytes.collect::<Result<Vec<u8>, _>>().unwrap();
-        (line["role"] == "namesrv").then(|| (line["dir"] == "c2s", bytes.into()))
-    });
-    Some(frames.collect())
-}
-
 async fn receive(socket: &mut TcpStream) -> Command {
     let mut len = [0; 4];
     socket.read_exact(&mut len).await.unwrap();
@@ -496,7 +467,9 @@ async fn captured_brokers_are_answered_as_by_java() {
             Some("127.0.0.1:24911"),
         ),
     ] {
-        let Some(frames) = captured(name) else { return };
+        let Some(frames) = captured(name, "namesrv") else {
+            return;
+        };
         let server = start(Options::default()).await;
         if let Some(master) = master {
             let header = RegisterBroker {
@@ -509,13 +482,13 @@ async fn captured_brokers_are_answered_as_by_java() {
         }
         let mut socket = TcpStream::connect(&server.addr).await.unwrap();
         let mut answers = 0;
-        for (from_broker, frame) in frames {
-            if from_broker {
-                socket.write_all(&frame).await.unwrap();
+        for frame in frames {
+            if frame.from_client {
+                socket.write_all(&frame.bytes).await.unwrap();
                 continue;
             }
             answers += 1;
-            let theirs = Command::decode(frame.slice(4..)).unwrap();
+            let theirs = Command::decode(frame.bytes.slice(4..)).unwrap();
             let ours = receive(&mut socket).await;
             assert_eq!(
                 (ours.opaque, ours.code),

@@ -5,8 +5,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use openraft::ReadPolicy;
-use openraft::errors::{LinearizableReadError, RaftError};
 use rmq_store::{PendingRecord, Position};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{oneshot, watch};
@@ -364,31 +362,6 @@ impl Group {
     pub async fn propose_meta_behind(&self, command: Bytes) -> Result<Reply, ProposeError> {
         let _quiet = self.0.batcher.quiet().await;
         self.propose_meta(command).await
-    }
-
-    /// Returns once everything that anybody was told to be committed before the call is applied
-    /// here, so that a read of local state misses nothing. Only the leader can do that.
-    pub async fn read_barrier(&self) -> Result<(), ProposeError> {
-        let leadership = self.leadership();
-        // Whatever was acknowledged in this term was applied here first, earlier terms are applied
-        // as a whole before this node serves, and there is no later term while the lease holds.
-        if leadership.serving().is_some() {
-            return Ok(());
-        }
-        match self
-            .0
-            .node
-            .raft
-            .ensure_linearizable(ReadPolicy::ReadIndex)
-            .await
-        {
-            Ok(_) => Ok(()),
-            Err(RaftError::APIError(
-                LinearizableReadError::ForwardToLeader(_)
-                | LinearizableReadError::QuorumNotEnough(_),
-            )) => Err(batcher::elsewhere(leadership)),
-            Err(RaftError::Fatal(_)) => Err(batcher::stopped(leadership)),
-        }
     }
 
     /// This node's id.

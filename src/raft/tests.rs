@@ -163,27 +163,8 @@ async fn leader_of<'a>(nodes: &[&'a Running]) -> &'a Running {
 
 fn record(queue_id: i32, body: &str) -> PendingRecord {
     let host: SocketAddr = "127.0.0.1:10911".parse().unwrap();
-    let mut buf = Vec::new();
-    let record = NewRecord {
-        queue_id,
-        flag: 0,
-        sys_flag: 0,
-        born_timestamp: 1,
-        born_host: host,
-        store_host: host,
-        reconsume_times: 0,
-        prepared_transaction_offset: 0,
-        body: body.as_bytes(),
-        topic: "orders",
-        properties: "",
-    };
-    record.encode(&mut buf).unwrap();
-    PendingRecord {
-        buf,
-        topic: "orders".into(),
-        queue_id,
-        queued: true,
-    }
+    let message = NewRecord::new(host, "orders", queue_id, body.as_bytes());
+    PendingRecord::new(&message).unwrap()
 }
 
 pub(super) type Sent = (i32, String, Result<Vec<Position>, ProposeError>);
@@ -316,7 +297,6 @@ async fn a_group_of_one_keeps_what_it_acknowledged() {
     assert_eq!(acknowledged(&sent), 620);
     assert_in_place(&node.reader, &sent);
     assert_eq!(node.meta.snapshot(), meta);
-    node.group.read_barrier().await.unwrap();
     assert_eq!(
         node.group.transfer_leader(None).await,
         Err(TransferError::Alone)
@@ -428,7 +408,6 @@ async fn three_nodes_keep_one_log_over_changes_of_leader() {
     sent.extend(send_surely(&all, "last", 50).await);
     commit_surely(&all, 9).await;
     let newest = leader_of(&all).await;
-    newest.group.read_barrier().await.unwrap();
     until("the leader knows how far its group is", || {
         let leader = all.iter().find(|node| node.group.serving());
         let members = leader.map_or_else(Vec::new, |leader| leader.group.status().members);

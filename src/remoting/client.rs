@@ -97,7 +97,8 @@ impl Client {
     }
 
     /// Closes the connection to `addr`, if there is one.
-    pub async fn disconnect(&self, addr: &str) {
+    #[cfg(test)]
+    pub(crate) async fn disconnect(&self, addr: &str) {
         let slot = self.slot(addr);
         if let Some(conn) = slot.lock().await.take() {
             conn.close();

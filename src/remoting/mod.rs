@@ -20,6 +20,8 @@ mod server;
 mod service;
 
 #[cfg(test)]
+pub(crate) mod captured;
+#[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;

@@ -20,27 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 
 fn pending((topic, queue_id): Queue, body: &[u8]) -> PendingRecord {
     let host = ([10, 0, 1, 1], 5000).into();
-    let record = NewRecord {
-        queue_id,
-        flag: 0,
-        sys_flag: 0,
-        born_timestamp: 1,
-        born_host: host,
-        store_host: host,
-        reconsume_times: 0,
-        prepared_transaction_offset: 0,
-        body,
-        topic,
-        properties: "",
-    };
-    let mut buf = Vec::new();
-    record.encode(&mut buf).expect("small");
-    PendingRecord {
-        buf,
-        topic: topic.into(),
-        queue_id,
-        queued: true,
-    }
+    PendingRecord::new(&NewRecord::new(host, topic, queue_id, body)).expect("small")
 }
 
 /// Sends until the run ends.

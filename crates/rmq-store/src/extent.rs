@@ -7,13 +7,11 @@
 use std::sync::Arc;
 
 use bytes::{Buf, BufMut, Bytes};
+pub use rmq_wire::name::RAFT_LOG_TOPIC;
 use rmq_wire::record::{self, BLANK_LEN, NewRecord, Peek, Record};
 use thiserror::Error;
 
 use crate::types::{EntryId, EntryKind, LogIndex, PhyOffset, QueueOffset, Run, StoredEntry, Term};
-
-/// Topic of the header records. Clients may not use it.
-pub const RAFT_LOG_TOPIC: &str = "rmq_sys_raft_log";
 
 const VERSION: u8 = 1;
 /// Bytes of the header's body before its runs.
@@ -117,17 +115,8 @@ impl Header {
 
         let nobody = ([0, 0, 0, 0], 0).into();
         let new = NewRecord {
-            queue_id: generation,
-            flag: 0,
-            sys_flag: 0,
             born_timestamp: self.store_timestamp,
-            born_host: nobody,
-            store_host: nobody,
-            reconsume_times: 0,
-            prepared_transaction_offset: 0,
-            body: &body,
-            topic: RAFT_LOG_TOPIC,
-            properties: "",
+            ..NewRecord::new(nobody, RAFT_LOG_TOPIC, generation, &body)
         };
         let mut out = Vec::with_capacity(new.encoded_len());
         new.encode(&mut out)

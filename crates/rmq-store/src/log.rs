@@ -228,8 +228,8 @@ impl Log {
     }
 
     /// The next offset that a queue gives out.
-    #[must_use]
-    pub fn next_queue_offset(&self, topic: &str, queue_id: i32) -> QueueOffset {
+    #[cfg(test)]
+    pub(crate) fn next_queue_offset(&self, topic: &str, queue_id: i32) -> QueueOffset {
         self.queue_offsets.next(topic, queue_id)
     }
 

@@ -5,6 +5,7 @@ use std::ops::{Add, Sub};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
+use rmq_wire::record::{EncodeError, NewRecord, sys_flag};
 
 macro_rules! number {
     ($(#[$doc:meta])* $name:ident) => {
@@ -157,6 +158,23 @@ pub struct PendingRecord {
     /// Whether the record takes a queue offset. Prepared and rolled back transactional messages
     /// do not, theirs is 0.
     pub queued: bool,
+}
+
+impl PendingRecord {
+    /// The record of a message.
+    ///
+    /// # Errors
+    /// As [`NewRecord::encode`].
+    pub fn new(message: &NewRecord<'_>) -> Result<Self, EncodeError> {
+        let mut buf = Vec::with_capacity(message.encoded_len());
+        message.encode(&mut buf)?;
+        Ok(Self {
+            buf,
+            topic: message.topic.into(),
+            queue_id: message.queue_id,
+            queued: sys_flag::is_queued(message.sys_flag),
+        })
+    }
 }
 
 /// The messages of one entry, in the order in which they are written.

@@ -30,7 +30,6 @@ pub const RAFT_LOG_TOPIC: &str = "rmq_sys_raft_log";
 pub const RETRY_PREFIX: &str = "%RETRY%";
 pub const DLQ_PREFIX: &str = "%DLQ%";
 pub const LMQ_PREFIX: &str = "%LMQ%";
-pub const REPLY_TOPIC_SUFFIX: &str = "REPLY_TOPIC";
 
 pub const TOOLS_CONSUMER_GROUP: &str = "TOOLS_CONSUMER";
 pub const FILTERSRV_CONSUMER_GROUP: &str = "FILTERSRV_CONSUMER";
@@ -194,7 +193,7 @@ pub fn group_of(topic: &str) -> Option<&str> {
 /// The topic that replies to requests through a cluster are sent to.
 #[must_use]
 pub fn reply_topic(cluster: &str) -> String {
-    format!("{cluster}_{REPLY_TOPIC_SUFFIX}")
+    format!("{cluster}_REPLY_TOPIC")
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! Bytes that real brokers, clients and tools wrote.
 
+#[path = "support/again.rs"]
+mod again;
 #[path = "support/check.rs"]
 mod check;
 #[path = "support/fixtures.rs"]

@@ -9,6 +9,8 @@
     reason = "a run tells its seed and how far it came"
 )]
 
+#[path = "support/again.rs"]
+mod again;
 #[path = "support/allocated.rs"]
 mod allocated;
 #[path = "support/golden.rs"]
@@ -23,10 +25,12 @@ use rmq_wire::code::request;
 use rmq_wire::frame::{self, Command, ExtFields};
 use rmq_wire::header::*;
 use rmq_wire::json::{self, Raw};
-use rmq_wire::record::{self, MAGIC_V1, NewRecord, Peek, Record, seal, split_batch};
+use rmq_wire::record::{self, MAGIC_V1, Peek, Record, split_batch};
 use rmq_wire::{msg_id, name, properties};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+
+use again::written_again;
 
 #[test]
 fn damaged_bytes_do_no_harm() {
@@ -289,28 +293,7 @@ fn check_record(bytes: &[u8]) {
     if !ours || !record.crc_matches() {
         return;
     }
-    let new = NewRecord {
-        queue_id: record.queue_id,
-        flag: record.flag,
-        sys_flag: record.sys_flag,
-        born_timestamp: record.born_timestamp,
-        born_host: record.born_host,
-        store_host: record.store_host,
-        reconsume_times: record.reconsume_times,
-        prepared_transaction_offset: record.prepared_transaction_offset,
-        body: record.body,
-        topic: record.topic,
-        properties,
-    };
-    let mut again = Vec::new();
-    new.encode(&mut again)
-        .expect("what was decoded can be encoded");
-    seal(
-        &mut again,
-        record.queue_offset,
-        record.physical_offset,
-        record.store_timestamp,
-    );
+    let again = written_again(&record, properties);
     assert_eq!(again, bytes[..record.size]);
 }
 

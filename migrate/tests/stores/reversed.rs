@@ -40,26 +40,10 @@ fn back(from: &Path, to: &Path, more: &[&str]) -> Result<Reversed, Problem> {
 fn message(body: &str) -> PendingRecord {
     let host = ([127, 0, 0, 1], 10911).into();
     let new = NewRecord {
-        queue_id: 0,
-        flag: 0,
-        sys_flag: 0,
-        born_timestamp: 1,
-        born_host: host,
-        store_host: host,
-        reconsume_times: 0,
-        prepared_transaction_offset: 0,
-        body: body.as_bytes(),
-        topic: TOPIC,
         properties: "KEYS\u{1}back\u{2}",
+        ..NewRecord::new(host, TOPIC, 0, body.as_bytes())
     };
-    let mut buf = Vec::new();
-    new.encode(&mut buf).unwrap();
-    PendingRecord {
-        buf,
-        topic: TOPIC.into(),
-        queue_id: 0,
-        queued: true,
-    }
+    PendingRecord::new(&new).unwrap()
 }
 
 /// Appends entries of a term as a leader does, commits those below `committed`, and stops cleanly.

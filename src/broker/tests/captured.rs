@@ -1,58 +1,15 @@
 //! What real clients asked real brokers is asked again here, in the order of the capture.
 
 use std::collections::{BTreeSet, HashMap};
-use std::io::{BufRead as _, BufReader};
-use std::path::Path;
 use std::time::Duration;
 
-use bytes::Bytes;
-use flate2::read::GzDecoder;
 use rmq_wire::properties;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::*;
 use crate::config::BrokerConfig;
-
-struct Captured {
-    conn: String,
-    from_client: bool,
-    /// With the length field.
-    bytes: Bytes,
-    command: Command,
-}
-
-fn captured(name: &str) -> Option<Vec<Captured>> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../shared/fixtures/wire")
-        .join(name);
-    let Ok(file) = std::fs::File::open(&path) else {
-        assert_ne!(
-            std::env::var("CI").as_deref(),
-            Ok("true"),
-            "{} is missing",
-            path.display()
-        );
-        println!("skipped: {} is missing", path.display());
-        return None;
-    };
-    let lines = BufReader::new(GzDecoder::new(file)).lines();
-    let frames = lines.filter_map(|line| {
-        let line: serde_json::Value = serde_json::from_str(&line.unwrap()).unwrap();
-        let hex = line["hex"].as_str().unwrap();
-        let digits = (0..hex.len())
-            .step_by(2)
-            .map(|i| u8::from_str_radix(&hex[i..i + 2], 16));
-        let bytes: Bytes = digits.collect::<Result<Vec<u8>, _>>().unwrap().into();
-        (line["role"] == "broker").then(|| Captured {
-            conn: line["conn"].to_string(),
-            from_client: line["dir"] == "c2s",
-            command: Command::decode(bytes.slice(4..)).unwrap(),
-            bytes,
-        })
-    });
-    Some(frames.collect())
-}
+use crate::remoting::captured::{Captured, captured};
 
 /// A connection of the capture, made again.
 struct Replayed {
@@ -113,7 +70,9 @@ async fn captured_clients_are_answered_as_by_java() {
         "broker-4.9.7.java-client-5.5.0.jsonl.gz",
         "broker-4.9.7.go-client-2.1.2.jsonl.gz",
     ] {
-        let Some(frames) = captured(name) else { return };
+        let Some(frames) = captured(name, "broker") else {
+            return;
+        };
         let mut conns: HashMap<String, Replayed> = HashMap::new();
         let mut asked: HashMap<(String, i32), Command> = HashMap::new();
         let mut compared = 0;
@@ -122,8 +81,8 @@ async fn captured_clients_are_answered_as_by_java() {
                 conn,
                 from_client,
                 bytes,
-                command,
             } = frame;
+            let command = Command::decode(bytes.slice(4..)).unwrap();
             let opaque = command.opaque;
             match (from_client, command.is_response()) {
                 (true, false) => {

@@ -40,17 +40,8 @@ pub(crate) fn history(start: u64, messages: u32) -> (Vec<(u64, Vec<u8>)>, PhyOff
         let host = ([127, 0, 0, 1], 10911).into();
         let body = vec![7; 3000 + n as usize % 50];
         let new = NewRecord {
-            queue_id: 0,
-            flag: 0,
-            sys_flag: 0,
-            born_timestamp: 1,
-            born_host: host,
-            store_host: host,
-            reconsume_times: 0,
-            prepared_transaction_offset: 0,
-            body: &body,
-            topic: "t",
             properties: "KEYS\u{1}k\u{2}",
+            ..NewRecord::new(host, "t", 0, &body)
         };
         let left = size - content.len();
         if new.encoded_len() + record::BLANK_LEN > left {

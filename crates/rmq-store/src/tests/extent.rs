@@ -246,17 +246,8 @@ proptest! {
         let host = ([0, 0, 0, 0], 0).into();
         let mut bytes = Vec::new();
         record::NewRecord {
-            queue_id: 0,
-            flag: 0,
-            sys_flag: 0,
             born_timestamp: i64::from_be_bytes(numbers[4].to_be_bytes()),
-            born_host: host,
-            store_host: host,
-            reconsume_times: 0,
-            prepared_transaction_offset: 0,
-            body: &body,
-            topic: crate::extent::RAFT_LOG_TOPIC,
-            properties: "",
+            ..record::NewRecord::new(host, crate::extent::RAFT_LOG_TOPIC, 0, &body)
         }
         .encode(&mut bytes)
         .unwrap();

@@ -67,26 +67,10 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 fn keyed(queue_id: i32, body: &[u8]) -> PendingRecord {
     let host = ([127, 0, 0, 1], 10911).into();
     let new = NewRecord {
-        queue_id,
-        flag: 0,
-        sys_flag: 0,
-        born_timestamp: 1,
-        born_host: host,
-        store_host: host,
-        reconsume_times: 0,
-        prepared_transaction_offset: 0,
-        body,
-        topic: "t",
         properties: &format!("KEYS\u{1}{}\u{2}", key(queue_id)),
+        ..NewRecord::new(host, "t", queue_id, body)
     };
-    let mut buf = Vec::new();
-    new.encode(&mut buf).unwrap();
-    PendingRecord {
-        buf,
-        topic: "t".into(),
-        queue_id,
-        queued: true,
-    }
+    PendingRecord::new(&new).unwrap()
 }
 
 fn key(queue_id: i32) -> String {

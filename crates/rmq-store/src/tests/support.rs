@@ -42,26 +42,11 @@ pub(super) fn pending(topic: &str, queue_id: i32, body: &[u8], queued: bool) -> 
     let prepared = record::sys_flag::TRANSACTION_PREPARED;
     let host = ([127, 0, 0, 1], 10911).into();
     let new = NewRecord {
-        queue_id,
-        flag: 0,
         sys_flag: if queued { 0 } else { prepared },
-        born_timestamp: 1,
-        born_host: host,
-        store_host: host,
-        reconsume_times: 0,
-        prepared_transaction_offset: 0,
-        body,
-        topic,
         properties: "k\u{1}v\u{2}",
+        ..NewRecord::new(host, topic, queue_id, body)
     };
-    let mut buf = Vec::new();
-    new.encode(&mut buf).unwrap();
-    PendingRecord {
-        buf,
-        topic: topic.into(),
-        queue_id,
-        queued,
-    }
+    PendingRecord::new(&new).unwrap()
 }
 
 pub(super) fn blank(id: EntryId) -> NewEntry {

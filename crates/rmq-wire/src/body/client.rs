@@ -93,17 +93,3 @@ pub struct QuerySubscriptionResponse {
     pub subscription_data: Option<SubscriptionData>,
     pub topic: String,
 }
-
-/// What a client did with a message it was given
-/// ([`CONSUME_MESSAGE_DIRECTLY`](crate::code::request::CONSUME_MESSAGE_DIRECTLY)); brokers relay it.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Ser, De)]
-#[serde(default, rename_all = "camelCase")]
-pub struct ConsumeMessageDirectlyResult {
-    pub auto_commit: bool,
-    /// `CR_SUCCESS`, `CR_LATER`, …
-    pub consume_result: Option<String>,
-    pub order: bool,
-    pub remark: Option<String>,
-    /// Milliseconds.
-    pub spent_time_mills: i64,
-}

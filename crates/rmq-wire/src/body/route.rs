@@ -55,19 +55,3 @@ pub struct ClusterInfo {
     /// Broker names by cluster.
     pub cluster_addr_table: BTreeMap<String, BTreeSet<String>>,
 }
-
-/// The nodes of a broker as a name server of 5.x knows them.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub struct BrokerMemberGroup {
-    pub broker_addrs: BTreeMap<i64, String>,
-    pub broker_name: String,
-    pub cluster: String,
-}
-
-/// Answer to [`GET_BROKER_MEMBER_GROUP`](crate::code::request::GET_BROKER_MEMBER_GROUP).
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub struct GetBrokerMemberGroupResponse {
-    pub broker_member_group: Option<BrokerMemberGroup>,
-}

@@ -9,11 +9,18 @@ use crate::json::Raw;
 
 /// Bits of a permission (`PermName`).
 pub mod perm {
-    pub const PRIORITY: i32 = 0x8;
     pub const READ: i32 = 0x4;
     pub const WRITE: i32 = 0x2;
     /// New topics may be copied from this one.
     pub const INHERIT: i32 = 0x1;
+}
+
+/// Bits of a topic's system flag (`TopicSysFlag`).
+pub mod topic_sys_flag {
+    /// The topic is for units.
+    pub const UNIT: i32 = 0x1;
+    /// The topic's consumers are in units.
+    pub const UNIT_SUB: i32 = 0x2;
 }
 
 /// A topic at a broker.

@@ -44,7 +44,25 @@ pub struct NewRecord<'a> {
     pub properties: &'a str,
 }
 
-impl NewRecord<'_> {
+impl<'a> NewRecord<'a> {
+    /// A message born and stored at `host`, with no flags, no properties and a birth at time 0.
+    #[must_use]
+    pub const fn new(host: SocketAddr, topic: &'a str, queue_id: i32, body: &'a [u8]) -> Self {
+        Self {
+            queue_id,
+            flag: 0,
+            sys_flag: 0,
+            born_timestamp: 0,
+            born_host: host,
+            store_host: host,
+            reconsume_times: 0,
+            prepared_transaction_offset: 0,
+            body,
+            topic,
+            properties: "",
+        }
+    }
+
     /// Bytes of its record.
     #[must_use]
     pub fn encoded_len(&self) -> usize {

@@ -10,10 +10,11 @@ use rmq_wire::code::request;
 use rmq_wire::frame::{self, Command, ExtFields, Language};
 use rmq_wire::header::*;
 use rmq_wire::json;
-use rmq_wire::record::{NewRecord, Record, seal, split_batch};
+use rmq_wire::record::{Record, split_batch};
 use serde::de::{DeserializeOwned, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
+use crate::again::written_again;
 use crate::golden::Captured;
 
 /// A frame decodes, and encodes to the same bytes, or to the same meaning where its sender has another
@@ -245,27 +246,8 @@ fn check_body(what: &str, request: i32, command: &Command) {
 pub(crate) fn check_record<'a>(what: &str, bytes: &'a [u8]) -> Record<'a> {
     let record = Record::decode(bytes).unwrap_or_else(|error| panic!("{what}: {error}"));
     assert!(record.crc_matches(), "{what}");
-    let mut encoded = Vec::new();
-    let new = NewRecord {
-        queue_id: record.queue_id,
-        flag: record.flag,
-        sys_flag: record.sys_flag,
-        born_timestamp: record.born_timestamp,
-        born_host: record.born_host,
-        store_host: record.store_host,
-        reconsume_times: record.reconsume_times,
-        prepared_transaction_offset: record.prepared_transaction_offset,
-        body: record.body,
-        topic: record.topic,
-        properties: std::str::from_utf8(record.raw_properties).unwrap(),
-    };
-    new.encode(&mut encoded).unwrap();
-    seal(
-        &mut encoded,
-        record.queue_offset,
-        record.physical_offset,
-        record.store_timestamp,
-    );
+    let properties = std::str::from_utf8(record.raw_properties).unwrap();
+    let encoded = written_again(&record, properties);
     assert_eq!(encoded, bytes[..record.size], "{what}");
     record
 }

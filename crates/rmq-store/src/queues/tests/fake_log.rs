@@ -83,17 +83,9 @@ impl FakeLog {
         let host = "127.0.0.1:10911".parse().unwrap();
         let body = vec![7; new.body];
         let record = NewRecord {
-            queue_id: new.queue_id,
-            flag: 0,
             sys_flag: new.sys_flag,
-            born_timestamp: 0,
-            born_host: host,
-            store_host: host,
-            reconsume_times: 0,
-            prepared_transaction_offset: 0,
-            body: &body,
-            topic: new.topic,
             properties: &new.properties,
+            ..NewRecord::new(host, new.topic, new.queue_id, &body)
         };
         let mut record_bytes = Vec::new();
         let size = record.encode(&mut record_bytes).unwrap() as u64;
