@@ -3,12 +3,13 @@
 //!
 //! `ConsumerManager`, `ConsumerGroupInfo`, `ProducerManager` (4.9.8). A member is a connection.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use rmq_wire::body::{ConsumeFromWhere, ConsumeType, ConsumerData, MessageModel, SubscriptionData};
 use rmq_wire::frame::Language;
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::filter::TagFilter;
@@ -16,6 +17,9 @@ use crate::remoting::Conn;
 
 /// A client that has said nothing for so long is gone (`CHANNEL_EXPIRED_TIMEOUT`).
 const EXPIRY: Duration = Duration::from_secs(120);
+/// By then a client that another node told of has sent a heartbeat here: they come every 30 s, and a Go client
+/// leaves out a node in a round in which another one is down.
+const ABSENCE_MAX: Duration = Duration::from_secs(65);
 
 #[derive(Default)]
 pub(super) struct Clients {
@@ -46,11 +50,21 @@ pub(super) struct Member {
 pub(super) struct ConsumerGroup {
     /// By connection id.
     pub(super) members: HashMap<u64, Member>,
+    /// Members that so far only another node has heard, by client id, and when it last did.
+    absent: HashMap<String, Instant>,
     /// By topic.
     pub(super) subscriptions: HashMap<String, Arc<Subscription>>,
     pub(super) consume_type: ConsumeType,
     pub(super) message_model: MessageModel,
     pub(super) consume_from_where: ConsumeFromWhere,
+}
+
+/// What a node tells of a consumer group to another one that has just started.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct KnownGroup {
+    data: ConsumerData,
+    /// Milliseconds since the last heartbeat, by client id.
+    silent_ms: HashMap<String, u64>,
 }
 
 /// What a group wants of one topic.
@@ -85,7 +99,8 @@ impl Clients {
         group.consume_type = data.consume_type;
         group.message_model = data.message_model;
         group.consume_from_where = data.consume_from_where;
-        let is_new = group.members.insert(member.conn.id(), member).is_none();
+        let was_absent = group.absent.remove(&member.client_id).is_some();
+        let is_new = group.members.insert(member.conn.id(), member).is_none() && !was_absent;
         let has_changed = group.subscribe(&data.subscription_data_set);
         is_new || has_changed
     }
@@ -110,10 +125,13 @@ impl Clients {
     }
 
     /// Forgets a consumer; whether it was known.
-    pub(super) fn unregister_consumer(&self, conn: u64, group: &str) -> bool {
+    pub(super) fn unregister_consumer(&self, conn: u64, client_id: &str, group: &str) -> bool {
         let mut tables = self.write();
         let known = tables.consumers.get_mut(group);
-        let was_member = known.is_some_and(|group| group.members.remove(&conn).is_some());
+        let was_member = known.is_some_and(|group| {
+            let was_absent = group.absent.remove(client_id).is_some();
+            group.members.remove(&conn).is_some() || was_absent
+        });
         tables.forget_empty();
         was_member
     }
@@ -144,6 +162,66 @@ impl Clients {
         tables.producer_conns.retain(|_, known| known.id() != conn);
         tables.forget_empty();
         left
+    }
+
+    /// All consumers, for another node.
+    pub(super) fn known(&self, now: Instant) -> Vec<KnownGroup> {
+        let tables = self.read();
+        let groups = tables.consumers.iter();
+        let known = groups.map(|(name, group)| KnownGroup {
+            data: ConsumerData {
+                group_name: name.clone(),
+                consume_type: group.consume_type,
+                message_model: group.message_model,
+                consume_from_where: group.consume_from_where,
+                subscription_data_set: (group.subscriptions.values())
+                    .map(|subscription| subscription.data.clone())
+                    .collect(),
+                unit_mode: false,
+            },
+            silent_ms: group
+                .seen()
+                .map(|(client, seen)| {
+                    let silent = now.saturating_duration_since(seen).as_millis();
+                    (client.to_owned(), u64::try_from(silent).unwrap_or(u64::MAX))
+                })
+                .collect(),
+        });
+        known.collect()
+    }
+
+    /// Takes note of what another node knows. What clients said here themselves is newer.
+    pub(super) fn learn(&self, known: Vec<KnownGroup>, now: Instant) {
+        let mut tables = self.write();
+        for KnownGroup { data, silent_ms } in known {
+            let absent = silent_ms.into_iter().filter_map(|(client, silent)| {
+                let seen = now.checked_sub(Duration::from_millis(silent))?;
+                Some((client, seen))
+            });
+            let group = tables.consumers.entry(data.group_name).or_default();
+            if group.members.is_empty() {
+                group.consume_type = data.consume_type;
+                group.message_model = data.message_model;
+                group.consume_from_where = data.consume_from_where;
+                group.subscribe(&data.subscription_data_set);
+            }
+            for (client, seen) in absent {
+                let is_here = group.members.values().any(|m| m.client_id == client);
+                if !is_here && now - seen < ABSENCE_MAX {
+                    group.absent.insert(client, seen);
+                }
+            }
+        }
+        tables.forget_empty();
+    }
+
+    /// Forgets members that only another node had heard, and nobody has since.
+    pub(super) fn forget_absent(&self, now: Instant) {
+        let mut tables = self.write();
+        for group in tables.consumers.values_mut() {
+            group.absent.retain(|_, seen| now - *seen < ABSENCE_MAX);
+        }
+        tables.forget_empty();
     }
 
     /// Connections of clients that have fallen silent.
@@ -187,12 +265,27 @@ impl Clients {
 
 impl Tables {
     fn forget_empty(&mut self) {
-        self.consumers.retain(|_, group| !group.members.is_empty());
+        self.consumers
+            .retain(|_, group| !group.members.is_empty() || !group.absent.is_empty());
         self.producers.retain(|_, members| !members.is_empty());
     }
 }
 
 impl ConsumerGroup {
+    /// All members, those that another node knows too. A client that has two connections for a moment is
+    /// one consumer.
+    pub(super) fn client_ids(&self) -> BTreeSet<String> {
+        self.seen().map(|(client, _)| client.to_owned()).collect()
+    }
+
+    /// The members' client ids, and when they were last heard.
+    fn seen(&self) -> impl Iterator<Item = (&str, Instant)> {
+        let members = self.members.values();
+        let present = members.map(|member| (member.client_id.as_str(), member.seen));
+        let absent = self.absent.iter();
+        present.chain(absent.map(|(client, seen)| (client.as_str(), *seen)))
+    }
+
     /// Takes over what a member subscribes to: the newest version of each topic, and no topic that
     /// it does not name. Whether the topics have changed.
     fn subscribe(&mut self, new: &[SubscriptionData]) -> bool {

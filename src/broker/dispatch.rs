@@ -79,6 +79,7 @@ table! {
     Read GET_ALL_SUBSCRIPTIONGROUP_CONFIG => group::get_all,
     Read GET_SUBSCRIPTIONGROUP_CONFIG => admin::group_config,
     Local RAFT_STATUS => admin::raft_status,
+    Local RAFT_CONSUMERS => heartbeat::known_consumers,
     Write RAFT_ADD_NODE | RAFT_PROMOTE | RAFT_REMOVE_NODE => admin::change_members,
     Write RAFT_TRANSFER_LEADER => admin::transfer_leader,
     Local RAFT_RECOVER => admin::recover,
@@ -112,7 +113,7 @@ table! {
     Local CLEAN_EXPIRED_CONSUMEQUEUE | CLEAN_UNUSED_TOPIC => admin::clean,
 }
 
-fn unsupported(code: i32) -> Refusal {
+pub(super) fn unsupported(code: i32) -> Refusal {
     let remark = format!(" request type {code} not supported");
     Refusal::new(response::REQUEST_CODE_NOT_SUPPORTED, remark)
 }
@@ -120,7 +121,7 @@ fn unsupported(code: i32) -> Refusal {
 impl Service for Broker {
     async fn call(self: Arc<Self>, request: Request) -> Option<Reply> {
         let handled = match answer(&self, &request).await {
-            Err(Refusal::NotLeader) => forward::no_leader(&request),
+            Err(Refusal::NotLeader) => forward::no_leader(&self, &request),
             handled => handled,
         };
         reply(&request.command, handled)
@@ -192,8 +193,8 @@ async fn answer(broker: &Arc<Broker>, request: &Request) -> Handled {
     match request.command.code {
         // Pulls wait, here or at the leader, and must not hold up the end of a connection.
         request::PULL_MESSAGE | request::LITE_PULL_MESSAGE => tokio::select! {
+            () = broker.leaving() => forward::elsewhere(broker, request),
             handled = handle(broker, request) => handled,
-            () = broker.closing() => forward::no_leader(request),
         },
         _ => handle(broker, request).await,
     }
@@ -247,7 +248,7 @@ fn reply(request: &Command, handled: Handled) -> Option<Reply> {
 }
 
 /// An answer as a frame without its length field.
-fn frame(reply: Reply) -> Bytes {
+pub(super) fn frame(reply: Reply) -> Bytes {
     /// Bytes of the length field.
     const LENGTH: usize = 4;
     let mut out = BytesMut::new();

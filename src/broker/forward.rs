@@ -20,6 +20,9 @@ use crate::remoting::{Reply, Request};
 
 /// How long the leader has for its answer. Clients that wait give up after 3 to 5 s.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+/// How long a leader may yet take for its answer when another one is known: one that handed over answers what
+/// it had begun, one that is frozen or cut off does not.
+const LATE_ANSWER: Duration = Duration::from_millis(300);
 /// Pause after a leader could not be reached, before its successor may be known.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
 /// Requests that are held at a time.
@@ -89,7 +92,7 @@ pub(super) async fn to_leader(broker: &Arc<Broker>, request: &Request) -> Handle
     let known = |role: &Role| role.serving || role.leader.is_some();
     let given_up = || match is_forwarded {
         true => Err(Refusal::NotLeader),
-        false => no_leader(request),
+        false => no_leader(broker, request),
     };
     let mut roles = broker.replica.role();
     let deadline = Instant::now() + broker.config.group_hold_millis;
@@ -123,9 +126,8 @@ pub(super) async fn to_leader(broker: &Arc<Broker>, request: &Request) -> Handle
             // Nobody waits any longer.
             () = closed(request) => return Err(Refusal::Silence),
         }
-        // Who reads here is not sent to id 0, which may be the dead leader in its route.
         if is_pull(request) && !is_forwarded && broker.config.slave_read_enable {
-            return pull_again(request, broker.follower_id);
+            return no_leader(broker, request);
         }
         if is_stale(request) {
             return given_up();
@@ -144,10 +146,13 @@ async fn attempt(broker: &Arc<Broker>, request: &Request) -> Option<Handled> {
     // What another node forwarded goes no further.
     request.conn.as_ref()?;
     let limit = ANSWER_LIMIT + suspension(request);
-    let answer = broker
+    let forwarded = broker
         .replica
-        .forward(request.raw.clone(), request.peer, limit)
-        .await;
+        .forward(request.raw.clone(), request.peer, limit);
+    let answer = tokio::select! {
+        answer = forwarded => answer,
+        () = succeeded(broker) => Err(ForwardError::Unknown("another node leads by now".to_owned())),
+    };
     let counter = match &answer {
         Err(ForwardError::NoLeader) => return None,
         Err(ForwardError::Unknown(_)) => &broker.forwarding.unknown,
@@ -157,8 +162,20 @@ async fn attempt(broker: &Arc<Broker>, request: &Request) -> Option<Handled> {
     Some(match answer {
         Ok(Some(frame)) => Ok(Reply::Frame(frame)),
         Ok(None) => Err(Refusal::Silence),
-        Err(error) => unknown(request, &error),
+        Err(error) => unknown(broker, request, &error),
     })
+}
+
+/// Resolves a moment after another node leads than when it was called.
+async fn succeeded(broker: &Broker) {
+    let mut roles = broker.replica.role();
+    let asked = roles.borrow().leader.clone();
+    let has_other = |role: &Role| role.serving || (role.leader.is_some() && role.leader != asked);
+    let is_over = roles.wait_for(has_other).await.is_err();
+    if is_over {
+        std::future::pending::<()>().await;
+    }
+    sleep(LATE_ANSWER).await;
 }
 
 async fn closed(request: &Request) {
@@ -169,11 +186,15 @@ async fn closed(request: &Request) {
 }
 
 /// The answer while nobody leads: nothing was done, try again.
-pub(super) fn no_leader(request: &Request) -> Handled {
+pub(super) fn no_leader(broker: &Broker, request: &Request) -> Handled {
     match request.command.code {
         // Java 4.9 and C++ consumers take any error for "no offset is stored" and start over from
         // the end or the beginning of the queue.
         request::QUERY_CONSUMER_OFFSET => Err(Refusal::Silence),
+        // Who may read here is not sent to id 0, which may be a dead leader in its route.
+        _ if is_pull(request) && broker.config.slave_read_enable => {
+            pull_again(request, broker.follower_id)
+        }
         _ if is_pull(request) => pull_again(request, MASTER),
         _ => Err(Refusal::new(response::SERVICE_NOT_AVAILABLE, NO_LEADER)),
     }
@@ -185,10 +206,10 @@ pub(super) fn is_pull(of: &Request) -> bool {
     code == request::PULL_MESSAGE || code == request::LITE_PULL_MESSAGE
 }
 
-fn unknown(request: &Request, error: &ForwardError) -> Handled {
+fn unknown(broker: &Broker, request: &Request, error: &ForwardError) -> Handled {
     match request.command.code {
         request::QUERY_CONSUMER_OFFSET | request::PULL_MESSAGE | request::LITE_PULL_MESSAGE => {
-            no_leader(request)
+            no_leader(broker, request)
         }
         _ => Err(Refusal::system_error(format!("outcome unknown: {error}"))),
     }
@@ -221,6 +242,19 @@ fn suspension(request: &Request) -> Duration {
         | request::CONSUME_MESSAGE_DIRECTLY
         | request::INVOKE_BROKER_TO_GET_CONSUMER_STATUS => super::admin::RELAY_LIMIT,
         _ => Duration::ZERO,
+    }
+}
+
+/// The answer to a pull when this node is about to go: the consumer repeats it at another one, which it does
+/// at once, while the end of its connection would have it pause for 3 s.
+pub(super) fn elsewhere(broker: &Broker, request: &Request) -> Handled {
+    if request.conn.is_none() {
+        // Whoever forwarded it finds another leader.
+        return Err(Refusal::NotLeader);
+    }
+    match broker.next_elsewhere() {
+        Some(id) => pull_again(request, id),
+        None => no_leader(broker, request),
     }
 }
 

@@ -13,19 +13,21 @@ use rmq_wire::body::{
 };
 use rmq_wire::code::{request, response};
 use rmq_wire::frame::Command;
-use rmq_wire::header::{ConsumerGroup, UnregisterClient};
+use rmq_wire::header::{self, UnregisterClient};
 use rmq_wire::name;
 use tokio::time::Instant;
 
-use super::Broker;
-use super::clients::Member;
-use super::filter;
+use super::clients::{ConsumerGroup, Member};
 use super::refusal::{Handled, Refusal};
+use super::{Broker, Role, dispatch, filter};
 use crate::meta::Topic;
 use crate::remoting::{Conn, Request};
 
 /// How often silent clients are looked for.
 const SCAN_INTERVAL: Duration = Duration::from_secs(10);
+/// How long a node that has started asks for the consumers that others know. By then they have told it themselves.
+const LEARNING_LIMIT: Duration = Duration::from_secs(60);
+const LEARNING_PAUSE: Duration = Duration::from_secs(1);
 
 /// `HEART_BEAT`.
 pub(super) async fn heart_beat(broker: &Arc<Broker>, request: &Request) -> Handled {
@@ -97,7 +99,7 @@ pub(super) async fn unregister(broker: &Arc<Broker>, request: &Request) -> Handl
             broker.clients.unregister_producer(conn.id(), group);
         }
         if let Some(group) = &header.consumer_group
-            && broker.clients.unregister_consumer(conn.id(), group)
+            && (broker.clients).unregister_consumer(conn.id(), &header.client_id, group)
         {
             tracing::info!(group, client = header.client_id, "consumer left its group");
             notify(broker, group);
@@ -123,7 +125,51 @@ pub(super) async fn expire_silent(broker: &Broker) {
             // What it was registered for goes with the connection.
             conn.close();
         }
+        broker.clients.forget_absent(Instant::now());
     }
+}
+
+/// Has the leader tell, once after a start, which consumers there are: their heartbeats come here only every
+/// 30 s, and should this node lead before, it would refuse their pulls and tell each that it is alone.
+/// Nobody needs the answer of a node that leads already.
+pub(super) async fn learn(broker: &Broker) {
+    let mut roles = broker.replica.role();
+    let deadline = Instant::now() + LEARNING_LIMIT;
+    let question = dispatch::frame(Command::request(request::RAFT_CONSUMERS).into());
+    while Instant::now() < deadline && !broker.is_serving() {
+        let has_leader = |role: &Role| role.serving || role.leader.is_some();
+        if roles.wait_for(has_leader).await.is_err() {
+            break;
+        }
+        let answer = broker
+            .replica
+            .forward(question.clone(), broker.store_host, LEARNING_PAUSE)
+            .await;
+        if let Ok(Some(frame)) = answer
+            && let Ok(answer) = Command::decode(frame)
+        {
+            // A leader of an earlier version does not know the question.
+            if let Ok(known) = answer.json() {
+                broker.clients.learn(known, Instant::now());
+            }
+            break;
+        }
+        tokio::time::sleep(LEARNING_PAUSE).await;
+    }
+    std::future::pending().await
+}
+
+/// `RAFT_CONSUMERS`, which only nodes ask.
+pub(super) async fn known_consumers(broker: &Arc<Broker>, request: &Request) -> Handled {
+    if request.conn.is_some() {
+        return Err(dispatch::unsupported(request.command.code));
+    }
+    let known = broker.clients.known(Instant::now());
+    Ok(request
+        .command
+        .reply(response::SUCCESS)
+        .with_json(&known)
+        .into())
 }
 
 /// Tells a group's members to share its queues anew. Every member is connected to every node, so
@@ -136,7 +182,7 @@ fn notify(broker: &Broker, group: &str) {
         return;
     }
     for conn in broker.clients.consumers(group) {
-        let header = ConsumerGroup {
+        let header = header::ConsumerGroup {
             consumer_group: group.to_owned(),
         };
         let notice = Command::request(request::NOTIFY_CONSUMER_IDS_CHANGED).with_header(&header);
@@ -149,20 +195,17 @@ fn notify(broker: &Broker, group: &str) {
 
 /// `GET_CONSUMER_LIST_BY_GROUP`.
 pub(super) async fn consumer_list(broker: &Arc<Broker>, request: &Request) -> Handled {
-    let ConsumerGroup { consumer_group } = request.command.header()?;
-    let mut ids: Vec<String> = {
+    let header::ConsumerGroup { consumer_group } = request.command.header()?;
+    let ids: Vec<String> = {
         let clients = broker.clients.read();
         let group = clients.consumers.get(&consumer_group);
-        let members = group.into_iter().flat_map(|group| group.members.values());
-        members.map(|member| member.client_id.clone()).collect()
+        let ids = group.into_iter().flat_map(ConsumerGroup::client_ids);
+        ids.collect()
     };
     if ids.is_empty() {
         let remark = format!("no consumer for this group, {consumer_group}");
         return Err(Refusal::system_error(remark));
     }
-    // A client that has two connections for a moment is one consumer.
-    ids.sort();
-    ids.dedup();
     let body = ConsumerList {
         consumer_id_list: ids,
     };

@@ -1,19 +1,21 @@
 //! What all processors share.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use rmq_store::{Arrival, ArrivalListener, LogReader, PendingRecord, Position, Queues};
 use rmq_wire::code::response;
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use super::clients::Clients;
 use super::forward::Forwarding;
 use super::hold::Holds;
 use super::message::Bounds;
 use super::offset_buffer::OffsetBuffer;
-use super::pull::Readers;
+use super::pull::{self, Readers};
 use super::refusal::Refusal;
 use super::registrar::Told;
 use super::replica::{ProposeError, Replica};
@@ -23,6 +25,11 @@ use crate::config::BrokerConfig;
 use crate::meta::{Change, Command, Meta, Reply, SystemNames};
 use crate::raft::{SelfId, TransferError};
 
+/// A node that stops is left by its consumers when none of them has asked for so long. The answer that sends
+/// them away is a round trip; some are busy with what they got before.
+const CALM: Duration = Duration::from_millis(300);
+/// It waits no longer than this for it.
+const LEAVING_LIMIT: Duration = Duration::from_secs(2);
 /// Enough to have a disk read ahead, and too few to have sends wait long behind them.
 const DISK_READS: usize = 4;
 
@@ -53,7 +60,11 @@ pub struct Broker {
     /// Held while a round of delayed messages and its progress are stored.
     pub(super) delivering: tokio::sync::Mutex<()>,
     draining: AtomicBool,
-    closing: watch::Sender<bool>,
+    leaving: watch::Sender<bool>,
+    /// The broker ids that consumers are sent to when this node stops.
+    others: OnceLock<Vec<i64>>,
+    /// How many have been sent there.
+    sent_away: watch::Sender<usize>,
     clock: fn() -> i64,
 }
 
@@ -90,7 +101,9 @@ impl Broker {
             told: watch::Sender::default(),
             delivering: tokio::sync::Mutex::default(),
             draining: AtomicBool::new(false),
-            closing: watch::Sender::new(false),
+            leaving: watch::Sender::new(false),
+            others: OnceLock::new(),
+            sent_away: watch::Sender::new(0),
             clock,
         })
     }
@@ -109,6 +122,7 @@ impl Broker {
         tokio::select! {
             () = Arc::clone(&self.offsets).run() => {}
             () = heartbeat::expire_silent(&self) => {}
+            () = heartbeat::learn(&self) => {}
             () = leading::run(&self) => {}
             () = Readers::keep(&self) => {}
             () = stats::run(&self) => {}
@@ -119,6 +133,7 @@ impl Broker {
     /// leadership. What comes from then on the successor answers; where there is none, sends are
     /// refused with a code that has clients try elsewhere.
     pub async fn drain(&self) {
+        self.others.get_or_init(|| pull::others(self));
         if self.is_serving()
             && let Err(error) = self.hand_over(None).await
         {
@@ -137,19 +152,41 @@ impl Broker {
         Ok(leader)
     }
 
-    /// Answers the requests that wait for messages, because connections are about to be closed.
-    pub fn release_waiting(&self) {
-        self.closing.send_replace(true);
+    /// Sends consumers to other nodes from now on, those too that wait here for messages.
+    pub fn leave(&self) {
+        self.leaving.send_replace(true);
     }
 
-    /// Resolves after [`Broker::release_waiting`].
-    pub(super) async fn closing(&self) {
+    /// Resolves after [`Broker::leave`].
+    pub(super) async fn leaving(&self) {
         // The sender lives in `self`, so the wait cannot fail.
-        self.closing
+        self.leaving
             .subscribe()
-            .wait_for(|closing| *closing)
+            .wait_for(|leaving| *leaving)
             .await
             .ok();
+    }
+
+    /// Waits, after [`Broker::leave`], until consumers have gone elsewhere, if there is such a place.
+    pub async fn left(&self) {
+        if self.others.get().is_none_or(Vec::is_empty) {
+            return;
+        }
+        let mut sent_away = self.sent_away.subscribe();
+        let calm = async { while timeout(CALM, sent_away.changed()).await.is_ok() {} };
+        timeout(LEAVING_LIMIT, calm).await.ok();
+    }
+
+    /// Where to send a consumer. Which node an id is in its route, and whether that one lives, is not known
+    /// here: who comes back is told another id.
+    pub(super) fn next_elsewhere(&self) -> Option<i64> {
+        let others = self.others.get().filter(|others| !others.is_empty())?;
+        let mut turn = 0;
+        self.sent_away.send_modify(|sent| {
+            turn = *sent;
+            *sent = sent.wrapping_add(1);
+        });
+        Some(others[turn % others.len()])
     }
 
     pub(super) fn is_draining(&self) -> bool {

@@ -26,7 +26,7 @@ use super::{Broker, group, heartbeat};
 use crate::meta::OffsetCommit;
 use crate::remoting::{Reply, Request};
 
-pub(super) use follower::{Readers, as_follower};
+pub(super) use follower::{Readers, as_follower, others};
 
 /// Bytes at the end of the log that no machine that works has dropped from its page cache: far fewer than
 /// those that count as in memory for a client.

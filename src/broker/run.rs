@@ -223,24 +223,27 @@ async fn run_on_store(
         reason = &mut failed => Err(RunError::Fatal(reason.unwrap_or_else(|_| "it has ended".into()))),
     };
 
-    // Another node leads first, and answers what still comes here; only then are this node's routes
-    // and connections taken away.
+    // Another node leads first, and answers what still comes here; then consumers are sent elsewhere, and
+    // only then are connections taken away.
     if result.is_ok() {
         timeout(config.drain_timeout_millis, broker.drain())
             .await
             .ok();
     }
+    broker.leave();
+    drop(stop_registering);
+    registrar.await.ok();
+    if result.is_ok() {
+        broker.left().await;
+    }
     stop_moving.stop();
     if let Some(moving) = moving {
         moving.await.ok();
     }
-    drop(stop_registering);
-    registrar.await.ok();
     stop_serving.stop();
     for port in ports.into_iter().chain(&listeners.alias) {
         port.refuse();
     }
-    broker.release_waiting();
     while servers.join_next().await.is_some() {}
     for task in background {
         task.abort();

@@ -2,7 +2,7 @@
 //! at once or does what a test tells it to, and a broker over both.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -33,6 +33,9 @@ use crate::shutdown::{Shutdown, Trigger};
 /// Answers what is forwarded to a leader.
 pub(super) type Leader = Box<dyn Fn(Bytes) -> Result<Option<Bytes>, ForwardError> + Send>;
 
+/// Who leads when this node does not: n6.
+const OTHER_NODE: NodeId = 6 << 48 | 1;
+
 /// Leads term 1 from the start, and commits at once unless it is told otherwise.
 pub(super) struct FakeReplica {
     pub(super) meta: Meta,
@@ -43,6 +46,8 @@ pub(super) struct FakeReplica {
     pub(super) failure: Mutex<Option<ProposeError>>,
     /// Who answers what is forwarded; nobody by default.
     pub(super) leader: Mutex<Option<Leader>>,
+    /// That one answers nothing any more.
+    pub(super) is_frozen: AtomicBool,
     /// What the status tells of the members.
     pub(super) members: Mutex<Vec<MemberStatus>>,
     /// What becomes of changes of the members, if they are not made.
@@ -87,6 +92,7 @@ impl FakeReplica {
             gate: Semaphore::new(Semaphore::MAX_PERMITS),
             failure: Mutex::default(),
             leader: Mutex::default(),
+            is_frozen: AtomicBool::new(false),
             members: Mutex::default(),
             members_refusal: Mutex::default(),
             applied: Mutex::default(),
@@ -216,8 +222,12 @@ impl Replica for FakeReplica {
 
     fn status(&self) -> GroupStatus {
         let role = self.role.borrow();
-        let leader = role.serving.then(|| LeaderInfo {
-            node: u64::MAX,
+        let node = match role.serving {
+            true => Some(u64::MAX),
+            false => role.leader.as_ref().map(|_| OTHER_NODE),
+        };
+        let leader = node.map(|node| LeaderInfo {
+            node,
             raft_addr: "10.0.0.1:40911".to_owned(),
             broker_addr: "10.0.0.1:10911".to_owned(),
         });
@@ -243,6 +253,9 @@ impl Replica for FakeReplica {
         _: SocketAddr,
         _: Duration,
     ) -> BoxFuture<'_, Result<Option<Bytes>, ForwardError>> {
+        if self.is_frozen.load(Ordering::Relaxed) {
+            return std::future::pending().boxed();
+        }
         let answer = match &*self.leader.lock().unwrap() {
             Some(leader) => leader(raw),
             None => Err(ForwardError::NoLeader),

@@ -69,8 +69,8 @@ config_struct! {
         /// Milliseconds that such a pull waits if long polling is off.
         "shortPollingTimeMills" => short_polling_time_mills: Duration = Duration::from_secs(1),
             in 1..=60_000;
-        /// Whether consumers read from followers too: the leader spreads the queues of a group over all
-        /// nodes that keep up, so that those read from a living follower go on when the leader is gone.
+        /// Whether consumers read from followers too: the leader spreads the queues of a group over the
+        /// followers that keep up, which go on when the leader is gone.
         "slaveReadEnable" => slave_read_enable: bool = false;
         /// Whether consumers are told at once that their group has changed.
         "notifyConsumerIdsChangedEnable" => notify_consumer_ids_changed_enable: bool = true;

@@ -1,11 +1,13 @@
 //! The name server: which brokers live, which topics they have, and where clients find them.
 //!
 //! - `routes`: the tables and their rules, without I/O; `kv`: operators' keys and values
+//! - `answers`: routes as they are sent
 //! - `service`: the requests; frames and connections are `crate::remoting`'s
 //!
 //! All it knows of brokers comes from their registrations (`crate::broker::registrar`) and is lost
 //! with the process; brokers notice the lost connection and register again.
 
+mod answers;
 mod kv;
 mod routes;
 mod service;

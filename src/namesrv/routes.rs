@@ -89,6 +89,8 @@ pub(super) struct Routes {
     names: BTreeMap<String, Name>,
     /// Topic, then broker name.
     topics: BTreeMap<String, BTreeMap<String, QueueData>>,
+    /// How often anything in a route may have changed.
+    changes: u64,
 }
 
 /// The brokers that share one name.
@@ -183,6 +185,11 @@ impl Name {
 }
 
 impl Routes {
+    /// A number that changes with everything that routes are made of.
+    pub(super) fn changes(&self) -> u64 {
+        self.changes
+    }
+
     /// Takes one registration in.
     pub(super) fn register(
         &mut self,
@@ -209,6 +216,7 @@ impl Routes {
                 members: BTreeMap::new(),
             });
         name.fence(&registration)?;
+        self.changes += 1;
         name.vip.clone_from(&registration.vip);
         let Registration {
             cluster,
@@ -300,12 +308,13 @@ impl Routes {
     }
 
     fn remove(&mut self, why: &str, gone: impl Fn(&str, &str, &Member) -> bool) {
-        let topics = &mut self.topics;
+        let (topics, changes) = (&mut self.topics, &mut self.changes);
         self.names.retain(|name, group| {
             let before = group.members.len();
             group.members.retain(|addr, member| {
                 let gone = gone(name, addr, member);
                 if gone {
+                    *changes += 1;
                     tracing::info!(name, addr, id = member.id, "broker removed: {why}");
                     // Its next registration counts as its first.
                     group.topics_of.take_if(|(of, _)| of == addr);
@@ -420,6 +429,7 @@ impl Routes {
         let Some(queues) = self.topics.get_mut(topic) else {
             return;
         };
+        self.changes += 1;
         let names = &self.names;
         queues.retain(|name, _| cluster.is_some_and(|cluster| names[name].cluster != cluster));
         if queues.is_empty() {
@@ -431,6 +441,7 @@ impl Routes {
     /// read and write; returns how many topics it has. Holds until the broker registers changed
     /// topics.
     pub(super) fn set_write_perm(&mut self, name: &str, write: bool) -> i32 {
+        self.changes += 1;
         let mut count = 0;
         for queue in self
             .topics
@@ -483,4 +494,4 @@ fn update_topics(
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

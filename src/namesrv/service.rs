@@ -20,6 +20,7 @@ use rmq_wire::record::body_crc;
 use serde::Serialize;
 use tokio::time::Instant;
 
+use super::answers::Answers;
 use super::kv::{Kv, KvError};
 use super::routes::{Alias, Registration, Routes};
 use crate::remoting::{Conn, LogLimit, Reply, Request, Service};
@@ -38,6 +39,7 @@ static REFUSED: LogLimit = LogLimit::new();
 
 pub(super) struct NameServer {
     routes: RwLock<Routes>,
+    answers: Answers,
     kv: Kv,
     order_message_enable: AtomicBool,
     /// The configuration as tools may read it.
@@ -109,6 +111,7 @@ impl NameServer {
     ) -> Self {
         Self {
             routes: RwLock::default(),
+            answers: Answers::default(),
             kv,
             order_message_enable: AtomicBool::new(order_message_enable),
             properties,
@@ -212,16 +215,21 @@ impl NameServer {
 
     async fn get_route(&self, command: &Command) -> Answer {
         let GetRouteInfo { topic, .. } = command.header()?;
-        let Some(mut route) = self.read(|routes| routes.route(&topic)) else {
-            return Err(Refusal {
-                code: response::TOPIC_NOT_EXIST,
-                remark: format!("No topic route info in name server for the topic: {topic}"),
-            });
+        let missing = || Refusal {
+            code: response::TOPIC_NOT_EXIST,
+            remark: format!("No topic route info in name server for the topic: {topic}"),
         };
-        if self.order_message_enable.load(Ordering::Relaxed) {
-            route.order_topic_conf = self.kv.get(ORDER_TOPIC_CONFIG, &topic).await;
+        if self.order_message_enable.load(Ordering::Relaxed)
+            && let Some(order) = self.kv.get(ORDER_TOPIC_CONFIG, &topic).await
+        {
+            let route = self.read(|routes| routes.route(&topic));
+            let mut route = route.ok_or_else(missing)?;
+            route.order_topic_conf = Some(order);
+            return Ok(ok(command, &route));
         }
-        Ok(ok(command, &route))
+        let body = self.read(|routes| self.answers.of(routes, &topic));
+        let body = body.ok_or_else(missing)?;
+        Ok(command.reply(response::SUCCESS).with_body(body))
     }
 
     async fn register_broker(&self, request: &Request) -> Answer {

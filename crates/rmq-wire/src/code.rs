@@ -173,6 +173,8 @@ pub mod request {
     pub const RAFT_TRANSFER_LEADER: i32 = 990_005;
     /// After a loss of power; the field `withoutAbsent` (`true`) gives up nodes that do not answer.
     pub const RAFT_RECOVER: i32 = 990_006;
+    /// A node that has started asks its leader which consumers there are.
+    pub const RAFT_CONSUMERS: i32 = 990_007;
     /// Has a group take nothing any more, so that all its nodes can be stopped at the same end.
     pub const RAFT_FREEZE: i32 = 990_010;
     /// Ends that.

@@ -27,7 +27,8 @@ pub(in crate::broker) async fn consumer_connections(
     let body = {
         let clients = broker.clients.read();
         let group = clients.consumers.get(&consumer_group);
-        group.map(|group| ConsumerConnection {
+        let here = group.filter(|group| !group.members.is_empty());
+        here.map(|group| ConsumerConnection {
             connection_set: connections(&group.members),
             consume_from_where: Some(group.consume_from_where),
             consume_type: Some(group.consume_type),

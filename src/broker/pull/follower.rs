@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::{MASTER, answer, check, get, suspension};
 use crate::broker::refusal::Handled;
 use crate::broker::{Broker, forward};
-use crate::raft::{GroupStatus, SelfId};
+use crate::raft::{GroupStatus, NodeId, SelfId};
 use crate::remoting::Request;
 
 /// How often the leader looks which followers can be read from.
@@ -28,7 +28,7 @@ const LAG_MAX: u64 = 1000;
 /// By then stock clients, which look for routes every 30 s, have found a new leader.
 const ROUTES_KNOWN: Duration = Duration::from_secs(60);
 
-/// The broker ids that consumers may be sent to: the leader's, and the followers'. None on a node that does
+/// The broker ids that consumers are sent to: the followers', or else the leader's. None on a node that does
 /// not lead.
 #[derive(Default)]
 pub(in crate::broker) struct Readers(RwLock<Vec<i64>>);
@@ -47,9 +47,12 @@ impl Readers {
                     let since = *leads_since.get_or_insert_with(Instant::now);
                     let is_known = since.elapsed() >= ROUTES_KNOWN;
                     let own = if is_known { MASTER } else { broker.follower_id };
-                    let mut readers = vec![own];
-                    readers.extend(readable(&broker.replica.status()));
-                    readers
+                    // Not the leader if it can be helped: what is read elsewhere goes on when it is gone,
+                    // and a stock client that tries in vain to reach it pulls nothing else meanwhile.
+                    match readable(&broker.replica.status()) {
+                        followers if followers.is_empty() => vec![own],
+                        followers => followers,
+                    }
                 }
                 false => {
                     leads_since = None;
@@ -65,8 +68,8 @@ impl Readers {
         }
     }
 
-    /// Where this group shall pull this queue: from the leader (0) or a follower, always the same one
-    /// while nobody comes or goes, and evenly among all.
+    /// Where this group shall pull this queue: always from the same node while nobody comes or goes, and
+    /// evenly among all.
     /// `otherwise` where that is not known yet.
     pub(in crate::broker) fn of(&self, pull: &PullMessage, otherwise: i64) -> i64 {
         let readers = self.0.read().unwrap_or_else(PoisonError::into_inner);
@@ -88,10 +91,27 @@ fn readable(status: &GroupStatus) -> Vec<i64> {
         .filter(|member| member.node != status.node)
         .filter(|member| member.acked_ms.is_some_and(|ms| ms <= SILENCE_MAX_MS))
         .filter(|member| member.lag.is_some_and(|lag| lag <= LAG_MAX))
-        .filter_map(|member| i64::try_from(SelfId::of(member.node).follower_broker_id()).ok())
+        .map(|member| broker_id(member.node))
         .collect();
     ids.sort_unstable();
     ids
+}
+
+/// A node's broker id while it does not lead.
+fn broker_id(node: NodeId) -> i64 {
+    let id = SelfId::of(node).follower_broker_id();
+    i64::try_from(id).unwrap_or(i64::MAX)
+}
+
+/// The broker ids under which consumers find other nodes than this one: on a leader the followers that keep
+/// up, on a follower the leader, by its place in new routes and in those from before it led.
+pub(in crate::broker) fn others(broker: &Broker) -> Vec<i64> {
+    let status = broker.replica.status();
+    if broker.is_serving() {
+        return readable(&status);
+    }
+    let leader = status.leader.filter(|leader| leader.node != status.node);
+    leader.map_or_else(Vec::new, |leader| vec![MASTER, broker_id(leader.node)])
 }
 
 /// This follower's own answer, if it has one.

@@ -10,6 +10,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::*;
+use crate::broker::dispatch;
+use crate::broker::heartbeat::learn;
 
 /// A client that speaks and listens on one connection.
 pub(super) struct Client {
@@ -58,6 +60,11 @@ impl Client {
         tokio::time::timeout(Duration::from_secs(10), read)
             .await
             .unwrap()
+    }
+
+    /// Leaves the connection open.
+    fn keep(self) {
+        std::mem::forget(self);
     }
 
     pub(super) async fn notice(&mut self) -> Command {
@@ -217,6 +224,78 @@ async fn a_follower_knows_its_consumers_too() {
     node.replica.become_leader(2);
     let members: ConsumerList = client.call(list()).await.json().unwrap();
     assert_eq!(members.consumer_id_list, ["one"]);
+}
+
+/// A node that has heard of two consumers from the one that led when it started.
+async fn learned() -> Node {
+    let old = Node::start().await;
+    for name in ["one", "two"] {
+        let mut client = Client::connect(&old).await;
+        client.call(heartbeat(name, &["T"])).await;
+        client.keep();
+    }
+    let question = dispatch::frame(Command::request(request::RAFT_CONSUMERS).into());
+    let from = "10.0.0.7:1".parse().unwrap();
+    let told = dispatch::forwarded(Arc::clone(&old.broker), from, question).await;
+    let told = told.unwrap();
+
+    let node = Node::start().await;
+    node.replica.follow(Some("old:1"));
+    *node.replica.leader.lock().unwrap() = Some(Box::new(move |_| Ok(told.clone())));
+    let broker = Arc::clone(&node.broker);
+    let learning = tokio::spawn(async move { learn(&broker).await });
+    while node.broker.clients.read().consumers.is_empty() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    learning.abort();
+    node.replica.become_leader(2);
+    node
+}
+
+#[tokio::test]
+async fn a_node_that_has_started_knows_the_consumers_of_its_group() {
+    let node = learned().await;
+    let mut client = Client::connect(&node).await;
+    let members: ConsumerList = client.call(list()).await.json().unwrap();
+    assert_eq!(members.consumer_id_list, ["one", "two"]);
+    // It pulls before its heartbeat.
+    node.sent(send("", b"1")).await;
+    node.pulled(&pull(0)).await;
+    let registered = PullMessage {
+        sys_flag: 0,
+        sub_version: 1,
+        ..pull(0)
+    };
+    let found = client.call(pull_request(&registered)).await;
+    assert_eq!(bodies(&found), [b"1"]);
+    // Its own heartbeat is no news, and who leaves is not there any more, wherever it was known.
+    client.call(heartbeat("one", &["T"])).await;
+    assert!(client.notices.is_empty());
+    let leave = Command::request(request::UNREGISTER_CLIENT).with_header(&UnregisterClient {
+        client_id: "two".to_owned(),
+        producer_group: None,
+        consumer_group: Some("g".to_owned()),
+    });
+    Client::connect(&node).await.call(leave).await;
+    client.notice().await;
+    let members: ConsumerList = client.call(list()).await.json().unwrap();
+    assert_eq!(members.consumer_id_list, ["one"]);
+    // This is for nodes.
+    let asked = client.call(Command::request(request::RAFT_CONSUMERS)).await;
+    assert_eq!(asked.code, response::REQUEST_CODE_NOT_SUPPORTED);
+}
+
+#[tokio::test]
+async fn who_is_not_heard_again_is_forgotten() {
+    let node = learned().await;
+    let later = |s| tokio::time::Instant::now() + Duration::from_secs(s);
+    node.broker.clients.forget_absent(later(60));
+    assert_eq!(
+        node.broker.clients.read().consumers["g"].client_ids().len(),
+        2
+    );
+    node.broker.clients.forget_absent(later(66));
+    assert!(node.broker.clients.read().consumers.is_empty());
 }
 
 #[tokio::test]

@@ -250,7 +250,7 @@ async fn a_pull_does_not_hold_up_the_end() {
     while node.broker.holds.len() == 0 {
         tokio::task::yield_now().await;
     }
-    node.broker.release_waiting();
+    node.broker.leave();
     let answer = tokio::time::timeout(Duration::from_secs(4), pulling)
         .await
         .unwrap()

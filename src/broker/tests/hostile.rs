@@ -123,7 +123,7 @@ fn no_request_breaks_a_broker() {
         .unwrap();
     let node = runtime.block_on(Node::start());
     // Answers that wait are not what this is about.
-    node.broker.release_waiting();
+    node.broker.leave();
     let config = ProptestConfig {
         cases: 256,
         failure_persistence: None,

@@ -1,5 +1,7 @@
+use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use rmq_wire::header::{PullMessageResponse, QueryConsumerOffset, UpdateConsumerOffset};
@@ -10,6 +12,7 @@ use tokio::sync::Semaphore;
 use super::*;
 use crate::broker::ForwardError;
 use crate::config::BrokerConfig;
+use crate::raft::MemberStatus;
 use crate::remoting::Client;
 
 const LIMIT: Duration = Duration::from_secs(5);
@@ -411,4 +414,91 @@ async fn a_leader_that_is_behind_a_follower_names_no_end() {
     // It leads anew: to an old route id 0 is somebody else.
     let header: PullMessageResponse = answer.header().unwrap();
     assert_eq!(header.suggest_which_broker_id, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_a_frozen_leader_is_told_when_another_one_leads() {
+    let node = Node::start().await;
+    node.replica.follow(Some("frozen:1"));
+    node.replica.is_frozen.store(true, Ordering::Relaxed);
+    let client = Client::default();
+    let sending = {
+        let (client, addr) = (client.clone(), node.addr.clone());
+        tokio::spawn(async move { client.call(&addr, send("", b"1"), LIMIT).await.unwrap() })
+    };
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let begun = tokio::time::Instant::now();
+    node.replica.follow(Some("leader:2"));
+    let answer = sending.await.unwrap();
+    assert_eq!(answer.code, response::SYSTEM_ERROR);
+    assert!(answer.remark.unwrap().contains("outcome unknown"));
+    assert!(begun.elapsed() < Duration::from_secs(1));
+}
+
+/// The broker id at which a pull is to be repeated.
+async fn sent_to(node: &Node, client: &Client, pull: &PullMessage) -> i64 {
+    let answer = client.call(&node.addr, pull_request(pull), LIMIT).await;
+    let answer = answer.unwrap();
+    assert_eq!(answer.code, response::PULL_RETRY_IMMEDIATELY);
+    let header: PullMessageResponse = answer.header().unwrap();
+    assert_eq!(header.next_begin_offset, pull.queue_offset);
+    header.suggest_which_broker_id
+}
+
+/// Until it has gone where it is not sent away from.
+async fn all_sent_to(node: &Node, client: &Client) -> BTreeSet<i64> {
+    let mut ids = BTreeSet::new();
+    for _ in 0..20 {
+        let mut wanted = pull(0);
+        // There is nothing: it would wait.
+        wanted.sys_flag |= pull_sys_flag::SUSPEND;
+        wanted.suspend_timeout_millis = 60_000;
+        ids.insert(sent_to(node, client, &wanted).await);
+    }
+    ids
+}
+
+#[tokio::test]
+async fn who_stops_sends_its_consumers_to_other_nodes() {
+    let config = || BrokerConfig {
+        dleger_self_id: "n1".to_owned(),
+        slave_read_enable: true,
+        ..BrokerConfig::default()
+    };
+    let client = Client::default();
+    let node = Node::with(config()).await;
+    node.sent(send("", b"1")).await;
+    node.replica.follow(Some("leader:1"));
+    node.broker.drain().await;
+    node.broker.leave();
+    // Where the route is old, 0 is this node; the leader is found by its own id then.
+    node.replica.is_frozen.store(true, Ordering::Relaxed);
+    assert_eq!(all_sent_to(&node, &client).await, BTreeSet::from([0, 7]));
+    let begun = Instant::now();
+    node.broker.left().await;
+    assert!(
+        begun.elapsed() >= Duration::from_millis(300),
+        "nobody came any more"
+    );
+
+    let node = Node::with(config()).await;
+    node.sent(send("", b"1")).await;
+    let member = |id: u64, acked_ms| MemberStatus {
+        node: id << 48 | 1,
+        raft_addr: String::new(),
+        broker_addr: String::new(),
+        voter: true,
+        match_index: Some(1),
+        lag: Some(0),
+        acked_ms: Some(acked_ms),
+    };
+    *node.replica.members.lock().unwrap() = vec![member(2, 10), member(3, 60_000)];
+    node.broker.drain().await;
+    node.broker.leave();
+    node.replica.is_frozen.store(true, Ordering::Relaxed);
+    assert_eq!(
+        all_sent_to(&node, &client).await,
+        BTreeSet::from([3]),
+        "n2 lives"
+    );
 }

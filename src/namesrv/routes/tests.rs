@@ -21,7 +21,11 @@ fn set<const N: usize>(names: [&str; N]) -> BTreeSet<String> {
 }
 
 /// A registration of `addr` by its last character: connection 1 for `n1` and so on.
-pub(super) fn registration(addr: &str, id: i64, term: impl Into<Option<i64>>) -> Registration {
+pub(in crate::namesrv) fn registration(
+    addr: &str,
+    id: i64,
+    term: impl Into<Option<i64>>,
+) -> Registration {
     Registration {
         cluster: "C".into(),
         name: "b".into(),
