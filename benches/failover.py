@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """What stock clients see when something breaks under them, fault by fault.
 
-    benches/failover.py --setup alias --faults kill-leader,rolling --count 5 [--json results.jsonl]
+    benches/failover.py --setup alias --faults kill-leader,rolling:2 --count 5 [--json results.jsonl]
+    benches/failover.py --table benches/failover.jsonl       # all that docs/failover.md shows, some 40 minutes
     benches/failover.py --report benches/failover.jsonl      # writes docs/failover.md and docs/failover.svg
 
 Starts three nodes and a name server and, side by side, applications on the Java clients 4.9.8 and 5.5.0
@@ -14,9 +15,13 @@ loopback, and what needs a network is left out.
 Setups: plain (slaveReadEnable), alias (that and groupAliasRoutes, with all 8 queues of a topic under each
 name), alias-1 (with one), vip (slaveReadEnable and brokerVip), both (alias and vip), dledger (Java 4.9.7, DLedger mode), controller (Java 5.5.0, controller mode, two in-sync replicas).
 
-Faults: kill-leader (kill -9, started again after 10 s), stop-leader (SIGSTOP for 20 s), cut-leader (its
+Faults: kill-leader (kill -9, started again after --down seconds), stop-leader (SIGSTOP for 20 s), cut-leader (its
 network is silent for 20 s), kill-follower, rolling (SIGTERM and start, one node after the other), transfer
-(leadership handed over), kill-namesrv (kill -9, started again after 2 s), none.
+(leadership handed over), kill-namesrv (kill -9, started again after 2 s), none. A number behind a fault goes
+before --count, as in rolling:2.
+
+--table measures what is missing in the file of the faults of PLAN, one setup after the other, and then reports.
+It can be stopped and started again at any time; what is in the file is not measured again.
 
 Needs python3 and what scripts/clients.sh fetches; ip, unshare and nsenter for the namespaces.
 """
@@ -24,7 +29,6 @@ Needs python3 and what scripts/clients.sh fetches; ip, unshare and nsenter for t
 import argparse
 import ctypes
 import html
-import itertools
 import json
 import math
 import os
@@ -33,15 +37,26 @@ import shutil
 import signal
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.request
 
 from versus import OPENS, ROOT, JavaDledger, Rmq, rpc
 
-# Seconds from the end of a fault to its report. Stock clients look for routes every 30 s.
-SETTLE = {"kill-leader": 14, "stop-leader": 14, "cut-leader": 14, "rolling": 8, "transfer": 8, "kill-follower": 6, "kill-namesrv": 6, "none": 2}
+# Seconds from the end of a fault to its report: consumers pause 3 s after an error, and stock clients look for
+# routes every 30 s.
+SETTLE = 5
 JAVA_SETTLE = 40
+# What the tables of docs/failover.md show, in the order of worth.
+PLAN = [
+    ("alias", "kill-leader:20,kill-follower:20,transfer:20,rolling:10"),
+    ("both", "kill-leader:20,transfer:10,stop-leader:6,cut-leader:6"),
+    ("alias", "stop-leader:8,cut-leader:8,kill-namesrv:10"),
+    ("dledger", "kill-leader:3"),
+    ("controller", "kill-leader:3"),
+]
+PLAN_DOWN = 5
 VIP = "10.79.0.100"
 
 
@@ -197,8 +212,8 @@ class Application:
 
 
 class Faults:
-    def __init__(self, cluster, dice):
-        self.cluster, self.dice = cluster, dice
+    def __init__(self, cluster, dice, down):
+        self.cluster, self.dice, self.down = cluster, dice, down
 
     def kill(self, node):
         process = self.cluster.processes[f"n{node}"]
@@ -226,37 +241,37 @@ class Faults:
             time.sleep(0.1)
         raise SystemExit(f"the nodes do not come together, see {self.cluster.dir}")
 
-    def strike(self, kind):
-        getattr(self, kind.replace("-", "_"))()
+    def target(self, kind, leader):
+        """The node that is struck, if it is one."""
+        if kind.endswith("-leader"):
+            return leader
+        return self.dice.choice([i for i in range(3) if i != leader]) if kind == "kill-follower" else None
 
-    def none(self):
+    def strike(self, kind, target):
+        getattr(self, kind.replace("-", "_"))(target)
+
+    def none(self, _):
         time.sleep(10)
 
-    def kill_leader(self):
-        self.kill_and_start(self.leader())
-
-    def kill_follower(self):
-        leader = self.leader()
-        self.kill_and_start(self.dice.choice([i for i in range(3) if i != leader]))
-
-    def kill_and_start(self, node):
+    def kill_leader(self, node):
         self.kill(node)
-        time.sleep(10)
+        time.sleep(self.down)
         self.cluster.start_node(node)
 
-    def stop_leader(self):
-        process = self.cluster.processes[f"n{self.leader()}"]
+    kill_follower = kill_leader
+
+    def stop_leader(self, node):
+        process = self.cluster.processes[f"n{node}"]
         process.send_signal(signal.SIGSTOP)
         time.sleep(20)
         process.send_signal(signal.SIGCONT)
 
-    def cut_leader(self):
-        leader = self.leader()
-        self.cluster.network.cut(leader)
+    def cut_leader(self, node):
+        self.cluster.network.cut(node)
         time.sleep(20)
-        self.cluster.network.mend(leader)
+        self.cluster.network.mend(node)
 
-    def rolling(self):
+    def rolling(self, _):
         for node in self.dice.sample(range(3), 3):
             process = self.cluster.processes[f"n{node}"]
             process.terminate()
@@ -265,10 +280,10 @@ class Faults:
             self.even()
             time.sleep(2)
 
-    def transfer(self):
+    def transfer(self, _):
         self.cluster.transfer()
 
-    def kill_namesrv(self):
+    def kill_namesrv(self, _):
         process = self.cluster.processes["namesrv"]
         process.kill()
         process.wait()
@@ -294,7 +309,7 @@ class Busy:
 
 def strike_all(kinds, cluster, work, options, note):
     """Applies each fault COUNT times to all clients at once."""
-    faults = Faults(cluster, random.Random(f"{options.seed}{options.setup}"))
+    faults = Faults(cluster, random.Random(f"{options.seed}{options.setup}"), options.down)
     java = options.setup in ("dledger", "controller")
     lines = options.clients.split(",")
     applications = {}
@@ -314,13 +329,14 @@ def strike_all(kinds, cluster, work, options, note):
             application.read()
         # Consumers find their queues, and the JVMs get warm.
         time.sleep(options.warm)
-        for kind, number in itertools.product(kinds, range(options.count)):
-            time.sleep(faults.dice.uniform(0, 6))
+        for kind, number in [(kind, first + n) for kind, count, first in kinds for n in range(count)]:
+            time.sleep(faults.dice.uniform(0, 3))
             busy = Busy()
             leader = faults.leader()
-            ask(f"mark {leader + 1}")
-            faults.strike(kind)
-            time.sleep(options.settle or (JAVA_SETTLE if java else SETTLE[kind]))
+            target = faults.target(kind, leader)
+            ask(f"mark {leader + 1} {0 if target is None else target + 1}")
+            faults.strike(kind, target)
+            time.sleep(options.settle or (JAVA_SETTLE if java else SETTLE))
             load = {"busy_cores": busy.cores(), "load": round(os.getloadavg()[0], 1)}
             for line, report in ask("report").items():
                 note({"setup": options.setup, "fault": kind, "client": line, "number": number, "leader": leader, **report, **load})
@@ -343,8 +359,11 @@ def run(options, note):
     work = tempfile.mkdtemp(prefix="rmq-failover-")
     print(f"seed {options.seed}, files in {work}", flush=True)
     network = Network() if os.geteuid() == 0 and not options.loopback else None
-    kinds = options.faults.split(",")
-    if not network and ("brokerVip" in RmqGroup.KEYS.get(options.setup, "") or "cut-leader" in kinds):
+    kinds = []
+    for item in options.faults.split(","):
+        kind, count, first, *_ = (*item.split(":"), "", "")
+        kinds.append((kind, int(count or options.count), int(first or 0)))
+    if not network and ("brokerVip" in RmqGroup.KEYS.get(options.setup, "") or "cut-leader" in options.faults):
         raise SystemExit("brokerVip and cut-leader need network namespaces, and these need root")
     try:
         for line in options.clients.split(","):
@@ -365,7 +384,7 @@ def run(options, note):
             network.end()
 
 
-FIELDS = ("send_gap_ms", "consume_gap_ms", "latest_ms", "follower_queue_lag_ms", "keys_waiting")
+FIELDS = ("send_gap_ms", "consume_gap_ms", "living_lag_ms", "struck_lag_ms", "keys_waiting")
 
 
 def spread(values):
@@ -387,15 +406,14 @@ def table(records):
             rows.setdefault((record["fault"], record["setup"], record["client"]), []).append(record)
     out = [
         "| fault | setup | client | faults | failed sends | in flight, failed | no send for, ms | nothing consumed for, ms "
-        "| latest message, ms | of a queue read from a follower, ms | of 48 keys waited > 1.5 s | stored twice / delivered again / out of order |",
+        "| latest message of a queue read from a living node, ms | from the struck node, ms | of 48 keys waited > 1.5 s | stored twice / delivered again / out of order |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for (fault, setup, client), faults in sorted(rows.items()):
         failed, sends = sum(r["failed"] for r in faults), sum(r["sends"] for r in faults)
         flying = f"{sum(r['in_flight_failed'] for r in faults)} of {sum(r['in_flight'] for r in faults)}"
-        values = {field: [r.get(field) for r in faults] for field in FIELDS}
-        values["latest_ms"] = [max(r["follower_queue_lag_ms"], r["leader_queue_lag_ms"]) for r in faults]
-        values["follower_queue_lag_ms"] = [r["follower_queue_lag_ms"] for r in faults if r["follower_queues"] and "leader" in r]
+        values = {field: [r[field] for r in faults] for field in FIELDS}
+        values["struck_lag_ms"] = [r["struck_lag_ms"] for r in faults if r["struck_queues"]]
         ends = " / ".join(str(sum(r[key] for r in faults)) for key in ("stored_twice", "redelivered", "out_of_order"))
         cells = [fault, setup, client, str(len(faults)), f"{failed:,} of {sends:,}", flying, *(spread(values[f]) for f in FIELDS), ends]
         out.append("| " + " | ".join(cells) + " |")
@@ -455,6 +473,23 @@ def publish(records):
         f.write(before + begin + "\n".join([said, *table(records), ""]) + end + after)
 
 
+def measure_table(path, binary):
+    """Measures what the file lacks of [`PLAN`]."""
+    for setup, faults in PLAN:
+        done = {}
+        if os.path.exists(path):
+            with open(path) as f:
+                for record in map(json.loads, f):
+                    if record["setup"] == setup and "fault" in record:
+                        done[record["fault"]] = max(done.get(record["fault"], 0), record["number"] + 1)
+        wanted = [item.split(":") for item in faults.split(",")]
+        missing = [(kind, done.get(kind, 0), int(count)) for kind, count in wanted]
+        missing = [f"{kind}:{count - have}:{have}" for kind, have, count in missing if have < count]
+        if missing:
+            command = [sys.executable, __file__, "--setup", setup, "--faults", ",".join(missing), "--json", path, "--down", str(PLAN_DOWN)]
+            subprocess.run([*command, *(["--binary", binary] if binary else [])], check=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--setup", choices=(*RmqGroup.KEYS, "dledger", "controller"), default="alias")
@@ -464,6 +499,7 @@ def main():
     parser.add_argument("--count", type=int, default=5)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--warm", type=float, default=25, help="seconds from the start of the clients to the first fault")
+    parser.add_argument("--down", type=float, default=10, help="seconds until a killed node is started again")
     parser.add_argument("--settle", type=float, help="seconds from the end of a fault to its report")
     parser.add_argument("--poll", type=int, help="milliseconds between the Java clients' looks for routes, instead of 30,000")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="more lines for the nodes' files")
@@ -471,9 +507,13 @@ def main():
     parser.add_argument("--binary", help="the rmq executable; built in release mode by default")
     parser.add_argument("--base", type=int, default=23000, help="first of some 300 ports")
     parser.add_argument("--json", help="a file to add the JSON lines to")
+    parser.add_argument("--table", metavar="FILE", help="measure what is missing there for the documents, and make them")
     parser.add_argument("--report", nargs="+", metavar="FILE", help="measure nothing, put tables and picture of these files into docs")
     options = parser.parse_args()
     records = []
+    if options.table:
+        measure_table(options.table, options.binary)
+        options.report = [options.table]
     if options.report:
         for name in options.report:
             with open(name) as f:

@@ -4,7 +4,7 @@
 //	failover <name server> <topic> <ordered topic> <sends a second>
 //
 // 8 goroutines send at the rate in all; 2 more send 48 ordered keys by the hash selector, a fifth of that, and
-// try a key again after 100 ms until it is accepted. Which node a queue is read from this client does not tell.
+// try a key again after 100 ms until it is accepted.
 package main
 
 import (
@@ -13,6 +13,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"reflect"
 	"regexp"
 	"slices"
 	"strconv"
@@ -20,6 +21,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unsafe"
 
 	"github.com/apache/rocketmq-client-go/v2"
 	"github.com/apache/rocketmq-client-go/v2/consumer"
@@ -34,6 +36,11 @@ const (
 	retryPause                    = 100 * time.Millisecond
 )
 
+type ack struct {
+	queue int
+	at    time.Time
+}
+
 type send struct {
 	begun, ended time.Time
 	err          string
@@ -44,8 +51,10 @@ type window struct {
 	from           time.Time
 	sends          []*send
 	acks, arrivals []time.Time
-	// The longest time from acknowledgement, but no earlier than the mark, to arrival.
-	lag        time.Duration
+	// The longest time from acknowledgement, but no earlier than the mark, to arrival, by queue.
+	lags map[int]time.Duration
+	// Queues that are read from the node that is struck.
+	ofStruck map[int]bool
 	keyWait    [keys]time.Duration
 	keyRetries int
 	// Of the counts below, at the mark.
@@ -56,8 +65,8 @@ var (
 	run      = strconv.FormatInt(time.Now().UnixMilli(), 36)
 	ctx      = context.Background()
 	mu       sync.Mutex // over all below
-	win      = &window{from: time.Now()}
-	underWay = map[string]time.Time{} // plain messages that are acknowledged and have not arrived
+	win      = newWindow()
+	underWay = map[string]ack{} // plain messages that are acknowledged and have not arrived
 	flying   = map[*send]bool{}
 	acked    = map[string]bool{}
 	failed   = map[string]bool{}
@@ -69,15 +78,15 @@ var (
 	stopping atomic.Bool
 )
 
-func (w *window) late(acked, now time.Time) {
-	if acked.Before(w.from) {
-		acked = w.from
+func (w *window) late(a ack, now time.Time) {
+	if a.at.Before(w.from) {
+		a.at = w.from
 	}
-	w.lag = max(w.lag, now.Sub(acked))
+	w.lags[a.queue] = max(w.lags[a.queue], now.Sub(a.at))
 }
 
 func newWindow() *window {
-	return &window{from: time.Now(), twiceBefore: twice, againBefore: again, disorderBefore: disorder}
+	return &window{from: time.Now(), lags: map[int]time.Duration{}, twiceBefore: twice, againBefore: again, disorderBefore: disorder}
 }
 
 func main() {
@@ -89,7 +98,7 @@ func main() {
 		newest[k] = -1
 	}
 	plain, ordered := newProducer(ns, "plain"), newProducer(ns, "ordered", producer.WithQueueSelector(producer.NewHashQueueSelector()))
-	newConsumer(ns, topic, "cp", consumer.WithConsumerOrder(false))
+	reader := newConsumer(ns, topic, "cp", consumer.WithConsumerOrder(false))
 	newConsumer(ns, orderedTopic, "co", consumer.WithConsumerOrder(true))
 	var wait sync.WaitGroup
 	for t := 0; t < threads; t++ {
@@ -105,8 +114,12 @@ func main() {
 	for in := bufio.NewScanner(os.Stdin); in.Scan(); {
 		switch word, _, _ := strings.Cut(in.Text(), " "); word {
 		case "mark":
+			var leader, struck int64
+			fmt.Sscan(strings.TrimPrefix(in.Text(), word), &leader, &struck)
+			queues := readFrom(reader, topic, struck, leader)
 			mu.Lock()
 			win, atMark = newWindow(), nil
+			win.ofStruck = queues
 			for s := range flying {
 				atMark = append(atMark, s)
 			}
@@ -138,7 +151,7 @@ func newProducer(ns, group string, more ...producer.Option) rocketmq.Producer {
 	return p
 }
 
-func newConsumer(ns, topic, group string, order consumer.Option) {
+func newConsumer(ns, topic, group string, order consumer.Option) rocketmq.PushConsumer {
 	c, err := rocketmq.NewPushConsumer(consumer.WithNameServer(primitive.NamesrvAddr{ns}), consumer.WithGroupName(group+run),
 		consumer.WithInstance(group+run), consumer.WithConsumeFromWhere(consumer.ConsumeFromFirstOffset), order)
 	must(err)
@@ -149,6 +162,26 @@ func newConsumer(ns, topic, group string, order consumer.Option) {
 		return consumer.ConsumeSuccess, nil
 	}))
 	must(c.Start())
+	return c
+}
+
+// readFrom gives the queues that are pulled from a node: by its id as a follower, or by 0 if it leads. The client
+// does not tell, so this looks into it.
+func readFrom(c rocketmq.PushConsumer, topic string, node, leader int64) map[int]bool {
+	table := reflect.ValueOf(c).Elem().FieldByName("defaultConsumer").Elem().FieldByName("pullFromWhichNodeTable")
+	pulls := (*sync.Map)(unsafe.Pointer(table.UnsafeAddr()))
+	queues := map[int]bool{}
+	pulls.Range(func(key, value any) bool {
+		from := value.(int64)
+		if from == 0 {
+			from = leader
+		}
+		if q := key.(primitive.MessageQueue); q.Topic == topic && from == node {
+			queues[q.QueueId] = true
+		}
+		return true
+	})
+	return queues
 }
 
 func see(m *primitive.MessageExt) {
@@ -275,7 +308,7 @@ func deliver(p rocketmq.Producer, m *primitive.Message, text string) string {
 	if problem == "" {
 		acked[text] = true
 		if places[text] == nil && strings.Contains(text, ":p:") {
-			underWay[text] = time.Now()
+			underWay[text] = ack{r.MessageQueue.QueueId, time.Now()}
 		}
 	} else {
 		failed[text] = true
@@ -303,7 +336,7 @@ func report(atMark []*send) {
 	mu.Lock()
 	defer mu.Unlock()
 	bad, badFlying := 0, 0
-	var slowest, slowestFlying, longest time.Duration
+	var slowest, slowestFlying, longest, ofLiving, ofStruck time.Duration
 	errors := map[string]int{}
 	for _, s := range win.sends {
 		slowest = max(slowest, s.ended.Sub(s.begun))
@@ -326,6 +359,13 @@ func report(atMark []*send) {
 	for _, at := range underWay {
 		win.late(at, time.Now())
 	}
+	for queue, lag := range win.lags {
+		if win.ofStruck[queue] {
+			ofStruck = max(ofStruck, lag)
+		} else {
+			ofLiving = max(ofLiving, lag)
+		}
+	}
 	waiting := 0
 	for _, t := range win.keyWait {
 		longest = max(longest, t)
@@ -336,7 +376,7 @@ func report(atMark []*send) {
 	print(map[string]any{
 		"seconds": time.Since(win.from).Seconds(), "sends": len(win.sends), "failed": bad, "in_flight": len(atMark), "in_flight_failed": badFlying,
 		"in_flight_ms": ms(slowestFlying), "slowest_ms": ms(slowest), "send_gap_ms": gap(win.from, win.acks), "consume_gap_ms": gap(win.from, win.arrivals),
-		"leader_queue_lag_ms": ms(win.lag), "follower_queues": 0, "follower_queue_lag_ms": 0, "keys_waiting": waiting, "key_wait_ms": ms(longest),
+		"living_lag_ms": ms(ofLiving), "struck_queues": len(win.ofStruck), "struck_lag_ms": ms(ofStruck), "keys_waiting": waiting, "key_wait_ms": ms(longest),
 		"key_retries": win.keyRetries, "stored_twice": twice - win.twiceBefore, "redelivered": again - win.againBefore,
 		"out_of_order": disorder - win.disorderBefore, "errors": errors,
 	})

@@ -6,8 +6,9 @@
 //
 // 8 threads send at the rate in all, by the default settings; 2 more send 48 ordered keys by a selector, a fifth
 // of that, and try a key again after 100 ms until it is accepted, as an application that keeps order has to.
-// On standard input: "mark ID" = a fault follows, ID being the leader's broker id as a follower (answered "marked"), "report" = one JSON line of what was seen
-// since the mark, "stop" = no more sends, wait for the consumers, one JSON line of what was lost or repeated.
+// On standard input: "mark LEADER STRUCK" = a fault follows; both are broker ids as followers have them, STRUCK is 0 if
+// no node is struck (answered "marked"), "report" = one JSON line of what was seen since the mark, "stop" = no more
+// sends, wait for the consumers, one JSON line of what was lost or repeated.
 
 import java.io.*;
 import java.lang.reflect.Field;
@@ -42,8 +43,8 @@ public final class Failover {
         final Queue<Long> acks = new ConcurrentLinkedQueue<>(), arrivals = new ConcurrentLinkedQueue<>();
         /** The longest time from acknowledgement, but no earlier than the mark, to arrival, by queue. */
         final Map<Integer, Long> lags = new ConcurrentHashMap<>();
-        /** Queues that are read from a follower, by their ids. */
-        Set<Integer> ofFollowers = Set.of();
+        /** Queues that are read from the node that is struck, by their ids. */
+        Set<Integer> ofStruck = Set.of();
         final long[] keyWait = new long[KEYS];
         final AtomicInteger keyRetries = new AtomicInteger();
         final int twiceBefore = storedTwice.get(), againBefore = redelivered.get(), disorderBefore = disorder.get();
@@ -78,7 +79,8 @@ public final class Failover {
         for (String line; (line = in.readLine()) != null; ) {
             if (line.startsWith("mark ")) {
                 Window next = new Window();
-                next.ofFollowers = ofFollowers(plain, Long.parseLong(line.substring(5)));
+                String[] ids = line.split(" ");
+                next.ofStruck = readFrom(plain, Long.parseLong(ids[2]), Long.parseLong(ids[1]));
                 window = next;
                 atMark = new HashSet<>(flying);
                 System.out.println("{\"marked\":1}");
@@ -125,16 +127,17 @@ public final class Failover {
         return c;
     }
 
-    /** The queues that the consumer pulls from another broker id than the leader's. */
-    static Set<Integer> ofFollowers(DefaultMQPushConsumer c, long leader) throws Exception {
+    /** The queues that the consumer pulls from a node: by its id as a follower, or by 0 if it leads. */
+    static Set<Integer> readFrom(DefaultMQPushConsumer c, long node, long leader) throws Exception {
         Object impl = c.getDefaultMQPushConsumerImpl();
         Field field = impl.getClass().getDeclaredField("pullAPIWrapper");
         field.setAccessible(true);
         PullAPIWrapper pulls = (PullAPIWrapper) field.get(impl);
         Set<Integer> queues = new HashSet<>();
-        for (MessageQueue q : c.getDefaultMQPushConsumerImpl().getRebalanceImpl().getProcessQueueTable().keySet())
-            if (!q.getTopic().startsWith("%") && pulls.recalculatePullFromWhichNode(q) != 0 && pulls.recalculatePullFromWhichNode(q) != leader)
-                queues.add(q.getQueueId());
+        for (MessageQueue q : c.getDefaultMQPushConsumerImpl().getRebalanceImpl().getProcessQueueTable().keySet()) {
+            long from = pulls.recalculatePullFromWhichNode(q);
+            if (!q.getTopic().startsWith("%") && (from == 0 ? leader : from) == node) queues.add(q.getQueueId());
+        }
         return queues;
     }
 
@@ -253,19 +256,19 @@ public final class Failover {
             if (s.error != null || s.ended == 0) { badFlying++; errors.merge("in flight: " + brief(s.error), 1, Integer::sum); }
         }
         for (long[] ack : underWay.values()) if (ack != ARRIVED) w.lags.merge((int) ack[0], now - Math.max(ack[1], w.from), Math::max);
-        long ofLeader = 0, ofFollowers = 0;
+        long ofStruck = 0, ofLiving = 0;
         for (Map.Entry<Integer, Long> lag : w.lags.entrySet()) {
-            if (w.ofFollowers.contains(lag.getKey())) ofFollowers = Math.max(ofFollowers, lag.getValue());
-            else ofLeader = Math.max(ofLeader, lag.getValue());
+            if (w.ofStruck.contains(lag.getKey())) ofStruck = Math.max(ofStruck, lag.getValue());
+            else ofLiving = Math.max(ofLiving, lag.getValue());
         }
         int waiting = 0;
         long longest = 0;
         synchronized (w) { for (long t : w.keyWait) { if (t > 1_500_000_000L) waiting++; longest = Math.max(longest, t); } }
         System.out.println(String.format(Locale.ROOT,
             "{\"seconds\":%.1f,\"sends\":%d,\"failed\":%d,\"in_flight\":%d,\"in_flight_failed\":%d,\"in_flight_ms\":%.0f,\"slowest_ms\":%.0f,"
-            + "\"send_gap_ms\":%.0f,\"consume_gap_ms\":%.0f,\"leader_queue_lag_ms\":%.0f,\"follower_queues\":%d,\"follower_queue_lag_ms\":%.0f,\"keys_waiting\":%d,\"key_wait_ms\":%.0f,\"key_retries\":%d,\"stored_twice\":%d,\"redelivered\":%d,\"out_of_order\":%d,\"errors\":%s}",
+            + "\"send_gap_ms\":%.0f,\"consume_gap_ms\":%.0f,\"living_lag_ms\":%.0f,\"struck_queues\":%d,\"struck_lag_ms\":%.0f,\"keys_waiting\":%d,\"key_wait_ms\":%.0f,\"key_retries\":%d,\"stored_twice\":%d,\"redelivered\":%d,\"out_of_order\":%d,\"errors\":%s}",
             ms(now - w.from) / 1000, w.sends.size(), bad, atMark.size(), badFlying, ms(slowestFlying), ms(slowest), gap(w.from, w.acks),
-            gap(w.from, w.arrivals), ms(ofLeader), w.ofFollowers.size(), ms(ofFollowers), waiting, ms(longest), w.keyRetries.get(), storedTwice.get() - w.twiceBefore,
+            gap(w.from, w.arrivals), ms(ofLiving), w.ofStruck.size(), ms(ofStruck), waiting, ms(longest), w.keyRetries.get(), storedTwice.get() - w.twiceBefore,
             redelivered.get() - w.againBefore, disorder.get() - w.disorderBefore, json(errors)));
     }
 
