@@ -6,10 +6,14 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use rmq_wire::body::{
+    ConsumerData, ConsumerList, HeartbeatData, LockBatchRequest, LockBatchResponse, MessageQueue,
+    SubscriptionData,
+};
 use rmq_wire::code::{request, response};
 use rmq_wire::frame::{self, Command};
 use rmq_wire::header::{
-    OffsetResponse, PullMessage, QueryConsumerOffset, SendMessage, TopicQueue,
+    ConsumerGroup, OffsetResponse, PullMessage, QueryConsumerOffset, SendMessage, TopicQueue,
     UpdateConsumerOffset, pull_sys_flag,
 };
 use rmq_wire::properties::{KEYS, NAME_VALUE_SEPARATOR, PROPERTY_SEPARATOR};
@@ -119,13 +123,7 @@ impl Client {
             let answer = self.pull(topic, queue, at)?;
             match answer.code {
                 response::SUCCESS => {
-                    let mut rest = &answer.body[..];
-                    while !rest.is_empty() {
-                        let r = Record::decode(rest).map_err(io::Error::other)?;
-                        let body = String::from_utf8_lossy(r.body).into_owned();
-                        found.push((u64::try_from(r.queue_offset).unwrap_or(u64::MAX), body));
-                        rest = &rest[r.size..];
-                    }
+                    found.extend(messages(&answer.body)?);
                 }
                 response::PULL_RETRY_IMMEDIATELY | response::PULL_NOT_FOUND => {}
                 _ => return Err(io::Error::other(describe(&answer))),
@@ -138,18 +136,52 @@ impl Client {
 
     /// At most 32 messages of a queue from an offset on, or what is said instead.
     pub fn pull(&mut self, topic: &str, queue: u32, offset: u64) -> io::Result<Command> {
+        self.pull_for("jepsen_read", topic, queue, offset, 32)
+    }
+
+    fn pull_for(
+        &mut self,
+        group: &str,
+        topic: &str,
+        queue: u32,
+        offset: u64,
+        most: i32,
+    ) -> io::Result<Command> {
         let header = PullMessage {
-            consumer_group: "jepsen_read".into(),
+            consumer_group: group.into(),
             topic: topic.into(),
             queue_id: queue_id(queue),
             queue_offset: signed(offset),
-            max_msg_nums: 32,
+            max_msg_nums: most,
             sys_flag: pull_sys_flag::SUBSCRIPTION,
             subscription: Some("*".into()),
             expression_type: Some("TAG".into()),
             ..PullMessage::default()
         };
         self.call(Command::request(request::PULL_MESSAGE).with_header(&header))
+    }
+
+    /// At most so many messages of a queue from an offset on; none if it is said that there is none.
+    pub fn poll(
+        &mut self,
+        group: &str,
+        topic: &str,
+        queue: u32,
+        from: u64,
+        most: i32,
+    ) -> Outcome<Vec<(u64, String)>> {
+        let answer = match self.pull_for(group, topic, queue, from, most) {
+            Ok(answer) => answer,
+            Err(e) => return Outcome::Fail(e.to_string()),
+        };
+        match answer.code {
+            response::SUCCESS => match messages(&answer.body) {
+                Ok(found) => Outcome::Ok(found),
+                Err(e) => Outcome::Fail(e.to_string()),
+            },
+            response::PULL_NOT_FOUND | response::PULL_OFFSET_MOVED => Outcome::Ok(Vec::new()),
+            _ => Outcome::Fail(describe(&answer)),
+        }
     }
 
     /// The offset message id of the message at a queue offset.
@@ -169,12 +201,17 @@ impl Client {
         offset(&answer).ok_or_else(|| io::Error::other(describe(&answer)))
     }
 
-    /// Commits a consumer group's offset, waiting for the answer.
+    /// Commits a consumer group's offset of queue 0, waiting for the answer.
     pub fn commit_offset(&mut self, group: &str, topic: &str, offset: u64) -> Outcome<()> {
+        self.commit(group, topic, 0, offset)
+    }
+
+    /// The same of any queue.
+    pub fn commit(&mut self, group: &str, topic: &str, queue: u32, offset: u64) -> Outcome<()> {
         let header = UpdateConsumerOffset {
             consumer_group: group.into(),
             topic: topic.into(),
-            queue_id: 0,
+            queue_id: queue_id(queue),
             commit_offset: signed(offset),
         };
         let command = Command::request(request::UPDATE_CONSUMER_OFFSET).with_header(&header);
@@ -185,12 +222,17 @@ impl Client {
         }
     }
 
-    /// A consumer group's offset; `None` if the group has none.
+    /// A consumer group's offset in queue 0; `None` if the group has none.
     pub fn query_offset(&mut self, group: &str, topic: &str) -> io::Result<Option<u64>> {
+        self.committed(group, topic, 0)
+    }
+
+    /// The same of any queue.
+    pub fn committed(&mut self, group: &str, topic: &str, queue: u32) -> io::Result<Option<u64>> {
         let header = QueryConsumerOffset {
             consumer_group: group.into(),
             topic: topic.into(),
-            queue_id: 0,
+            queue_id: queue_id(queue),
             set_zero_if_not_found: None,
         };
         let command = Command::request(request::QUERY_CONSUMER_OFFSET).with_header(&header);
@@ -201,6 +243,91 @@ impl Client {
             _ => Err(io::Error::other(describe(&answer))),
         }
     }
+
+    /// Says that this client is a member of a consumer group, for as long as this connection lasts.
+    pub fn beat(&mut self, member: &str, group: &str, topic: &str) -> io::Result<()> {
+        let beat = HeartbeatData {
+            client_id: member.into(),
+            consumer_data_set: vec![ConsumerData {
+                group_name: group.into(),
+                subscription_data_set: vec![SubscriptionData {
+                    sub_string: "*".into(),
+                    topic: topic.into(),
+                    ..SubscriptionData::default()
+                }],
+                ..ConsumerData::default()
+            }],
+            ..HeartbeatData::default()
+        };
+        let answer = self.call(Command::request(request::HEART_BEAT).with_json(&beat))?;
+        done(&answer)
+    }
+
+    /// The members of a consumer group.
+    pub fn members(&mut self, group: &str) -> io::Result<Vec<String>> {
+        let header = ConsumerGroup {
+            consumer_group: group.into(),
+        };
+        let code = request::GET_CONSUMER_LIST_BY_GROUP;
+        let answer = self.call(Command::request(code).with_header(&header))?;
+        done(&answer)?;
+        let list: ConsumerList = answer.json().map_err(io::Error::other)?;
+        Ok(list.consumer_id_list)
+    }
+
+    /// Takes or renews the lock of a queue; whether this member holds it now.
+    pub fn lock(&mut self, member: &str, group: &str, topic: &str, queue: u32) -> Outcome<bool> {
+        let body = lock_request(member, group, topic, queue);
+        let command = Command::request(request::LOCK_BATCH_MQ).with_json(&body);
+        let answer = match self.call(command) {
+            Ok(answer) if answer.code == response::SUCCESS => answer,
+            Ok(answer) => return Outcome::Unknown(describe(&answer)),
+            Err(e) => return Outcome::Unknown(e.to_string()),
+        };
+        match answer.json::<LockBatchResponse>() {
+            Ok(held) => Outcome::Ok(held.lock_ok_mq_set == body.mq_set),
+            Err(e) => Outcome::Unknown(e.to_string()),
+        }
+    }
+
+    /// Gives up the lock of a queue.
+    pub fn unlock(&mut self, member: &str, group: &str, topic: &str, queue: u32) -> io::Result<()> {
+        let body = lock_request(member, group, topic, queue);
+        done(&self.call(Command::request(request::UNLOCK_BATCH_MQ).with_json(&body))?)
+    }
+}
+
+fn lock_request(member: &str, group: &str, topic: &str, queue: u32) -> LockBatchRequest {
+    let queue = MessageQueue {
+        broker_name: "jepsen".into(),
+        queue_id: queue_id(queue),
+        topic: topic.into(),
+    };
+    LockBatchRequest {
+        client_id: member.into(),
+        consumer_group: group.into(),
+        mq_set: [queue].into(),
+        ..LockBatchRequest::default()
+    }
+}
+
+fn done(answer: &Command) -> io::Result<()> {
+    match answer.code {
+        response::SUCCESS => Ok(()),
+        _ => Err(io::Error::other(describe(answer))),
+    }
+}
+
+/// The messages of a pull's answer, as (queue offset, body).
+fn messages(mut body: &[u8]) -> io::Result<Vec<(u64, String)>> {
+    let mut found = Vec::new();
+    while !body.is_empty() {
+        let r = Record::decode(body).map_err(io::Error::other)?;
+        let text = String::from_utf8_lossy(r.body).into_owned();
+        found.push((u64::try_from(r.queue_offset).unwrap_or(u64::MAX), text));
+        body = &body[r.size..];
+    }
+    Ok(found)
 }
 
 fn queue_id(queue: u32) -> i32 {

@@ -1,14 +1,31 @@
 //! The fault-injection suite: a group of real processes, faults, and checkers that judge what clients saw.
 //!
-//! `client` speaks the protocol, `cluster` owns the processes, `power` cuts their power, `workload` has clients use
-//! them, `run` strikes, `history` is what was seen, `check` the promises, `burn` takes the processors away, `bench` measures. The tests of whole processes use `cluster` and `client` too.
+//! `client` speaks the protocol, `cluster` owns the processes, `net` and `switch` are a network and `power`
+//! the disks of their own, `workload` has clients use them. A run either strikes fault after fault (`run`,
+//! which times each) or follows a `schedule` drawn from a seed (`attack`, with `storm` to strike and `damage`
+//! for files). `history` is what was seen, `record` its file in `edn`, `check` the promises, `page` a picture
+//! of it. `suite` runs many, `doctor` tells what works here. `burn` takes the processors away, `bench`
+//! measures. The tests of whole processes use `cluster` and `client` too.
 
+pub mod attack;
 pub mod bench;
 pub mod burn;
 pub mod check;
 pub mod client;
 pub mod cluster;
+mod damage;
+pub mod doctor;
+pub mod edn;
 pub mod history;
+mod links;
+pub mod mutants;
+pub mod net;
+pub mod page;
 pub mod power;
+pub mod record;
 pub mod run;
-mod workload;
+pub mod schedule;
+mod storm;
+pub mod suite;
+pub mod switch;
+pub mod workload;

@@ -5,14 +5,20 @@
 )]
 
 use std::fmt;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
 use jepsen::bench::{self, Bench};
-use jepsen::power;
+use jepsen::check::{self, CHECKERS};
 use jepsen::run::{self, Gap, Nemesis, Plan, Report};
+use jepsen::schedule::{Kind, Schedule};
+use jepsen::suite::{self, Verdict};
+use jepsen::workload::Kind as Workload;
+use jepsen::{doctor, mutants, power, record};
 
 #[derive(Parser)]
 #[command(about = "Attacks a three-node group and judges what its clients saw")]
@@ -40,20 +46,55 @@ const CUTS_OF_A_GROUP: u32 = 20;
 
 #[derive(Subcommand)]
 enum Action {
-    /// One run.
+    /// One run. With --time faults come and go as the seed says, also several at once, in networks and
+    /// on disks of the run's own as far as this machine has them; it leaves its history as EDN and a page
+    /// of HTML. Without, fault after fault strikes on loopback, and each is timed.
     Test {
-        /// Faults, separated by commas; each strikes in turn.
+        /// Faults, separated by commas. With --time families of them: partition, slow, flaky, kill,
+        /// pause, restart, transfer, power, full, eio, damage, saturate, or all. Without: kill-leader,
+        /// kill-follower, pause-leader, kill-all, saturate, members, replace, power, power-one, blackout,
+        /// blackout-longest.
         #[arg(long, value_delimiter = ',', default_value = "kill-leader")]
-        nemesis: Vec<Nemesis>,
-        /// How often each fault strikes.
-        #[arg(long, default_value_t = 20)]
+        nemesis: Vec<String>,
+        /// How long faults come and go, in seconds.
+        #[arg(long)]
+        time: Option<u64>,
+        /// What consumers do, with --time.
+        #[arg(long, value_enum, requires = "time")]
+        workload: Option<Workload>,
+        /// How often each fault strikes, without --time.
+        #[arg(long, default_value_t = 20, conflicts_with = "time")]
         rounds: u32,
-        /// Draws pauses and victims; a run is repeated by its seed.
+        /// Draws pauses, victims and schedules; a run is repeated by its seed.
         #[arg(long, default_value_t = 7)]
         seed: u64,
-        /// SYNC_FLUSH on every node instead of ASYNC_FLUSH.
+        /// SYNC_FLUSH on every node instead of ASYNC_FLUSH; with --time it is drawn if neither is given.
         #[arg(long)]
         sync_flush: bool,
+        /// ASYNC_FLUSH.
+        #[arg(long, conflicts_with = "sync_flush")]
+        async_flush: bool,
+    },
+    /// Runs a schedule again that a run has left.
+    Replay {
+        /// Its `schedule.json`.
+        schedule: PathBuf,
+        /// Then tries it without each of its faults, and leaves out those that are not needed to fail.
+        #[arg(long)]
+        shrink: bool,
+    },
+    /// Judges a history that a run has left.
+    Check {
+        /// Its `history.edn`.
+        history: PathBuf,
+    },
+    /// Tries which faults work on this machine.
+    Doctor,
+    /// Runs nodes with planted bugs, each of which has to be found within five tries, and the same seeds
+    /// without. Needs nodes that were built with the feature `mutants`.
+    Mutants {
+        /// Only this one.
+        which: Option<String>,
     },
     /// Cuts of power under load, on file systems of their own. Takes root.
     Power {
@@ -73,6 +114,12 @@ enum Action {
     Suite {
         /// Which.
         which: Suite,
+        /// For how long `nightly` begins new runs.
+        #[arg(long, default_value_t = 120)]
+        minutes: u64,
+        /// The first seed of `nightly`; each run has the next one.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
     },
 }
 
@@ -92,86 +139,232 @@ enum Power {
 enum Suite {
     /// What every change must pass, a few minutes.
     Ci,
+    /// Schedules from seed after seed, workloads and faults drawn; leaves a summary.
+    Nightly,
 }
 
-fn main() -> anyhow::Result<ExitCode> {
+/// A run that has been done.
+type Done = anyhow::Result<ExitCode>;
+
+fn main() -> Done {
     let arguments = Arguments::parse();
-    let rmq = match arguments.rmq {
-        Some(path) => path,
-        None => built()?,
+    let temporary = || suite::directory("run");
+    let rmq = || match &arguments.rmq {
+        Some(path) => Ok(path.clone()),
+        None => built("rmq", &[]),
     };
-    let plan = |nemeses, rounds, seed, sync_flush| Plan {
-        nemeses,
-        rounds,
-        seed,
-        sync_flush,
-    };
-    let plans: Vec<Plan> = match arguments.command {
+    let dir = arguments.dir.clone();
+    suite::sweep()?;
+    let say = |line: &str| println!("{line}");
+    let plans = match arguments.command {
+        Action::Test {
+            nemesis,
+            time: Some(time),
+            workload,
+            seed,
+            sync_flush,
+            async_flush,
+            ..
+        } => {
+            let kinds = families(&nemesis)?;
+            let flush = (sync_flush || async_flush).then_some(sync_flush);
+            let workload = workload.unwrap_or(Workload::Queue);
+            let schedule = Schedule::draw(workload, &kinds, time, seed, flush)?;
+            return attack(&rmq()?, &dir.unwrap_or_else(temporary), &schedule);
+        }
         Action::Test {
             nemesis,
             rounds,
             seed,
             sync_flush,
+            ..
         } => {
-            vec![plan(nemesis, rounds, seed, sync_flush)]
+            let of = |name: &String| {
+                Nemesis::from_str(name, false).map_err(|e| {
+                    anyhow::anyhow!("--nemesis {name}: {e}; its families of faults need --time")
+                })
+            };
+            let nemeses = nemesis.iter().map(of).collect::<Result<_, _>>()?;
+            vec![Plan {
+                nemeses,
+                rounds,
+                seed,
+                sync_flush,
+            }]
+        }
+        Action::Replay { schedule, shrink } => {
+            let text = fs::read_to_string(&schedule);
+            let text = text.with_context(|| schedule.display().to_string())?;
+            let schedule = Schedule::from_json(&text)?;
+            let dir = dir.unwrap_or_else(temporary);
+            if shrink {
+                suite::shrink(&rmq()?, &dir, schedule, suite::bed(&say), &say)?;
+                return Ok(ExitCode::SUCCESS);
+            }
+            return attack(&rmq()?, &dir, &schedule);
+        }
+        Action::Check { history } => return judge_history(&history),
+        Action::Doctor => return examine(),
+        Action::Mutants { which } => {
+            let rmq = match &arguments.rmq {
+                Some(path) => path.clone(),
+                None => built("rmq", &["--features", "mutants"])?,
+            };
+            let dir = dir.unwrap_or_else(temporary);
+            let found = mutants::find_all(&rmq, &dir, which.as_deref(), &say)?;
+            return Ok(exit(found));
         }
         Action::Power { of, cuts, seed } => {
             if !power::is_possible() {
                 println!("skipped: only root can make file systems and cut their power");
                 return Ok(ExitCode::SUCCESS);
             }
-            let (nemesis, sync_flush) = match of {
-                Power::Sync => (Nemesis::Power, true),
-                Power::AsyncOne => (Nemesis::PowerOne, false),
-                Power::AsyncAll => (Nemesis::Blackout, false),
-                Power::AsyncAllLongest => (Nemesis::BlackoutLongest, false),
-            };
-            let groups = (0..cuts).step_by(CUTS_OF_A_GROUP as usize);
-            groups
-                .zip(seed..)
-                .map(|(done, seed)| {
-                    let rounds = CUTS_OF_A_GROUP.min(cuts - done);
-                    plan(vec![nemesis], rounds, seed, sync_flush)
-                })
-                .collect()
+            cutting_power(of, cuts, seed)
         }
         Action::Bench(bench) => {
             let temporary = || std::env::temp_dir().join(format!("bench-{}", std::process::id()));
-            return measure(&rmq, &arguments.dir.unwrap_or_else(temporary), &bench);
+            return measure(&rmq()?, &dir.unwrap_or_else(temporary), &bench);
         }
-        Action::Suite { which: Suite::Ci } => [
-            plan(vec![Nemesis::KillLeader], 20, 7, false),
-            plan(vec![Nemesis::KillFollower, Nemesis::KillAll], 2, 11, true),
-            plan(vec![Nemesis::PauseLeader], 1, 13, false),
-        ]
-        .into_iter()
-        .chain(
-            [
-                plan(vec![Nemesis::Power], 3, 17, true),
-                plan(vec![Nemesis::PowerOne], 2, 19, false),
-                plan(vec![Nemesis::Blackout], 1, 23, false),
-            ]
-            .into_iter()
-            .filter(|_| power::is_possible()),
-        )
-        .collect(),
+        Action::Suite {
+            which: Suite::Nightly,
+            minutes,
+            seed,
+        } => {
+            let dir = dir.unwrap_or_else(|| suite::directory("nightly"));
+            fs::create_dir_all(&dir)?;
+            let (time, bed) = (Duration::from_secs(60 * minutes), suite::bed(&say));
+            let tally = suite::nightly(&rmq()?, &dir, seed, time, bed, &say)?;
+            println!("{}in {}", tally.to_markdown(), dir.display());
+            return Ok(exit(tally.is_clean()));
+        }
+        Action::Suite {
+            which: Suite::Ci, ..
+        } => short(),
     };
-    let mut failed = 0;
+    let (rmq, mut failed) = (rmq()?, 0);
     for plan in &plans {
-        let dir = match &arguments.dir {
-            Some(dir) => dir.clone(),
-            None => {
-                std::env::temp_dir().join(format!("jepsen-{}-{}", std::process::id(), plan.seed))
-            }
-        };
+        let own = || suite::directory(&plan.seed.to_string());
+        let dir = dir.clone().unwrap_or_else(own);
         failed += u32::from(!judge(&rmq, &dir, plan, arguments.limits)?);
     }
     println!("{} passed, {failed} failed", plans.len() - failed as usize);
-    Ok(if failed == 0 {
+    Ok(exit(failed == 0))
+}
+
+fn exit(good: bool) -> ExitCode {
+    if good {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
-    })
+    }
+}
+
+/// The runs of every change.
+fn short() -> Vec<Plan> {
+    let plan = |nemeses: &[Nemesis], rounds, seed, sync_flush| Plan {
+        nemeses: nemeses.to_vec(),
+        rounds,
+        seed,
+        sync_flush,
+    };
+    let everywhere = [
+        plan(&[Nemesis::KillLeader], 20, 7, false),
+        plan(&[Nemesis::KillFollower, Nemesis::KillAll], 2, 11, true),
+        plan(&[Nemesis::PauseLeader], 1, 13, false),
+    ];
+    let as_root = [
+        plan(&[Nemesis::Power], 3, 17, true),
+        plan(&[Nemesis::PowerOne], 2, 19, false),
+        plan(&[Nemesis::Blackout], 1, 23, false),
+    ];
+    let as_root = as_root.into_iter().filter(|_| power::is_possible());
+    everywhere.into_iter().chain(as_root).collect()
+}
+
+/// Power cuts, by groups of nodes that live through a few.
+fn cutting_power(of: Power, cuts: u32, seed: u64) -> Vec<Plan> {
+    let (nemesis, sync_flush) = match of {
+        Power::Sync => (Nemesis::Power, true),
+        Power::AsyncOne => (Nemesis::PowerOne, false),
+        Power::AsyncAll => (Nemesis::Blackout, false),
+        Power::AsyncAllLongest => (Nemesis::BlackoutLongest, false),
+    };
+    let groups = (0..cuts).step_by(CUTS_OF_A_GROUP as usize);
+    let plan = |(done, seed)| Plan {
+        nemeses: vec![nemesis],
+        rounds: CUTS_OF_A_GROUP.min(cuts - done),
+        seed,
+        sync_flush,
+    };
+    groups.zip(seed..).map(plan).collect()
+}
+
+/// The families of faults that are named.
+fn families(names: &[String]) -> anyhow::Result<Vec<Kind>> {
+    let mut kinds = Vec::new();
+    for name in names {
+        if name == "all" {
+            kinds.extend_from_slice(Kind::value_variants());
+        } else {
+            let kind = Kind::from_str(name, false);
+            kinds.push(kind.map_err(|e| anyhow::anyhow!("--nemesis {name} with --time: {e}"))?);
+        }
+    }
+    kinds.sort_unstable();
+    kinds.dedup();
+    Ok(kinds)
+}
+
+/// Runs one schedule, as far as this machine can.
+fn attack(rmq: &Path, dir: &Path, schedule: &Schedule) -> Done {
+    let say = |line: &str| println!("{line}");
+    let bed = suite::bed(&say);
+    let mut schedule = schedule.clone();
+    let possible = suite::possible(&schedule.kinds(), bed);
+    schedule
+        .windows
+        .retain(|window| possible.contains(&window.fault.kind()));
+    if schedule.windows.is_empty() {
+        println!("skipped: this machine has nothing that this run needs");
+        return Ok(ExitCode::SUCCESS);
+    }
+    let (verdict, _) = suite::one(rmq, dir, &schedule, bed, &say)?;
+    println!("  {}", dir.join(jepsen::page::PAGE).display());
+    Ok(exit(verdict == Verdict::Passed))
+}
+
+/// Judges a file.
+fn judge_history(path: &Path) -> Done {
+    let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    let history = record::read(&text).with_context(|| path.display().to_string())?;
+    let (acknowledged, unknown) = history.counts();
+    println!(
+        "{} sends: {acknowledged} acknowledged, {unknown} unknown; {} polls; {} faults",
+        history.sends.len(),
+        history.polls.len(),
+        history.faults.len()
+    );
+    let wrong = check::judge(&history, &CHECKERS);
+    let void = check::void(&history);
+    for line in &wrong {
+        println!("FAILED {line}");
+    }
+    for line in &void {
+        println!("VOID {line}");
+    }
+    Ok(exit(wrong.is_empty() && void.is_empty()))
+}
+
+/// Prints what works here.
+fn examine() -> Done {
+    for finding in doctor::examine(&suite::directory("doctor")) {
+        let state = match &finding.result {
+            Ok(()) => "works".to_owned(),
+            Err(e) => format!("skipped: {e:#}"),
+        };
+        println!("{}\n    by {}: {state}", finding.faults, finding.recipe);
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Measures and prints. The files go, for they are large.
@@ -187,12 +380,8 @@ fn measure(rmq: &Path, dir: &Path, bench: &Bench) -> anyhow::Result<ExitCode> {
     for line in &report.wrong {
         println!("  FAILED: {line}");
     }
-    std::fs::remove_dir_all(dir)?;
-    Ok(if report.wrong.is_empty() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    fs::remove_dir_all(dir)?;
+    Ok(exit(report.wrong.is_empty()))
 }
 
 /// Runs one plan and prints what came of it. Whether it passed.
@@ -233,7 +422,7 @@ fn judge(rmq: &Path, dir: &Path, plan: &Plan, limits: bool) -> anyhow::Result<bo
     }
     if wrong.is_empty() {
         println!("  passed");
-        std::fs::remove_dir_all(dir)?;
+        fs::remove_dir_all(dir)?;
         return Ok(true);
     }
     for line in &wrong {
@@ -266,10 +455,20 @@ fn distribution(report: &Report, of: Nemesis, time: fn(&Gap) -> u64) -> Distribu
 }
 
 /// The executable beside this one. Under cargo it is built first, so that a run never tests an old one.
-fn built() -> anyhow::Result<PathBuf> {
+/// One with features is for development and lies in a directory of its own.
+fn built(name: &str, features: &[&str]) -> anyhow::Result<PathBuf> {
     let own = std::env::current_exe().context("cannot find this program's own path")?;
-    let beside = own.with_file_name("rmq");
-    if let Some(cargo) = std::env::var_os("CARGO") {
+    let mut path = own.with_file_name(name);
+    let is_release = own.parent().is_some_and(|d| d.ends_with("release"));
+    let cargo = std::env::var_os("CARGO");
+    if !features.is_empty() {
+        let target = own
+            .parent()
+            .and_then(Path::parent)
+            .context("no target directory")?;
+        path = target.join("mutants/debug").join(name);
+    }
+    if let Some(cargo) = cargo {
         let mut build = Command::new(cargo);
         build.args([
             "build",
@@ -278,17 +477,24 @@ fn built() -> anyhow::Result<PathBuf> {
             "--package",
             "rmq",
             "--bin",
-            "rmq",
+            name,
         ]);
-        if own.parent().is_some_and(|d| d.ends_with("release")) {
+        build.args(features);
+        if !features.is_empty() {
+            let target = path
+                .parent()
+                .and_then(Path::parent)
+                .context("no target directory")?;
+            build.arg("--target-dir").arg(target);
+        } else if is_release {
             build.arg("--release");
         }
-        ensure!(build.status()?.success(), "rmq does not build");
+        ensure!(build.status()?.success(), "{name} does not build");
     }
     ensure!(
-        beside.is_file(),
+        path.is_file(),
         "{} is missing: build rmq, or name it with --rmq",
-        beside.display()
+        path.display()
     );
-    Ok(beside)
+    Ok(path)
 }

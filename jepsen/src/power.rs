@@ -12,6 +12,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use rustix::fs::{FallocateFlags, fallocate, statvfs};
+use rustix::io::Errno;
 use rustix::ioctl::{Opcode, Setter, ioctl, opcode};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
@@ -23,6 +25,12 @@ const DISK: u64 = 1 << 30;
 const SHUTDOWN: Opcode = opcode::read::<u32>(b'X', 125);
 /// Nothing more is written, not even the journal.
 const NO_LOG_FLUSH: u32 = 2;
+/// Everything is written first.
+const FLUSH_ALL: u32 = 0;
+/// Bytes of the smallest part of a file system.
+const PAGE: u64 = 4096;
+/// What fills a file system.
+const FILLER: &str = ".filler";
 /// How long a process may take to stop.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 
@@ -60,7 +68,9 @@ impl Disks {
             );
             fs::create_dir_all(&at)?;
             File::create(&image)?.set_len(DISK)?;
-            run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&image))?;
+            run(Command::new("mkfs.ext4")
+                .args(["-q", "-F", "-m", "0"])
+                .arg(&image))?;
             let disk = Disk { image, at };
             disk.mount()?;
             disks.mounted.push(disk);
@@ -81,7 +91,7 @@ impl Disks {
             until_stopped(*pid)?;
         }
         for disk in disks() {
-            disk.forget()?;
+            disk.shut_down(NO_LOG_FLUSH)?;
         }
         kill()?;
         for disk in disks() {
@@ -90,12 +100,52 @@ impl Disks {
         }
         Ok(())
     }
+
+    /// A node's disk fails: what was written stays, but from now on every write and sync ends with EIO.
+    pub fn fail(&self, node: usize) -> anyhow::Result<()> {
+        self.mounted[node].shut_down(FLUSH_ALL)
+    }
+
+    /// Mounts a failed disk again, when no process uses it any more. The machine runs on.
+    pub fn repair(&self, node: usize) -> anyhow::Result<()> {
+        let disk = &self.mounted[node];
+        run(Command::new("umount").arg(&disk.at))?;
+        disk.attach()
+    }
+
+    /// Fills a node's file system, up to `leave` bytes.
+    pub fn fill(&self, node: usize, leave: u64) -> anyhow::Result<()> {
+        let at = &self.mounted[node].at;
+        let disk = statvfs(at)?;
+        let mut left = (disk.f_bavail * disk.f_frsize).saturating_sub(leave);
+        let filler = File::create(at.join(FILLER))?;
+        // The allocation itself takes blocks too: smaller and smaller, until not a page is left.
+        let (mut end, mut part) = (0, left);
+        while left > 0 && part >= PAGE {
+            match fallocate(&filler, FallocateFlags::empty(), end, part) {
+                Ok(()) => (end, left) = (end + part, left - part),
+                Err(Errno::NOSPC) => part /= 2,
+                Err(e) => return Err(e.into()),
+            }
+            part = part.min(left);
+        }
+        Ok(())
+    }
+
+    /// Takes away what [`fill`](Self::fill) has made.
+    pub fn free(&self, node: usize) -> anyhow::Result<()> {
+        Ok(fs::remove_file(self.mounted[node].at.join(FILLER))?)
+    }
 }
 
 impl Disk {
     /// The machine gets power: what it runs from now on is another run of it.
     fn mount(&self) -> anyhow::Result<()> {
         fs::write(boot(&self.at), fs::read("/proc/sys/kernel/random/uuid")?)?;
+        self.attach()
+    }
+
+    fn attach(&self) -> anyhow::Result<()> {
         run(Command::new("mount")
             .args(["-o", "loop"])
             .arg(&self.image)
@@ -103,10 +153,10 @@ impl Disk {
     }
 
     /// Has the file system write nothing any more.
-    fn forget(&self) -> anyhow::Result<()> {
+    fn shut_down(&self, how: u32) -> anyhow::Result<()> {
         let root = File::open(&self.at)?;
         // SAFETY: this opcode takes a pointer to a u32 with the flags.
-        let request = unsafe { Setter::<SHUTDOWN, u32>::new(NO_LOG_FLUSH) };
+        let request = unsafe { Setter::<SHUTDOWN, u32>::new(how) };
         // SAFETY: the request is that of the opcode, and the file is open.
         let done = unsafe { ioctl(&root, request) };
         done.with_context(|| format!("cannot shut down the file system at {}", self.at.display()))

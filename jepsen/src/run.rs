@@ -14,12 +14,13 @@ use serde_json::Value;
 
 use crate::burn::Burn;
 use crate::check::{self, CHECKERS, Checker};
-use crate::client::Outcome;
 use crate::cluster::{Cluster, Options, status};
 use crate::history::History;
 use crate::power::Disks;
-use crate::workload::{LIVENESS, Workload, read_back};
+use crate::workload::{Kind, LIVENESS, Workload, read_back};
 
+/// Clients that send: one for each queue, and one more.
+const PRODUCERS: u32 = 5;
 /// How long a fault lasts that is not a single moment.
 const PAUSE: Duration = Duration::from_secs(10);
 const SATURATION: Duration = Duration::from_secs(30);
@@ -144,10 +145,11 @@ pub fn run(rmq: &Path, dir: &Path, plan: &Plan) -> anyhow::Result<Report> {
         .transpose()?;
     let mut cluster = Cluster::start(rmq, dir, &options)?;
     let term = cluster.term()?;
-    let work = Workload::start(cluster.addresses());
+    let work = Workload::start(cluster.addresses(), Kind::Queue, PRODUCERS, plan.seed);
     let mut rng = StdRng::seed_from_u64(plan.seed);
     let struck = strike_all(&mut cluster, disks.as_ref(), &work, plan, &mut rng);
-    let (gaps, mut history) = work.stop(struck)?;
+    let mut history = work.stop()?;
+    let gaps = struck?;
 
     let leader = cluster.wait_for_leader(LIVENESS)?;
     let end = cluster.wait_until_even(LIVENESS)?;
@@ -170,14 +172,7 @@ pub fn run(rmq: &Path, dir: &Path, plan: &Plan) -> anyhow::Result<Report> {
     } else {
         &CHECKERS
     };
-    for (name, checker) in checkers {
-        let found = checker(&history);
-        let more = found.len().saturating_sub(5);
-        wrong.extend(found.into_iter().take(5).map(|f| format!("{name}: {f}")));
-        if more > 0 {
-            wrong.push(format!("{name}: and {more} more"));
-        }
-    }
+    wrong.extend(check::judge(&history, checkers));
     Ok(Report {
         wrong,
         summary: summary(&history, terms, end) + &loss,
@@ -187,16 +182,7 @@ pub fn run(rmq: &Path, dir: &Path, plan: &Plan) -> anyhow::Result<Report> {
 }
 
 fn summary(history: &History, terms: u64, end: u64) -> String {
-    let acked = history
-        .sends
-        .iter()
-        .filter(|s| matches!(s.outcome, Outcome::Ok(_)))
-        .count();
-    let unknown = history
-        .sends
-        .iter()
-        .filter(|s| matches!(s.outcome, Outcome::Unknown(_)))
-        .count();
+    let (acked, unknown) = history.counts();
     format!(
         "{} sends: {acked} acknowledged, {unknown} unknown, {} refused; {} faults; {terms} terms; \
          log of {end} bytes",
@@ -314,7 +300,6 @@ fn strike_all(
                 probe_ms,
                 producers_ms,
             });
-            work.note_recovery();
         }
     }
     work.wait_for_acks(work.now())?;

@@ -1,5 +1,11 @@
-//! Producers and a committing consumer group at work, and what they saw.
+//! Clients at work, and what they saw. Producers always; `consumers` read what they have sent, `members`
+//! are a consumer group, `monitor` asks who leads.
 
+mod consumers;
+mod members;
+mod monitor;
+
+use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,18 +13,23 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use clap::ValueEnum;
 
 use crate::client::{Client, Outcome};
-use crate::history::{Fault, History, OffsetOp, Send};
+use crate::history::{Fault, History, Lead, OffsetCall, OffsetOp, PROBE, Send};
 
-/// Queues and producers; each producer has one queue, and one more shares queue 0.
+/// Queues; the producers have them in turn.
 const QUEUES: u32 = 4;
+/// Processes of producers are numbered from 0, those of others from these.
+const PROBES: u64 = 39;
+const COMMITTER: u64 = 40;
+const READERS: u64 = 50;
+const MEMBERS: u64 = 60;
+const LAST: u64 = 98;
 const TOPIC: &str = "jepsen_queue";
 const GROUP: &str = "jepsen_group";
 /// A producer gives an operation up after this; then its outcome is unknown.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// What the bodies of probes begin with.
-const PROBE: &str = "probe";
 /// A probe asks a node only so long: less than an election takes, so that a node that hangs hides
 /// nothing of what the others do.
 const PROBE_PATIENCE: Duration = Duration::from_millis(100);
@@ -28,6 +39,19 @@ const PROBE_HURRY: Duration = Duration::from_secs(10);
 /// expected, because a slow machine must not fail a test; the report tells what it really was.
 pub(crate) const LIVENESS: Duration = Duration::from_secs(60);
 
+/// What consumers do beside the producers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Kind {
+    /// One reader for each node looks there for what was just acknowledged, and one client commits
+    /// offsets of a group.
+    Queue,
+    /// Members of a group share the queues by the broker's list of them, read everything and commit; now
+    /// and then one leaves and comes back.
+    Offset,
+    /// Members of a group take the lock of a queue, read on from the group's offset, commit and give it up.
+    Ordered,
+}
+
 /// Clients at work from [`Workload::start`] until [`Workload::stop`].
 pub(crate) struct Workload {
     shared: Arc<Shared>,
@@ -35,33 +59,63 @@ pub(crate) struct Workload {
 }
 
 impl Workload {
-    /// Starts clients of `nodes`.
-    pub(crate) fn start(nodes: Vec<SocketAddr>) -> Self {
+    /// Starts `producers` and what `kind` says as clients of `nodes`.
+    pub(crate) fn start(nodes: Vec<SocketAddr>, kind: Kind, producers: u32, seed: u64) -> Self {
+        let count = nodes.len();
         let shared = Arc::new(Shared {
             start: Instant::now(),
             stop: AtomicBool::new(false),
             nodes: Mutex::new(nodes),
             history: Mutex::default(),
+            acknowledged: Mutex::default(),
         });
-        let producers = (0..=QUEUES).map(|producer| {
-            let shared = shared.clone();
-            thread::spawn(move || produce(&shared, producer))
-        });
-        let mut workers: Vec<_> = producers.collect();
-        let consumer = shared.clone();
-        workers.push(thread::spawn(move || commit(&consumer)));
-        Self { shared, workers }
+        let mut work = Self {
+            shared,
+            workers: Vec::new(),
+        };
+        for producer in 0..producers {
+            work.add(move |shared| produce(shared, producer));
+        }
+        for node in 0..count {
+            work.add(move |shared| monitor::watch(shared, node));
+        }
+        match kind {
+            Kind::Queue => {
+                work.add(commit);
+                for node in 0..count {
+                    work.add(move |shared| consumers::look(shared, node));
+                }
+            }
+            Kind::Offset => {
+                for member in 0..2 {
+                    let present = Arc::new(AtomicBool::new(true));
+                    let seen = present.clone();
+                    work.add(move |shared| members::beat(shared, member, seed, &present));
+                    work.add(move |shared| members::share(shared, member, &seen));
+                }
+            }
+            Kind::Ordered => {
+                for member in 0..3 {
+                    work.add(move |shared| members::lock_and_read(shared, member, seed));
+                }
+            }
+        }
+        work
     }
 
-    /// Ends the clients; what they saw. `struck`, what came of the faults, is passed on.
-    pub(crate) fn stop<T>(self, struck: anyhow::Result<T>) -> anyhow::Result<(T, History)> {
+    fn add(&mut self, work: impl FnOnce(&Shared) + std::marker::Send + 'static) {
+        let shared = self.shared.clone();
+        self.workers.push(thread::spawn(move || work(&shared)));
+    }
+
+    /// Ends the clients; what they saw.
+    pub(crate) fn stop(self) -> anyhow::Result<History> {
         self.shared.stop.store(true, Ordering::Relaxed);
         for worker in self.workers {
             let ended = worker.join();
             ended.map_err(|_| anyhow::anyhow!("a workload thread panicked"))?;
         }
-        let history = std::mem::take(&mut *self.shared.history());
-        Ok((struck?, history))
+        Ok(std::mem::take(&mut *self.shared.history()))
     }
 
     /// Nanoseconds since the start.
@@ -85,9 +139,27 @@ impl Workload {
         self.shared.history().faults.push(Fault {
             what,
             from,
-            first_ack: None,
+            until: None,
+            seen: None,
         });
         from
+    }
+
+    /// Notes that the fault that began at `from` is over, and how much was seen of it.
+    pub(crate) fn note_end(&self, from: u64, seen: u64) {
+        let until = self.now();
+        let mut history = self.shared.history();
+        if let Some(fault) = history.faults.iter_mut().rfind(|fault| fault.from == from) {
+            fault.until = Some(until);
+            fault.seen = Some(seen);
+        }
+    }
+
+    /// Who was seen to lead in the highest term.
+    pub(crate) fn leader(&self) -> Option<Lead> {
+        let history = self.shared.history();
+        let newest = history.leads.iter().rev().take(20);
+        newest.max_by_key(|lead| (lead.term, lead.at)).cloned()
     }
 
     /// Notes that the last fault strikes only now: what was acknowledged before belongs to the time
@@ -100,24 +172,12 @@ impl Workload {
         from
     }
 
-    /// Notes when the first send after the last fault was acknowledged.
-    pub(crate) fn note_recovery(&self) {
-        let mut history = self.shared.history();
-        let Some(from) = history.faults.last().map(|fault| fault.from) else {
-            return;
-        };
-        let first_ack = first_ack(&history, from);
-        if let Some(fault) = history.faults.last_mut() {
-            fault.first_ack = first_ack;
-        }
-    }
-
     /// Waits for an acknowledgement of a producer's send that was invoked after `from`; answers after how
     /// many milliseconds it came.
     pub(crate) fn wait_for_acks(&self, from: u64) -> anyhow::Result<u64> {
         let end = Instant::now() + LIVENESS;
         loop {
-            if let Some(ack) = first_ack(&self.shared.history(), from) {
+            if let Some(ack) = self.shared.history().first_ack(from) {
                 return Ok((ack - from) / 1_000_000);
             }
             anyhow::ensure!(
@@ -135,12 +195,23 @@ impl Workload {
     }
 }
 
-/// Everything that lies in the queues, read from the node at `address`.
+/// Everything that lies in the queues, and the group's offsets, read from the node at `address`.
 pub(crate) fn read_back(address: SocketAddr, history: &mut History) -> anyhow::Result<()> {
     let mut client = Client::connect(address, LIVENESS)?;
+    let end = history.end();
     for queue in 0..QUEUES {
         let found = client.read_queue(TOPIC, queue).context("final read")?;
         history.found.insert(queue, found);
+        let read = client
+            .committed(GROUP, TOPIC, queue)
+            .context("final read")?;
+        history.offsets.push(OffsetOp {
+            process: LAST,
+            queue,
+            invoked: end + 1 + 2 * u64::from(queue),
+            ended: end + 2 + 2 * u64::from(queue),
+            call: OffsetCall::Read(read),
+        });
     }
     Ok(())
 }
@@ -150,6 +221,8 @@ struct Shared {
     stop: AtomicBool,
     nodes: Mutex<Vec<SocketAddr>>,
     history: Mutex<History>,
+    /// Of each queue the last offset that was acknowledged.
+    acknowledged: Mutex<[Option<u64>; QUEUES as usize]>,
 }
 
 impl Shared {
@@ -179,16 +252,55 @@ impl Shared {
     fn stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
     }
-}
 
-/// When the first send of a producer that was invoked after `from` was acknowledged.
-fn first_ack(history: &History, from: u64) -> Option<u64> {
-    let acks = history
-        .sends
-        .iter()
-        .filter(|s| s.invoked > from && matches!(s.outcome, Outcome::Ok(_)))
-        .filter(|s| !s.body.starts_with(PROBE));
-    acks.map(|s| s.ended).min()
+    fn note_acknowledged(&self, queue: u32, offset: u64) {
+        let mut all = self
+            .acknowledged
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let last = &mut all[queue as usize];
+        *last = (*last).max(Some(offset));
+    }
+
+    /// An offset of a queue, the newest, where a message was acknowledged.
+    fn last_acknowledged(&self, queue: u32) -> Option<u64> {
+        let all = self
+            .acknowledged
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        all[queue as usize]
+    }
+
+    /// Commits a group's offset, for the history.
+    fn commit(&self, client: &mut Client, process: u64, queue: u32, offset: u64) -> bool {
+        let invoked = self.now();
+        let acknowledged = client.commit(GROUP, TOPIC, queue, offset) == Outcome::Ok(());
+        let call = OffsetCall::Commit {
+            offset,
+            acknowledged,
+        };
+        self.note_offset(process, queue, invoked, call);
+        acknowledged
+    }
+
+    /// A group's offset, for the history.
+    fn committed(&self, client: &mut Client, process: u64, queue: u32) -> io::Result<Option<u64>> {
+        let invoked = self.now();
+        let read = client.committed(GROUP, TOPIC, queue)?;
+        self.note_offset(process, queue, invoked, OffsetCall::Read(read));
+        Ok(read)
+    }
+
+    fn note_offset(&self, process: u64, queue: u32, invoked: u64, call: OffsetCall) {
+        let ended = self.now();
+        self.history().offsets.push(OffsetOp {
+            process,
+            queue,
+            invoked,
+            ended,
+            call,
+        });
+    }
 }
 
 /// [`Workload::probe`].
@@ -213,6 +325,7 @@ fn probe(shared: &Shared, from: u64, name: &str) -> anyhow::Result<u64> {
         let ended = shared.now();
         let is_acknowledged = matches!(outcome, Outcome::Ok(_));
         shared.history().sends.push(Send {
+            process: PROBES,
             queue: QUEUE,
             body,
             invoked,
@@ -252,13 +365,15 @@ fn produce(shared: &Shared, producer: u32) {
         let invoked = shared.now();
         let outcome = client.send(TOPIC, queue, &body);
         let ended = shared.now();
-        if matches!(outcome, Outcome::Ok(_)) {
+        if let Outcome::Ok(offset) = outcome {
+            shared.note_acknowledged(queue, offset);
             connection = Some(client);
         } else {
             node += 1;
             thread::sleep(Duration::from_millis(5));
         }
         shared.history().sends.push(Send {
+            process: producer.into(),
             queue,
             body,
             invoked,
@@ -281,15 +396,10 @@ fn commit(shared: &Shared) {
         };
         while !shared.stopped() {
             offset += 1;
-            let acknowledged = client.commit_offset(GROUP, TOPIC, offset) == Outcome::Ok(());
-            shared.history().offsets.push(OffsetOp::Commit {
-                offset,
-                acknowledged,
-            });
-            let Ok(read) = client.query_offset(GROUP, TOPIC) else {
+            shared.commit(&mut client, COMMITTER, 0, offset);
+            if shared.committed(&mut client, COMMITTER, 0).is_err() {
                 break;
-            };
-            shared.history().offsets.push(OffsetOp::Read(read));
+            }
             thread::sleep(Duration::from_millis(10));
         }
         node += 1;

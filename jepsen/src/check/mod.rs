@@ -2,12 +2,18 @@
 //! empty list is a pass. Each is tried on hand-made bad histories below, because a checker that cannot
 //! fail proves nothing.
 
-use std::collections::{BTreeMap, HashMap};
+mod consume;
+mod group;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::time::Duration;
 
+pub use consume::{delivered, polled, stale};
+pub use group::{group_offset, leaders, locks};
+
 use crate::client::Outcome;
-use crate::history::{History, OffsetOp, Send};
+use crate::history::{History, OffsetCall, Send};
 
 /// Judges a history; what it returns is what it found wrong.
 pub type Checker = fn(&History) -> Vec<String>;
@@ -16,7 +22,7 @@ pub type Checker = fn(&History) -> Vec<String>;
 pub const WITHOUT_OFFSETS: usize = 4;
 
 /// All checkers with their names.
-pub const CHECKERS: [(&str, Checker); 6] = [
+pub const CHECKERS: [(&str, Checker); 11] = [
     ("no acknowledged message is lost", lost),
     ("no message is found that was not sent", phantom),
     ("one message at one offset, offsets without gaps", offsets),
@@ -24,7 +30,12 @@ pub const CHECKERS: [(&str, Checker); 6] = [
         "messages stand in the order of their acknowledgements",
         order,
     ),
+    ("a poll sees all that was acknowledged before", stale),
+    ("what is polled is what lies there at the end", polled),
+    ("what a group has behind it was delivered to it", delivered),
     ("a group's offset never goes back", group_offset),
+    ("a lock has one holder", locks),
+    ("a term has one leader", leaders),
     ("the run exercised its faults", exercised),
 ];
 
@@ -60,6 +71,34 @@ pub fn lost(history: &History) -> Vec<String> {
         }
     }
     wrong
+}
+
+/// The bodies of the messages that [`lost`] tells of, if anything was read at the end.
+pub fn lost_bodies(history: &History) -> HashSet<&str> {
+    let places = places(history);
+    let is_lost = |send: &&Send| match send.outcome {
+        Outcome::Ok(offset) => {
+            let at = places.get(send.body.as_str());
+            at.is_none_or(|at| !at.contains(&(send.queue, offset)))
+        }
+        _ => false,
+    };
+    let sends = history.sends.iter().filter(|_| !history.found.is_empty());
+    sends
+        .filter(is_lost)
+        .map(|send| send.body.as_str())
+        .collect()
+}
+
+/// The times between an acknowledgement and the next one, nanoseconds since the start.
+pub fn gaps(history: &History) -> Vec<(u64, u64)> {
+    let acknowledged = history
+        .sends
+        .iter()
+        .filter(|send| matches!(send.outcome, Outcome::Ok(_)));
+    let mut ends: Vec<u64> = acknowledged.map(|send| send.ended).collect();
+    ends.sort_unstable();
+    ends.windows(2).map(|pair| (pair[0], pair[1])).collect()
 }
 
 /// Messages that were acknowledged and are lost.
@@ -182,53 +221,72 @@ pub fn order(history: &History) -> Vec<String> {
     wrong
 }
 
-/// A query never answers less than the last acknowledged commit, nor more than was ever committed.
-pub fn group_offset(history: &History) -> Vec<String> {
-    let (mut least, mut most, mut wrong) = (None::<u64>, None::<u64>, Vec::new());
-    for op in &history.offsets {
-        match op {
-            OffsetOp::Commit {
-                offset,
-                acknowledged,
-            } => {
-                most = most.max(Some(*offset));
-                if *acknowledged {
-                    least = least.max(Some(*offset));
-                }
-            }
-            OffsetOp::Read(read) => {
-                if *read < least {
-                    wrong.push(format!(
-                        "read {read:?} after {least:?} had been acknowledged"
-                    ));
-                }
-                if *read > most {
-                    wrong.push(format!(
-                        "read {read:?} although at most {most:?} was committed"
-                    ));
-                }
-                least = least.max(*read);
-            }
-        }
-    }
-    wrong
-}
-
 /// A run whose faults were not felt by any acknowledged send says nothing.
 pub fn exercised(history: &History) -> Vec<String> {
     let mut wrong = Vec::new();
     if history.faults.is_empty() {
         wrong.push("no fault was injected".into());
     }
-    for f in history.faults.iter().filter(|f| f.first_ack.is_none()) {
-        wrong.push(format!("{}: nothing was acknowledged afterwards", f.what));
+    for f in &history.faults {
+        if history.first_ack(f.from).is_none() {
+            wrong.push(format!("{}: nothing was acknowledged afterwards", f.what));
+        }
     }
     if !history
         .offsets
         .iter()
-        .any(|o| matches!(o, OffsetOp::Read(Some(_))))
+        .any(|o| matches!(o.call, OffsetCall::Read(Some(_))))
     {
         wrong.push("no consumer offset was read".into());
+    }
+    wrong
+}
+
+/// Why a run proves nothing, if so: a kind of fault was never felt, or nobody was served meanwhile.
+pub fn void(history: &History) -> Vec<String> {
+    const LEAST: usize = 10;
+    let mut void = Vec::new();
+    let mut felt: BTreeMap<&str, u64> = BTreeMap::new();
+    let mut windows: Vec<(u64, u64)> = Vec::new();
+    for fault in &history.faults {
+        let kind = fault.what.split(['-', ' ']).next().unwrap_or_default();
+        *felt.entry(kind).or_default() += fault.seen.unwrap_or(1);
+        windows.extend(fault.until.map(|until| (fault.from, until)));
+    }
+    if felt.is_empty() {
+        void.push("no fault was injected".into());
+    }
+    let unfelt = felt.iter().filter(|(_, seen)| **seen == 0);
+    void.extend(unfelt.map(|(kind, _)| format!("no fault of the kind {kind} was felt")));
+    let within = |send: &&Send| {
+        let is_within = |(from, until): &(u64, u64)| *from < send.invoked && send.ended < *until;
+        matches!(send.outcome, Outcome::Ok(_)) && windows.iter().any(is_within)
+    };
+    let served = history.sends.iter().filter(within).take(LEAST).count();
+    if !windows.is_empty() && served < LEAST {
+        void.push(format!(
+            "only {served} messages were acknowledged while a fault lasted"
+        ));
+    }
+    void
+}
+
+/// Judges by these checkers. What they found wrong, a few lines of each.
+pub fn judge(history: &History, checkers: &[(&str, Checker)]) -> Vec<String> {
+    const LINES: usize = 5;
+    let mut wrong = Vec::new();
+    for (name, checker) in checkers {
+        let found = checker(history);
+        let more = found.len().saturating_sub(LINES);
+        wrong.extend(
+            found
+                .into_iter()
+                .take(LINES)
+                .map(|f| format!("{name}: {f}")),
+        );
+        if more > 0 {
+            wrong.push(format!("{name}: and {more} more"));
+        }
     }
     wrong
 }
@@ -236,10 +294,21 @@ pub fn exercised(history: &History) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::history::Fault;
+    use crate::history::{Fault, OffsetOp};
+
+    fn offset(invoked: u64, call: OffsetCall) -> OffsetOp {
+        OffsetOp {
+            process: 9,
+            queue: 0,
+            invoked,
+            ended: invoked + 1,
+            call,
+        }
+    }
 
     fn send(queue: u32, body: &str, invoked: u64, ended: u64, outcome: Outcome<u64>) -> Send {
         Send {
+            process: 0,
             queue,
             body: body.into(),
             invoked,
@@ -258,21 +327,31 @@ mod tests {
                 send(0, "d", 30, 31, Outcome::Fail("code 14".into())),
             ],
             offsets: vec![
-                OffsetOp::Commit {
-                    offset: 1,
-                    acknowledged: true,
-                },
-                OffsetOp::Commit {
-                    offset: 2,
-                    acknowledged: false,
-                },
-                OffsetOp::Read(Some(2)),
+                offset(
+                    1,
+                    OffsetCall::Commit {
+                        offset: 1,
+                        acknowledged: true,
+                    },
+                ),
+                offset(
+                    3,
+                    OffsetCall::Commit {
+                        offset: 2,
+                        acknowledged: false,
+                    },
+                ),
+                offset(5, OffsetCall::Read(Some(2))),
             ],
             faults: vec![Fault {
                 what: "kill".into(),
                 from: 20,
-                first_ack: Some(40),
+                until: None,
+                seen: None,
             }],
+            polls: Vec::new(),
+            locks: Vec::new(),
+            leads: Vec::new(),
             found: [(0, vec![(0, "a".into()), (1, "b".into()), (2, "c".into())])].into(),
         }
     }
@@ -361,19 +440,19 @@ mod tests {
             (
                 "offset back",
                 group_offset,
-                bad(|h| h.offsets.push(OffsetOp::Read(Some(1)))),
+                bad(|h| h.offsets.push(offset(7, OffsetCall::Read(Some(1))))),
             ),
             (
                 "offset from nowhere",
                 group_offset,
                 bad(|h| {
-                    h.offsets.push(OffsetOp::Read(Some(9)));
+                    h.offsets.push(offset(7, OffsetCall::Read(Some(9))));
                 }),
             ),
             (
                 "no ack after the fault",
                 exercised,
-                bad(|h| h.faults[0].first_ack = None),
+                bad(|h| h.faults[0].from = 40),
             ),
         ];
         for (name, checker, history) in cases {

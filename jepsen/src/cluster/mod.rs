@@ -1,11 +1,14 @@
-//! A name server and a group of nodes as real processes on loopback, each with its own store.
+//! A name server and a group of nodes as real processes, each with its own store, on loopback or each in a
+//! network namespace.
+
+mod process;
 
 use std::fs;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command as Process, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::process::{Child, Command as Process, ExitStatus};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
@@ -14,14 +17,15 @@ use rmq_wire::frame::Command;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::client::{Client, Outcome, describe};
+use crate::net::{self, Net};
+use process::{free_runs, output_of, spawn, until_it_is};
 
 /// Bytes of a segment unless told otherwise: small, so that segments roll within a run.
 pub const SEGMENT: u64 = 8 << 20;
+/// The first port of each place in a network.
+const FIRST: u16 = 10_909;
 /// How long a single question to a node may take.
 const PATIENCE: Duration = Duration::from_secs(2);
-
-/// Until a process has set itself up.
-const START_LIMIT: Duration = Duration::from_secs(30);
 
 /// What to start.
 #[derive(Debug, Clone)]
@@ -39,6 +43,12 @@ pub struct Options {
     /// The nodes run on machines of their own, as far as the identity of a machine's run goes: each
     /// reads its one from `boot` beside its store.
     pub machines: bool,
+    /// Nodes and name server have a place in this network each, instead of ports on loopback.
+    pub net: Option<Arc<Net>>,
+    /// All processes end with the thread that started them, also when that is killed.
+    pub leashed: bool,
+    /// The planted bug that the nodes have, if they were built with any.
+    pub mutant: Option<&'static str>,
 }
 
 impl Default for Options {
@@ -50,6 +60,9 @@ impl Default for Options {
             segment: SEGMENT,
             more: String::new(),
             machines: false,
+            net: None,
+            leashed: false,
+            mutant: None,
         }
     }
 }
@@ -84,23 +97,35 @@ pub struct Node {
 impl Cluster {
     /// Starts what `options` say with all files under `dir`, and waits for a leader.
     pub fn start(rmq: &Path, dir: &Path, options: &Options) -> anyhow::Result<Self> {
-        let ports = free_runs(1 + options.nodes)?;
+        let places = match &options.net {
+            Some(net) => (0..net.nodes()).map(|n| (net::ip(n), FIRST)).collect(),
+            None => {
+                let free = free_runs(1 + options.nodes)?;
+                let here = free.iter().map(|port| (Ipv4Addr::LOCALHOST, *port));
+                here.collect::<Vec<_>>()
+            }
+        };
         fs::create_dir_all(dir)?;
         let mut own_namesrv = None;
         let namesrv = match options.namesrv {
             Some(address) => address,
             None => {
+                let (ip, port) = match &options.net {
+                    Some(net) => (net::ip(net.namesrv()), FIRST),
+                    None => places[options.nodes],
+                };
                 let conf = dir.join("namesrv.conf");
-                fs::write(
-                    &conf,
-                    format!("listenPort={}\nbindAddress=127.0.0.1\n", ports[0]),
-                )?;
-                own_namesrv = Some(spawn(Process::new(rmq), "namesrv", &conf)?);
-                SocketAddr::from(([127, 0, 0, 1], ports[0]))
+                fs::write(&conf, format!("listenPort={port}\nbindAddress={ip}\n"))?;
+                let mut command = Process::new(rmq);
+                if let Some(net) = &options.net {
+                    net.run_at(net.namesrv(), &mut command)?;
+                }
+                own_namesrv = Some(spawn(command, "namesrv", &conf, options.leashed)?);
+                SocketAddr::from((ip, port))
             }
         };
         let nodes: Vec<Node> = (0..options.nodes)
-            .map(|n| Node::new(dir, n, ports[1 + n]))
+            .map(|n| Node::new(dir, n, places[n]))
             .collect();
         let mut cluster = Self {
             rmq: rmq.into(),
@@ -127,9 +152,10 @@ impl Cluster {
             "ASYNC_FLUSH"
         };
         let n = &self.nodes[node];
+        let ip = n.address.ip();
         let mut text = format!(
-            "brokerClusterName=jepsen\nbrokerName=jepsen\nbrokerIP1=127.0.0.1\n\
-             bindAddress=127.0.0.1\nnamesrvAddr={}\nlistenPort={}\ngroupAliasPort={}\n\
+            "brokerClusterName=jepsen\nbrokerName=jepsen\nbrokerIP1={ip}\n\
+             bindAddress={ip}\nnamesrvAddr={}\nlistenPort={}\ngroupAliasPort={}\n\
              storePathRootDir={}\nflushDiskType={flush}\n\
              mappedFileSizeCommitLog={}\nmaxMessageSize=1048576\n\
              mappedFileSizeConsumeQueue=60000\nmaxHashSlotNum=50000\nmaxIndexNum=200000\n{}",
@@ -156,8 +182,17 @@ impl Cluster {
     /// give it a vote.
     pub fn grow(&mut self) -> anyhow::Result<usize> {
         let node = self.nodes.len();
-        self.nodes
-            .push(Node::new(&self.dir, node, free_runs(1)?[0]));
+        let place = match &self.options.net {
+            Some(net) => {
+                ensure!(
+                    node < net.nodes(),
+                    "the network has no place for node {node}"
+                );
+                (net::ip(node), FIRST)
+            }
+            None => (Ipv4Addr::LOCALHOST, free_runs(1)?[0]),
+        };
+        self.nodes.push(Node::new(&self.dir, node, place));
         self.configure(node, true)?;
         self.start_node(node)?;
         let id = format!("n{node}");
@@ -201,14 +236,21 @@ impl Cluster {
     /// Starts a node that is not running.
     pub fn start_node(&mut self, node: usize) -> anyhow::Result<()> {
         ensure!(self.nodes[node].child.is_none(), "node {node} is running");
-        let command = if self.options.machines {
+        let mut command = if self.options.machines {
             self.on_own_machine(node)
         } else {
             Process::new(&self.rmq)
         };
+        if let Some(net) = &self.options.net {
+            net.run_at(node, &mut command)?;
+        }
+        if let Some(mutant) = self.options.mutant {
+            command.env("RMQ_MUTANT", mutant);
+        }
         let n = &mut self.nodes[node];
         n.earlier = fs::metadata(output_of(&n.conf)).map_or(0, |file| file.len());
-        let child = n.child.insert(spawn(command, "broker", &n.conf)?);
+        let started = spawn(command, "broker", &n.conf, self.options.leashed)?;
+        let child = n.child.insert(started);
         if self.options.machines {
             // Until then it has the other nodes' file systems mounted.
             until_it_is(&self.rmq, child.id())?;
@@ -283,6 +325,35 @@ impl Cluster {
             .take()
             .context("the node is not running")?;
         Ok(child.wait()?.success())
+    }
+
+    /// How a node's process ended that nobody has ended; it can be started again then.
+    pub fn ended(&mut self, node: usize) -> anyhow::Result<Option<ExitStatus>> {
+        let Some(child) = &mut self.nodes[node].child else {
+            return Ok(None);
+        };
+        let ended = child.try_wait()?;
+        if ended.is_some() {
+            self.nodes[node].child = None;
+        }
+        Ok(ended)
+    }
+
+    /// Everything that the nodes and the name server have printed, with the names of the files.
+    pub fn outputs(&self) -> anyhow::Result<Vec<(String, String)>> {
+        let confs = self.nodes.iter().map(|n| n.conf.clone());
+        let mut outputs = Vec::new();
+        for conf in confs.chain(
+            self.own_namesrv
+                .iter()
+                .map(|_| self.dir.join("namesrv.conf")),
+        ) {
+            let path = output_of(&conf);
+            let output = fs::read(&path).with_context(|| path.display().to_string())?;
+            let name = path.display().to_string();
+            outputs.push((name, String::from_utf8_lossy(&output).into_owned()));
+        }
+        Ok(outputs)
     }
 
     /// Process id of a running node.
@@ -417,11 +488,11 @@ impl Cluster {
 
 impl Node {
     /// Four ports from `first` on: the VIP channel, Raft, clients, and the group's further names.
-    fn new(dir: &Path, node: usize, first: u16) -> Self {
+    fn new(dir: &Path, node: usize, (ip, first): (Ipv4Addr, u16)) -> Self {
         Self {
-            address: SocketAddr::from(([127, 0, 0, 1], first + 2)),
+            address: SocketAddr::from((ip, first + 2)),
             store: dir.join(format!("n{node}")),
-            peer: format!("n{node}-127.0.0.1:{}", first + 1),
+            peer: format!("n{node}-{ip}:{}", first + 1),
             conf: dir.join(format!("n{node}.conf")),
             child: None,
             earlier: 0,
@@ -446,46 +517,14 @@ pub(crate) fn boot(store: &Path) -> PathBuf {
     store.with_extension("boot")
 }
 
-/// Where the output of a process goes.
-fn output_of(conf: &Path) -> PathBuf {
-    conf.with_extension("log")
-}
-
-/// Starts a process of ours; its output goes beside its properties file.
-fn spawn(mut command: Process, role: &str, conf: &Path) -> anyhow::Result<Child> {
-    let log = fs::File::options()
-        .create(true)
-        .append(true)
-        .open(output_of(conf))?;
-    command
-        .args([role, "-c"])
-        .arg(conf)
-        .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log);
-    command
-        .spawn()
-        .with_context(|| format!("cannot start {command:?}"))
-}
-
-/// Waits until a process that is to become `rmq` is it.
-fn until_it_is(rmq: &Path, pid: u32) -> anyhow::Result<()> {
-    let rmq = fs::canonicalize(rmq)?;
-    let end = Instant::now() + START_LIMIT;
-    while fs::read_link(format!("/proc/{pid}/exe"))? != rmq {
-        ensure!(
-            Instant::now() < end,
-            "process {pid} does not become {}",
-            rmq.display()
-        );
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    Ok(())
-}
-
 /// What a node says of itself and its group, as `mqadmin raftStatus` shows it.
 pub fn status(address: SocketAddr) -> anyhow::Result<serde_json::Value> {
-    let mut client = Client::connect(address, PATIENCE)?;
+    status_within(address, PATIENCE)
+}
+
+/// The same from a node that answers so soon.
+pub fn status_within(address: SocketAddr, patience: Duration) -> anyhow::Result<serde_json::Value> {
+    let mut client = Client::connect(address, patience)?;
     let answer = client.call(Command::request(request::RAFT_STATUS))?;
     serde_json::from_slice(&answer.body).with_context(|| describe(&answer))
 }
@@ -499,22 +538,4 @@ fn committed_end(address: SocketAddr) -> io::Result<u64> {
         .as_str()
         .and_then(|s| s.parse().ok())
         .ok_or_else(|| io::Error::other("no commitLogMaxOffset"))
-}
-
-/// First ports of runs of four that were free a moment ago, below the range that the kernel gives to
-/// outgoing connections. One process never gets the same run twice.
-fn free_runs(count: usize) -> anyhow::Result<Vec<u16>> {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    // Runs that are started together have neighbouring process ids.
-    let first = 20_000 + std::process::id().wrapping_mul(331) % 9_000;
-    let mut found = Vec::new();
-    while found.len() < count {
-        let at = first + NEXT.fetch_add(4, Ordering::Relaxed);
-        let at = u16::try_from(at).ok().filter(|at| *at < 32_000);
-        let at = at.context("no free ports between 20000 and 32000")?;
-        if (0..4).all(|i| TcpListener::bind(("127.0.0.1", at + i)).is_ok()) {
-            found.push(at);
-        }
-    }
-    Ok(found)
 }

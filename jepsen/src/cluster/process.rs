@@ -1,0 +1,92 @@
+//! Starting one process.
+
+use std::fs;
+use std::io;
+use std::net::TcpListener;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command as Process, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use rustix::process::{Signal, getpid, getppid, set_parent_process_death_signal};
+
+/// Until a process has set itself up.
+const START_LIMIT: Duration = Duration::from_secs(30);
+
+/// Where the output of a process goes.
+pub(super) fn output_of(conf: &Path) -> PathBuf {
+    conf.with_extension("log")
+}
+
+/// Starts a process of ours; its output goes beside its properties file. A leashed one ends with this
+/// thread.
+pub(super) fn spawn(
+    mut command: Process,
+    role: &str,
+    conf: &Path,
+    leashed: bool,
+) -> anyhow::Result<Child> {
+    let log = fs::File::options()
+        .create(true)
+        .append(true)
+        .open(output_of(conf))?;
+    command
+        .args([role, "-c"])
+        .arg(conf)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log);
+    if leashed {
+        let parent = getpid();
+        // SAFETY: between fork and exec it makes two system calls and allocates nothing.
+        unsafe {
+            command.pre_exec(move || {
+                set_parent_process_death_signal(Some(Signal::KILL))?;
+                // It may have gone before it could be watched.
+                if getppid() == Some(parent) {
+                    Ok(())
+                } else {
+                    Err(io::ErrorKind::BrokenPipe.into())
+                }
+            });
+        }
+    }
+    command
+        .spawn()
+        .with_context(|| format!("cannot start {command:?}"))
+}
+
+/// Waits until a process that is to become `rmq` is it.
+pub(super) fn until_it_is(rmq: &Path, pid: u32) -> anyhow::Result<()> {
+    let rmq = fs::canonicalize(rmq)?;
+    let end = Instant::now() + START_LIMIT;
+    while fs::read_link(format!("/proc/{pid}/exe"))? != rmq {
+        ensure!(
+            Instant::now() < end,
+            "process {pid} does not become {}",
+            rmq.display()
+        );
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}
+
+/// First ports of runs of four that were free a moment ago, below the range that the kernel gives to
+/// outgoing connections. One process never gets the same run twice.
+pub(super) fn free_runs(count: usize) -> anyhow::Result<Vec<u16>> {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    // Runs that are started together have neighbouring process ids.
+    let first = 20_000 + std::process::id().wrapping_mul(331) % 9_000;
+    let mut found = Vec::new();
+    while found.len() < count {
+        let at = first + NEXT.fetch_add(4, Ordering::Relaxed);
+        let at = u16::try_from(at).ok().filter(|at| *at < 32_000);
+        let at = at.context("no free ports between 20000 and 32000")?;
+        if (0..4).all(|i| TcpListener::bind(("127.0.0.1", at + i)).is_ok()) {
+            found.push(at);
+        }
+    }
+    Ok(found)
+}

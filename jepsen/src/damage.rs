@@ -1,0 +1,81 @@
+//! Damage to the files of a node that does not run.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use rand::Rng;
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+
+use crate::schedule::Fault;
+
+/// Damages a store as the fault says; how many places.
+pub(crate) fn strike(store: &Path, fault: Fault, dice: &mut StdRng) -> anyhow::Result<u64> {
+    match fault {
+        Fault::DamageLog => {
+            let mut files = files(&store.join("commitlog"))?;
+            // The last files may be written to. What is rotten there may look like a torn write, and
+            // only readers find it.
+            files.truncate(files.len().saturating_sub(2));
+            flip(&files, dice)
+        }
+        Fault::DamageDerived => flip(&derived(store)?, dice),
+        _ => {
+            let files = derived(store)?;
+            let Some(path) = files.choose(dice) else {
+                return Ok(0);
+            };
+            let file = File::options().write(true).open(path)?;
+            let length = file.metadata()?.len();
+            file.set_len(dice.random_range(0..=length))?;
+            Ok(1)
+        }
+    }
+}
+
+/// Flips a few bits of one of the files.
+fn flip(files: &[PathBuf], dice: &mut StdRng) -> anyhow::Result<u64> {
+    let Some(path) = files.choose(dice) else {
+        return Ok(0);
+    };
+    let file = File::options().read(true).write(true).open(path)?;
+    let length = file.metadata()?.len();
+    let count = dice.random_range(1..=8);
+    for _ in 0..count {
+        // Nothing was ever written to the end of a file that is made whole.
+        let at = dice.random_range(0..length.max(1));
+        let mut byte = [0];
+        if file.read_at(&mut byte, at)? == 1 {
+            byte[0] ^= 1 << dice.random_range(0..8);
+            file.write_all_at(&byte, at)?;
+        }
+    }
+    Ok(count)
+}
+
+/// What can be built again from the log.
+fn derived(store: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let mut all = files(&store.join("consumequeue"))?;
+    all.extend(files(&store.join("index"))?);
+    Ok(all)
+}
+
+/// The files of a directory and those below it, by name.
+fn files(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    if !dir.try_exists()? {
+        return Ok(found);
+    }
+    for entry in fs::read_dir(dir).with_context(|| dir.display().to_string())? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            found.extend(files(&entry.path())?);
+        } else if entry.metadata()?.len() > 0 {
+            found.push(entry.path());
+        }
+    }
+    found.sort();
+    Ok(found)
+}

@@ -1,0 +1,362 @@
+//! A [`History`] as Jepsen writes it: a map for each invocation and each completion, in the order of
+//! their times. `send`, `poll` and `assign` have the shapes of Jepsen's own checker for queues with
+//! offsets, so that it can judge a history too.
+//!
+//! A completion is `:ok` when the operation was done, `:fail` when it certainly was not, and `:info` when
+//! nobody knows. As Jepsen wants it, a process ends with its first `:info`, and the client goes on as
+//! another one, [`CLIENTS`] above it.
+
+mod read;
+
+use std::collections::HashMap;
+
+pub use read::read;
+
+use crate::client::Outcome;
+use crate::edn::Edn;
+use crate::history::{History, LockCall, OffsetCall};
+
+/// No run has more clients.
+pub const CLIENTS: u64 = 100;
+/// The reader of what lies in the queues at the end.
+const READER: u64 = CLIENTS - 1;
+/// Messages in one poll of that reader.
+const CHUNK: usize = 500;
+
+/// An operation, whichever it is.
+struct Op {
+    process: u64,
+    invoked: u64,
+    ended: u64,
+    name: &'static str,
+    call: Edn,
+    /// The completion's type and value, and why, if it is not ok.
+    end: (&'static str, Edn, Option<String>),
+}
+
+/// A history in EDN, a line for each event.
+pub fn write(history: &History) -> String {
+    let mut ops = operations(history);
+    ops.sort_by_key(|op| op.invoked);
+    let mut events: Vec<(u64, Vec<(&str, Edn)>)> = Vec::new();
+    let mut crashes: HashMap<u64, u64> = HashMap::new();
+    for op in ops {
+        let crashed = crashes.entry(op.process).or_default();
+        let process = Edn::from(op.process + CLIENTS * *crashed);
+        let (kind, value, error) = op.end;
+        *crashed += u64::from(kind == "info");
+        let event = |kind, value| {
+            vec![
+                ("type", Edn::key(kind)),
+                ("process", process.clone()),
+                ("f", Edn::key(op.name)),
+                ("value", value),
+            ]
+        };
+        events.push((op.invoked, event("invoke", op.call)));
+        let mut end = event(kind, value);
+        end.extend(error.map(|why| ("error", Edn::from(&*why))));
+        events.push((op.ended, end));
+    }
+    events.extend(notes(history));
+    // Stable: of one process the completion stands before the next invocation.
+    events.sort_by_key(|(time, _)| *time);
+    let mut text = String::new();
+    for (index, (time, event)) in (0u64..).zip(events) {
+        let head = [("index", Edn::from(index)), ("time", Edn::from(time))];
+        let entries = head.into_iter().chain(event);
+        let entries = entries.map(|(key, value)| (Edn::key(key), value)).collect();
+        text += &format!("{}\n", Edn::Map(entries));
+    }
+    text
+}
+
+fn operations(history: &History) -> Vec<Op> {
+    let end_of = history.end() + 1;
+    let mut ops = Vec::new();
+    for s in &history.sends {
+        let call = |what: Edn| list([list([Edn::key("send"), s.queue.into(), what])]);
+        let body = Edn::from(&*s.body);
+        let end = match &s.outcome {
+            Outcome::Ok(offset) => ("ok", call(list([(*offset).into(), body.clone()])), None),
+            Outcome::Fail(why) => ("fail", call(body.clone()), Some(why.clone())),
+            Outcome::Unknown(why) => ("info", call(body.clone()), Some(why.clone())),
+        };
+        ops.push(Op {
+            process: s.process,
+            invoked: s.invoked,
+            ended: s.ended,
+            name: "send",
+            call: call(body),
+            end,
+        });
+    }
+    for p in &history.polls {
+        let mut value = vec![("queue", p.queue.into()), ("from", p.from.into())];
+        if p.delivers {
+            value.push(("group", Edn::Bool(true)));
+        }
+        ops.push(poll(
+            p.process,
+            (p.invoked, p.ended),
+            value,
+            p.queue,
+            &p.outcome,
+        ));
+    }
+    for (queue, messages) in &history.found {
+        let chunks: Vec<&[(u64, String)]> = match messages.is_empty() {
+            true => vec![&[]],
+            false => messages.chunks(CHUNK).collect(),
+        };
+        for chunk in chunks {
+            let at = vec![("queue", (*queue).into()), ("final", Edn::Bool(true))];
+            let got = Outcome::Ok(chunk.to_vec());
+            ops.push(poll(READER, (end_of, end_of), at, *queue, &got));
+        }
+    }
+    for o in &history.offsets {
+        let queue = ("queue", o.queue.into());
+        let (name, call, end) = match &o.call {
+            OffsetCall::Commit {
+                offset,
+                acknowledged,
+            } => {
+                let call = Edn::map([queue, ("offset", (*offset).into())]);
+                let kind = if *acknowledged { "ok" } else { "info" };
+                ("commit", call.clone(), (kind, call, None))
+            }
+            OffsetCall::Read(read) => {
+                let call = Edn::map([queue.clone()]);
+                let read = read.map_or(Edn::Nil, Edn::from);
+                let got = Edn::map([queue, ("offset", read)]);
+                ("committed", call, ("ok", got, None))
+            }
+        };
+        ops.push(Op {
+            process: o.process,
+            invoked: o.invoked,
+            ended: o.ended,
+            name,
+            call,
+            end,
+        });
+    }
+    for l in &history.locks {
+        let call = Edn::map([("queue", l.queue.into())]);
+        let (name, end) = match &l.call {
+            LockCall::Unlock => ("unlock", ("ok", call.clone(), None)),
+            LockCall::Lock(Outcome::Ok(true)) => ("lock", ("ok", call.clone(), None)),
+            LockCall::Lock(Outcome::Ok(false)) => ("lock", ("fail", call.clone(), None)),
+            LockCall::Lock(Outcome::Fail(why)) => {
+                ("lock", ("fail", call.clone(), Some(why.clone())))
+            }
+            LockCall::Lock(Outcome::Unknown(why)) => {
+                ("lock", ("info", call.clone(), Some(why.clone())))
+            }
+        };
+        ops.push(Op {
+            process: l.process,
+            invoked: l.invoked,
+            ended: l.ended,
+            name,
+            call,
+            end,
+        });
+    }
+    ops
+}
+
+/// A poll; `at` says where, in a map beside the shape that Jepsen knows.
+fn poll(
+    process: u64,
+    (invoked, ended): (u64, u64),
+    at: Vec<(&str, Edn)>,
+    queue: u32,
+    outcome: &Outcome<Vec<(u64, String)>>,
+) -> Op {
+    let at = Edn::Map(
+        at.into_iter()
+            .map(|(key, value)| (Edn::key(key), value))
+            .collect(),
+    );
+    let call = list([list([Edn::key("poll")]), at.clone()]);
+    let end = match outcome {
+        Outcome::Ok(got) => {
+            let got = got
+                .iter()
+                .map(|(offset, body)| list([(*offset).into(), Edn::from(&**body)]));
+            let got = Edn::Map(vec![(queue.into(), list(got))]);
+            ("ok", list([list([Edn::key("poll"), got]), at]), None)
+        }
+        Outcome::Fail(why) => ("fail", call.clone(), Some(why.clone())),
+        Outcome::Unknown(why) => ("info", call.clone(), Some(why.clone())),
+    };
+    Op {
+        process,
+        invoked,
+        ended,
+        name: "poll",
+        call,
+        end,
+    }
+}
+
+/// What no client did.
+fn notes(history: &History) -> Vec<(u64, Vec<(&'static str, Edn)>)> {
+    let note = |process, name, value| {
+        vec![
+            ("type", Edn::key("info")),
+            ("process", Edn::key(process)),
+            ("f", Edn::key(name)),
+            ("value", value),
+        ]
+    };
+    let mut notes = Vec::new();
+    for f in &history.faults {
+        notes.push((f.from, note("nemesis", "start", Edn::from(&*f.what))));
+        let until = f.until.map_or(Edn::Nil, Edn::from);
+        let seen = f.seen.map_or(Edn::Nil, Edn::from);
+        let value = Edn::map([
+            ("what", Edn::from(&*f.what)),
+            ("from", f.from.into()),
+            ("until", until),
+            ("seen", seen),
+        ]);
+        notes.push((f.until.unwrap_or(f.from), note("nemesis", "stop", value)));
+    }
+    for lead in &history.leads {
+        let value = Edn::map([("node", lead.node.into()), ("term", lead.term.into())]);
+        notes.push((lead.at, note("monitor", "leader", value)));
+    }
+    notes
+}
+
+fn list(values: impl IntoIterator<Item = Edn>) -> Edn {
+    Edn::List(values.into_iter().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::history::{Fault, Lead, LockOp, OffsetOp, Poll, Send};
+
+    #[test]
+    fn a_history_survives_being_written() {
+        let send = |n: u64, outcome| Send {
+            process: 3,
+            queue: 1,
+            body: format!("3:{n}"),
+            invoked: 10 * n,
+            ended: 10 * n + 5,
+            outcome,
+        };
+        let poll = |n: u64, outcome| Poll {
+            process: 7,
+            delivers: n == 1,
+            queue: 1,
+            from: n,
+            invoked: 100 * n,
+            ended: 100 * n + 7,
+            outcome,
+        };
+        let lock = |n: u64, call| LockOp {
+            process: 8,
+            queue: 2,
+            invoked: 50 * n,
+            ended: 50 * n + 1,
+            call,
+        };
+        let offset = |n: u64, call| OffsetOp {
+            process: 9,
+            queue: 0,
+            invoked: 30 * n,
+            ended: 30 * n + 30,
+            call,
+        };
+        let history = History {
+            sends: vec![
+                send(1, Outcome::Ok(4)),
+                send(2, Outcome::Unknown("timed \"out\"".into())),
+                send(3, Outcome::Fail("code 14".into())),
+            ],
+            offsets: vec![
+                offset(
+                    1,
+                    OffsetCall::Commit {
+                        offset: 5,
+                        acknowledged: true,
+                    },
+                ),
+                offset(
+                    2,
+                    OffsetCall::Commit {
+                        offset: 6,
+                        acknowledged: false,
+                    },
+                ),
+                offset(3, OffsetCall::Read(Some(6))),
+                offset(4, OffsetCall::Read(None)),
+            ],
+            polls: vec![
+                poll(1, Outcome::Ok(vec![(1, "3:1".into()), (2, "3:2".into())])),
+                poll(2, Outcome::Ok(Vec::new())),
+                poll(3, Outcome::Unknown("reset".into())),
+            ],
+            locks: vec![
+                lock(1, LockCall::Lock(Outcome::Ok(true))),
+                lock(2, LockCall::Unlock),
+                lock(3, LockCall::Lock(Outcome::Ok(false))),
+                lock(4, LockCall::Lock(Outcome::Fail("no".into()))),
+                lock(5, LockCall::Lock(Outcome::Unknown("gone".into()))),
+            ],
+            leads: vec![Lead {
+                at: 3,
+                node: 2,
+                term: 9,
+            }],
+            faults: vec![
+                Fault {
+                    what: "kill-leader n1".into(),
+                    from: 40,
+                    until: None,
+                    seen: Some(1),
+                },
+                Fault {
+                    what: "halves n2".into(),
+                    from: 60,
+                    until: Some(90),
+                    seen: None,
+                },
+            ],
+            found: [
+                (0, Vec::new()),
+                (1, (0..1200).map(|n| (n, format!("m{n}"))).collect()),
+            ]
+            .into(),
+        };
+        let text = write(&history);
+        assert_eq!(read(&text).unwrap(), history, "{text}");
+        assert_eq!(write(&read(&text).unwrap()), text);
+        // The process that had an unknown end goes on as another one.
+        assert!(text.contains(":process 103, :f :send"), "{text}");
+    }
+
+    #[test]
+    fn what_is_no_history_is_refused_with_its_line() {
+        let good =
+            "{:index 0, :time 1, :type :invoke, :process 0, :f :send, :value [[:send 0 1]]}\n";
+        assert_eq!(read(good).unwrap().sends.len(), 1);
+        for bad in [
+            good,
+            "{:time 2, :type :ok, :process 0, :f :send, :value [[:send 0 1]]}",
+            "{:time 2, :type :ok, :process 0, :f :send}",
+            "{:time 2, :type :ok, :process 1, :f :send, :value []}",
+            "{:type :ok}",
+            "7",
+        ] {
+            let error = format!("{:#}", read(&format!("{good}{bad}")).unwrap_err());
+            assert!(error.contains("line 2"), "{bad}: {error}");
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! Reading a history.
+
+use std::collections::HashMap;
+
+use anyhow::{Context, bail, ensure};
+
+use super::CLIENTS;
+use crate::client::Outcome;
+use crate::edn::Edn;
+use crate::history::{Fault, History, Lead, LockCall, LockOp, OffsetCall, OffsetOp, Poll, Send};
+
+/// Reads a history that [`write`](super::write) wrote, or another tool in the same shapes.
+///
+/// # Errors
+/// At the first event that is none, with its line.
+pub fn read(text: &str) -> anyhow::Result<History> {
+    let mut history = History::default();
+    let mut open: HashMap<u64, (u64, Edn)> = HashMap::new();
+    let mut last = 0;
+    for (line, event) in Edn::read_all(text)? {
+        let here = || format!("line {line}");
+        let time = event
+            .get("time")
+            .and_then(Edn::number)
+            .context("no :time")
+            .with_context(here)?;
+        last = last.max(time);
+        let kind = event
+            .get("type")
+            .and_then(Edn::text)
+            .context("no :type")
+            .with_context(here)?;
+        match event
+            .get("process")
+            .context("no :process")
+            .with_context(here)?
+        {
+            Edn::Key(_) => take_note(&mut history, time, &event).with_context(here)?,
+            process => {
+                let process = process.number().context("no :process").with_context(here)?;
+                if kind == "invoke" {
+                    ensure!(
+                        open.insert(process, (time, event)).is_none(),
+                        "line {line}: process {process} has not ended its operation before"
+                    );
+                } else {
+                    let (invoked, call) = open.remove(&process).with_context(|| {
+                        format!("line {line}: process {process} has begun nothing")
+                    })?;
+                    take(&mut history, &call, &event, (invoked, time)).with_context(here)?;
+                }
+            }
+        }
+    }
+    for (invoked, call) in open.into_values() {
+        let never = Edn::map([("type", Edn::key("info"))]);
+        take(&mut history, &call, &never, (invoked, last))
+            .context("an operation without an end")?;
+    }
+    Ok(history)
+}
+
+fn take_note(history: &mut History, time: u64, event: &Edn) -> anyhow::Result<()> {
+    let value = event.get("value").context("no :value")?;
+    let number = |key| value.get(key).and_then(Edn::number);
+    match event.get("f").and_then(Edn::text) {
+        Some("stop") => history.faults.push(Fault {
+            what: value
+                .get("what")
+                .and_then(Edn::text)
+                .context("no :what")?
+                .into(),
+            from: number("from").context("no :from")?,
+            until: number("until"),
+            seen: number("seen"),
+        }),
+        Some("leader") => history.leads.push(Lead {
+            at: time,
+            node: number("node").context("no :node")?,
+            term: number("term").context("no :term")?,
+        }),
+        // What other tools note.
+        _ => {}
+    }
+    history.faults.sort_by_key(|fault| fault.from);
+    Ok(())
+}
+
+fn take(
+    history: &mut History,
+    call: &Edn,
+    end: &Edn,
+    (invoked, ended): (u64, u64),
+) -> anyhow::Result<()> {
+    let value = call.get("value").context("no :value")?;
+    let got = end.get("value").unwrap_or(&Edn::Nil);
+    let kind = end.get("type").and_then(Edn::text).context("no :type")?;
+    let why = || {
+        end.get("error")
+            .and_then(Edn::text)
+            .unwrap_or_default()
+            .to_owned()
+    };
+    let process = call
+        .get("process")
+        .and_then(Edn::number)
+        .context("no :process")?
+        % CLIENTS;
+    let number = |of: &Edn, key| of.get(key).and_then(Edn::number);
+    let queue_of = |of: &Edn| {
+        let queue = number(of, "queue").context("no :queue")?;
+        u32::try_from(queue).context("queue")
+    };
+    match call.get("f").and_then(Edn::text).context("no :f")? {
+        "send" => {
+            let (queue, body) = sent(value)?;
+            let outcome = match kind {
+                "ok" => {
+                    let (_, answer) = sent(got)?;
+                    let offset = answer.list().and_then(|pair| pair.first()?.number());
+                    Outcome::Ok(offset.context("a send without an offset is no :ok")?)
+                }
+                "fail" => Outcome::Fail(why()),
+                _ => Outcome::Unknown(why()),
+            };
+            let body = body.text().map_or_else(|| body.to_string(), str::to_owned);
+            history.sends.push(Send {
+                process,
+                queue,
+                body,
+                invoked,
+                ended,
+                outcome,
+            });
+        }
+        "poll" => {
+            let at = value
+                .list()
+                .and_then(|list| list.get(1))
+                .context("a poll of which queue?")?;
+            let queue = queue_of(at)?;
+            let outcome = match kind {
+                "ok" => Outcome::Ok(polled(got, queue)?),
+                "fail" => Outcome::Fail(why()),
+                _ => Outcome::Unknown(why()),
+            };
+            if at.get("final").is_some() {
+                let Outcome::Ok(messages) = outcome else {
+                    bail!("the final reader failed");
+                };
+                history.found.entry(queue).or_default().extend(messages);
+                return Ok(());
+            }
+            history.polls.push(Poll {
+                process,
+                delivers: at.get("group").is_some(),
+                queue,
+                from: number(at, "from").context("no :from")?,
+                invoked,
+                ended,
+                outcome,
+            });
+        }
+        name @ ("commit" | "committed") => {
+            let call = if name == "commit" {
+                OffsetCall::Commit {
+                    offset: number(value, "offset").context("no :offset")?,
+                    acknowledged: kind == "ok",
+                }
+            } else {
+                OffsetCall::Read(number(got, "offset"))
+            };
+            history.offsets.push(OffsetOp {
+                process,
+                queue: queue_of(value)?,
+                invoked,
+                ended,
+                call,
+            });
+        }
+        name @ ("lock" | "unlock") => {
+            let call = match (name, kind) {
+                ("unlock", _) => LockCall::Unlock,
+                (_, "ok") => LockCall::Lock(Outcome::Ok(true)),
+                (_, "fail") if end.get("error").is_none() => LockCall::Lock(Outcome::Ok(false)),
+                (_, "fail") => LockCall::Lock(Outcome::Fail(why())),
+                _ => LockCall::Lock(Outcome::Unknown(why())),
+            };
+            history.locks.push(LockOp {
+                process,
+                queue: queue_of(value)?,
+                invoked,
+                ended,
+                call,
+            });
+        }
+        other => bail!(":f {other} is none of send, poll, commit, committed, lock, unlock"),
+    }
+    Ok(())
+}
+
+/// Queue and value of `[[:send queue value]]`.
+fn sent(value: &Edn) -> anyhow::Result<(u32, &Edn)> {
+    let op = value.list().and_then(|list| list.first()?.list());
+    let op = op.with_context(|| format!("{value} is not [[:send queue value]]"))?;
+    let queue = op.get(1).and_then(Edn::number).context("no queue")?;
+    Ok((u32::try_from(queue)?, op.get(2).context("no value")?))
+}
+
+/// The messages of a queue in `[[:poll {queue [[offset body] …]}] …]`.
+fn polled(value: &Edn, queue: u32) -> anyhow::Result<Vec<(u64, String)>> {
+    let shape = || format!("{value} is not [[:poll {{queue [[offset body]]}}]]");
+    let op = value
+        .list()
+        .and_then(|list| list.first()?.list())
+        .with_context(shape)?;
+    let Some(Edn::Map(queues)) = op.get(1) else {
+        return Ok(Vec::new());
+    };
+    let of_queue = queues.iter().filter(|(of, _)| *of == queue.into());
+    let mut messages = Vec::new();
+    for message in of_queue.flat_map(|(_, list)| list.list().unwrap_or_default()) {
+        let pair = message
+            .list()
+            .filter(|pair| pair.len() == 2)
+            .with_context(shape)?;
+        let body = pair[1]
+            .text()
+            .map_or_else(|| pair[1].to_string(), str::to_owned);
+        messages.push((pair[0].number().with_context(shape)?, body));
+    }
+    Ok(messages)
+}

@@ -1,0 +1,376 @@
+//! What strikes when: drawn from a seed before the run, and written down, so that it can be repeated.
+//! Only who leads at that moment is not known before.
+
+use anyhow::{Context, ensure};
+use clap::ValueEnum;
+use rand::rngs::StdRng;
+use rand::seq::{IndexedRandom, SliceRandom};
+use rand::{Rng, SeedableRng};
+use serde_json::{Value, json};
+
+use crate::workload::Kind as Workload;
+
+/// A family of faults, from which a schedule draws.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub enum Kind {
+    /// Nodes that do not hear each other, or one direction only.
+    Partition,
+    /// Links that are slow, narrow, or stop one after the other.
+    Slow,
+    /// Links that lose, double, damage and reorder frames.
+    Flaky,
+    /// kill -9 of one node, most, or all.
+    Kill,
+    /// SIGSTOP of one node or most.
+    Pause,
+    /// SIGTERM of one node after the other.
+    Restart,
+    /// Leadership is handed over.
+    Transfer,
+    /// Power cuts of one node, most, or all. Means SYNC_FLUSH.
+    Power,
+    /// Disks that are full.
+    Full,
+    /// A disk on which every write ends with EIO.
+    Eio,
+    /// Flipped bits and cut files on the disk of a node that is down.
+    Damage,
+    /// Processors that are busy with something else.
+    Saturate,
+}
+
+impl Kind {
+    /// Whether it needs a network of its own.
+    pub fn needs_net(self) -> bool {
+        matches!(self, Self::Partition | Self::Slow | Self::Flaky)
+    }
+
+    /// Whether it needs file systems of its own.
+    pub fn needs_disks(self) -> bool {
+        matches!(self, Self::Power | Self::Full | Self::Eio)
+    }
+
+    /// Its faults.
+    fn faults(self) -> Vec<Fault> {
+        let all = Fault::value_variants().iter().copied();
+        all.filter(|fault| fault.kind() == self).collect()
+    }
+}
+
+/// A fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Fault {
+    /// No other node hears or is heard by the leader; clients and name server do.
+    PartitionLeader,
+    /// The same of a follower.
+    PartitionFollower,
+    /// Nobody but clients hears or is heard by the leader.
+    PartitionLeaderFromAll,
+    /// The others do not hear the leader, which hears them.
+    PartitionLeaderMute,
+    /// The leader does not hear the others, which hear it.
+    PartitionLeaderDeaf,
+    /// Two nodes do not hear each other; the others hear both.
+    PartitionBridge,
+    /// No node hears another.
+    PartitionAll,
+    /// The leader is cut off and joined again, again and again.
+    PartitionFlapping,
+    /// Clients do not reach the leader, or not its answers them.
+    PartitionClients,
+    /// The name server hears no node.
+    PartitionNamesrv,
+    /// Frames between nodes take long, and very differently.
+    SlowAll,
+    /// Frames from and to the leader do.
+    SlowLeader,
+    /// The leader's frames to the others pass a narrow link.
+    SlowNarrow,
+    /// The nodes' links stop one after the other, and go on in another order.
+    SlowSwizzle,
+    /// Frames between nodes are lost, come twice, in another order, and damaged.
+    FlakyAll,
+    /// The same of those between clients and nodes.
+    FlakyClients,
+    /// kill -9 of the leader.
+    KillLeader,
+    /// kill -9 of a follower.
+    KillFollower,
+    /// kill -9 of most nodes.
+    KillMajority,
+    /// kill -9 of all nodes.
+    KillAll,
+    /// A node is killed again and again while it starts.
+    KillStorm,
+    /// SIGSTOP of the leader.
+    PauseLeader,
+    /// SIGSTOP of a follower.
+    PauseFollower,
+    /// SIGSTOP of most nodes.
+    PauseMajority,
+    /// SIGTERM of each node in turn, which is started again at once.
+    RestartRolling,
+    /// An operator's `raftTransferLeader`.
+    TransferLeader,
+    /// The power of one node is cut.
+    PowerOne,
+    /// The power of most nodes.
+    PowerMajority,
+    /// The power of all nodes.
+    PowerAll,
+    /// A node's disk is full.
+    FullOne,
+    /// Most nodes' disks.
+    FullMajority,
+    /// The leader's disk fails: it has to stop, and gets a disk with what was written so far.
+    EioLeader,
+    /// The same of a follower.
+    EioFollower,
+    /// Bits flip in an old file of a node's log, while it is down.
+    DamageLog,
+    /// Bits flip in a node's consume queues and index, while it is down.
+    DamageDerived,
+    /// A node's consume queues and index are cut short, while it is down.
+    DamageTruncated,
+    /// Two busy processes for each processor.
+    SaturateCpu,
+}
+
+impl Fault {
+    /// Of which family.
+    pub fn kind(self) -> Kind {
+        let name = self.name();
+        let family = name.split('-').next().unwrap_or_default().to_owned();
+        let kinds = Kind::value_variants().iter().copied();
+        let mut of = kinds.filter(|kind| value_name(kind) == family);
+        of.next().unwrap_or(Kind::Kill)
+    }
+
+    /// As it is written.
+    pub fn name(self) -> String {
+        value_name(&self)
+    }
+}
+
+/// How the command line calls a value.
+pub fn value_name(value: &impl ValueEnum) -> String {
+    let value = value.to_possible_value();
+    value.map(|v| v.get_name().to_owned()).unwrap_or_default()
+}
+
+/// One strike.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Window {
+    /// Milliseconds after the start of the run.
+    pub at: u64,
+    /// Milliseconds that it lasts.
+    pub lasts: u64,
+    /// What.
+    pub fault: Fault,
+    /// The seed of what else there is to draw: victims, rates, bytes.
+    pub dice: u64,
+}
+
+/// A whole run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Schedule {
+    /// What the clients do.
+    pub workload: Workload,
+    /// From which all is drawn.
+    pub seed: u64,
+    /// Seconds.
+    pub time: u64,
+    /// SYNC_FLUSH instead of ASYNC_FLUSH.
+    pub sync_flush: bool,
+    /// What it was drawn from, whether or not there was time for it.
+    pub drawn_from: Vec<Kind>,
+    /// In the order of their beginning.
+    pub windows: Vec<Window>,
+}
+
+/// No fault in the first moments, and none in the last: the clients have to be at work.
+const LEAD_IN: u64 = 2_000;
+const LEAD_OUT: u64 = 3_000;
+
+impl Schedule {
+    /// Draws faults of these kinds for `time` seconds. Each kind strikes at least once, if there is time.
+    /// `sync_flush` is drawn if it is not given.
+    pub fn draw(
+        workload: Workload,
+        kinds: &[Kind],
+        time: u64,
+        seed: u64,
+        sync_flush: Option<bool>,
+    ) -> anyhow::Result<Self> {
+        ensure!(!kinds.is_empty(), "no faults to draw from");
+        ensure!(
+            time >= 10,
+            "a run of {time} s is too short for a fault; 10 s or more"
+        );
+        let mut dice = StdRng::seed_from_u64(seed);
+        let cuts_power = kinds.contains(&Kind::Power);
+        ensure!(
+            !(cuts_power && sync_flush == Some(false)),
+            "power cuts of this kind lose nothing with SYNC_FLUSH only; use the command `power` instead"
+        );
+        let drawn = dice.random_bool(0.5);
+        let sync_flush = sync_flush.unwrap_or(cuts_power || drawn);
+        // Not all runs are alike: in some one fault follows the other, in some there are two at once.
+        let lanes = dice.random_range(1..=2u64);
+        let end = 1000 * time - LEAD_OUT;
+        let mut windows = Vec::new();
+        // The kinds in turn, in an order of their own each time round.
+        let mut turn = Vec::new();
+        let mut free = vec![LEAD_IN; usize::try_from(lanes)?];
+        loop {
+            if turn.is_empty() {
+                turn = kinds.to_vec();
+                turn.shuffle(&mut dice);
+            }
+            let kind = turn.pop().context("no kinds")?;
+            let fault = *kind
+                .faults()
+                .choose(&mut dice)
+                .context("a kind without faults")?;
+            let longest = if kinds.len() > 4 { 6_000 } else { 9_000 };
+            let lasts = dice.random_range(1_500..longest);
+            let rest = dice.random_range(500..4_000);
+            let lane = free.iter_mut().min().context("no lanes")?;
+            let at = *lane + dice.random_range(0..500);
+            if at + lasts > end {
+                break;
+            }
+            windows.push(Window {
+                at,
+                lasts,
+                fault,
+                dice: dice.random(),
+            });
+            *lane = at + lasts + rest;
+        }
+        ensure!(!windows.is_empty(), "no fault fits into {time} s");
+        windows.sort_by_key(|window| window.at);
+        Ok(Self {
+            workload,
+            seed,
+            time,
+            sync_flush,
+            drawn_from: kinds.to_vec(),
+            windows,
+        })
+    }
+
+    /// The kinds that are in it, each once.
+    pub fn kinds(&self) -> Vec<Kind> {
+        let mut kinds: Vec<Kind> = self.windows.iter().map(|w| w.fault.kind()).collect();
+        kinds.sort_unstable();
+        kinds.dedup();
+        kinds
+    }
+
+    /// For a file.
+    pub fn to_json(&self) -> String {
+        let windows = self.windows.iter().map(|w| {
+            json!({"at_ms": w.at, "lasts_ms": w.lasts, "fault": w.fault.name(), "dice": w.dice})
+        });
+        let schedule = json!({
+            "workload": value_name(&self.workload),
+            "seed": self.seed,
+            "time_s": self.time,
+            "sync_flush": self.sync_flush,
+            "drawn_from": self.drawn_from.iter().map(value_name).collect::<Vec<_>>(),
+            "windows": windows.collect::<Vec<_>>(),
+        });
+        format!("{schedule:#}\n")
+    }
+
+    /// What [`to_json`](Self::to_json) wrote.
+    ///
+    /// # Errors
+    /// With the field that is missing or wrong.
+    pub fn from_json(text: &str) -> anyhow::Result<Self> {
+        let value: Value = serde_json::from_str(text)?;
+        let number = |of: &Value, key: &str| {
+            of[key]
+                .as_u64()
+                .with_context(|| format!("{key}: {} is no whole number", of[key]))
+        };
+        let mut windows = Vec::new();
+        for window in value["windows"]
+            .as_array()
+            .context("windows: a list is due")?
+        {
+            windows.push(Window {
+                at: number(window, "at_ms")?,
+                lasts: number(window, "lasts_ms")?,
+                fault: named(&window["fault"], "fault")?,
+                dice: number(window, "dice")?,
+            });
+        }
+        windows.sort_by_key(|window| window.at);
+        let kinds = value["drawn_from"]
+            .as_array()
+            .context("drawn_from: a list is due")?;
+        Ok(Self {
+            drawn_from: kinds
+                .iter()
+                .map(|kind| named(kind, "drawn_from"))
+                .collect::<Result<_, _>>()?,
+            workload: named(&value["workload"], "workload")?,
+            seed: number(&value, "seed")?,
+            time: number(&value, "time_s")?,
+            sync_flush: value["sync_flush"]
+                .as_bool()
+                .context("sync_flush: true or false is due")?,
+            windows,
+        })
+    }
+}
+
+fn named<T: ValueEnum>(name: &Value, key: &str) -> anyhow::Result<T> {
+    let known = name.as_str().and_then(|name| T::from_str(name, false).ok());
+    known.with_context(|| format!("{key}: {name} is not known"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_fault_has_a_kind_and_every_kind_a_fault() {
+        for fault in Fault::value_variants() {
+            let kind = value_name(&fault.kind());
+            assert!(fault.name().starts_with(&format!("{kind}-")), "{fault:?}");
+        }
+        for kind in Kind::value_variants() {
+            assert!(!kind.faults().is_empty(), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn a_seed_draws_one_schedule_and_a_file_keeps_it() {
+        let all = Kind::value_variants();
+        for seed in 0..200 {
+            let draw = |seed| Schedule::draw(Workload::Queue, all, 60, seed, None).unwrap();
+            let schedule = draw(seed);
+            assert_eq!(schedule, draw(seed));
+            assert_ne!(schedule, draw(seed + 1));
+            assert_eq!(Schedule::from_json(&schedule.to_json()).unwrap(), schedule);
+            assert!(schedule.sync_flush, "power cuts");
+            let end = schedule.windows.iter().map(|w| w.at + w.lasts).max();
+            assert!(end.unwrap() <= 57_000);
+        }
+        let two = Schedule::draw(Workload::Queue, &all[..2], 60, 1, None).unwrap();
+        assert_eq!(two.kinds(), all[..2]);
+    }
+
+    #[test]
+    fn what_cannot_be_drawn_is_refused() {
+        let draw =
+            |kinds: &[Kind], time, sync| Schedule::draw(Workload::Queue, kinds, time, 1, sync);
+        assert!(draw(&[], 60, None).is_err());
+        assert!(draw(&[Kind::Kill], 5, None).is_err());
+        assert!(draw(&[Kind::Power], 60, Some(false)).is_err());
+        assert!(Schedule::from_json("{\"windows\": [{\"at_ms\": 1}]}").is_err());
+    }
+}

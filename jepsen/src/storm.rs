@@ -1,0 +1,440 @@
+//! Strikes as a schedule says, and undoes it when its time is over. Faults may overlap; a node suffers one
+//! fault of its process or disk at a time, and links as many as there are.
+
+use std::collections::BTreeMap;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::Context;
+use rand::rngs::StdRng;
+use rand::seq::{IndexedRandom, SliceRandom};
+use rand::{Rng, SeedableRng};
+use rustix::process::Signal;
+
+use crate::burn::Burn;
+use crate::cluster::Cluster;
+use crate::damage;
+use crate::links::links;
+use crate::net::Net;
+use crate::power::Disks;
+use crate::schedule::{Fault, Schedule, Window};
+use crate::switch::{Direction, Link};
+use crate::workload::Workload;
+
+/// Between two looks at what is due.
+const TICK: Duration = Duration::from_millis(10);
+/// How long a node with a dead disk may take to end.
+const DEATH: Duration = Duration::from_secs(30);
+/// A storm of kills kills so often.
+const STORM: Duration = Duration::from_millis(300);
+
+/// What is struck, and how far it has come.
+pub(crate) struct Storm<'a> {
+    cluster: &'a mut Cluster,
+    net: Option<&'a Net>,
+    disks: Option<&'a Disks>,
+    work: &'a Workload,
+    active: Vec<Active>,
+    /// The node whose disk is damaged; always the same one, for a majority has to keep each byte.
+    rotten: Option<usize>,
+    /// What was wrong on the way.
+    pub(crate) wrong: Vec<String>,
+    /// How often the power of a node was cut.
+    pub(crate) cuts: u64,
+}
+
+/// A fault that lasts.
+struct Active {
+    fault: Fault,
+    /// Milliseconds since the start.
+    until: u64,
+    /// Nanoseconds since the start, see [`Workload::note_fault`].
+    from: u64,
+    /// Nodes whose processes or disks it has.
+    nodes: Vec<usize>,
+    links: Vec<(Direction, Link)>,
+    /// Frames hit before it, or what it has hit.
+    seen: u64,
+    burn: Option<Burn>,
+    /// Of what comes again and again: milliseconds since the start.
+    next: u64,
+    dice: StdRng,
+}
+
+impl<'a> Storm<'a> {
+    pub(crate) fn new(
+        cluster: &'a mut Cluster,
+        net: Option<&'a Net>,
+        disks: Option<&'a Disks>,
+        work: &'a Workload,
+    ) -> Self {
+        Self {
+            cluster,
+            net,
+            disks,
+            work,
+            active: Vec::new(),
+            rotten: None,
+            wrong: Vec::new(),
+            cuts: 0,
+        }
+    }
+
+    /// Strikes until the schedule is over, and undoes everything.
+    pub(crate) fn run(&mut self, schedule: &Schedule) -> anyhow::Result<()> {
+        let mut due: Vec<&Window> = schedule.windows.iter().collect();
+        while self.now() < 1000 * schedule.time {
+            let now = self.now();
+            while let Some(n) = self.active.iter().position(|a| a.until <= now) {
+                let ended = self.active.remove(n);
+                self.undo(ended)?;
+            }
+            let mut later = Vec::new();
+            for window in due {
+                let now = self.now();
+                // What finds its victims taken waits for them, but not for ever.
+                let is_due = (window.at..window.at + window.lasts).contains(&now);
+                let strikes = is_due
+                    && self
+                        .strike(window)
+                        .with_context(|| format!("cannot strike: {}", window.fault.name()))?;
+                if !strikes && now < window.at + window.lasts {
+                    later.push(window);
+                }
+            }
+            due = later;
+            self.again()?;
+            self.look_for_the_dead()?;
+            thread::sleep(TICK);
+        }
+        while let Some(left) = self.active.pop() {
+            self.undo(left)?;
+        }
+        self.look_for_the_dead()
+    }
+
+    /// Milliseconds since the start.
+    fn now(&self) -> u64 {
+        self.work.now() / 1_000_000
+    }
+
+    /// Nodes that no fault has.
+    fn free(&self) -> Vec<usize> {
+        let is_free = |node: &usize| !self.active.iter().any(|a| a.nodes.contains(node));
+        self.cluster.members().into_iter().filter(is_free).collect()
+    }
+
+    /// The leader that was seen last, or some member.
+    fn leader(&self, dice: &mut StdRng) -> anyhow::Result<usize> {
+        let members = self.cluster.members();
+        let seen = self
+            .work
+            .leader()
+            .and_then(|lead| usize::try_from(lead.node).ok());
+        let seen = seen.filter(|node| members.contains(node));
+        seen.or_else(|| members.choose(dice).copied())
+            .context("no members")
+    }
+
+    /// The nodes that a fault of processes or disks is to have, if they are all free.
+    fn victims(&mut self, fault: Fault, dice: &mut StdRng) -> anyhow::Result<Option<Vec<usize>>> {
+        use Fault as F;
+        let leader = self.leader(dice)?;
+        let members = self.cluster.members();
+        let mut others: Vec<usize> = members.iter().copied().filter(|n| *n != leader).collect();
+        others.shuffle(dice);
+        let majority = members.len() / 2 + 1;
+        let some = |count: usize, dice: &mut StdRng| -> Vec<usize> {
+            members.choose_multiple(dice, count).copied().collect()
+        };
+        let victims = match fault {
+            F::KillLeader | F::PauseLeader | F::EioLeader | F::TransferLeader => vec![leader],
+            F::KillFollower | F::PauseFollower | F::EioFollower => others[..1].to_vec(),
+            F::KillStorm | F::PowerOne | F::FullOne => some(1, dice),
+            F::KillMajority | F::PauseMajority | F::PowerMajority | F::FullMajority => {
+                some(majority, dice)
+            }
+            F::KillAll | F::PowerAll => members,
+            F::RestartRolling => {
+                let mut order = members;
+                order.shuffle(dice);
+                order
+            }
+            F::DamageLog | F::DamageDerived | F::DamageTruncated => {
+                let rotten = *self.rotten.get_or_insert(others[0]);
+                vec![rotten]
+            }
+            _ => Vec::new(),
+        };
+        let free = self.free();
+        Ok(victims
+            .iter()
+            .all(|node| free.contains(node))
+            .then_some(victims))
+    }
+
+    /// Whether it struck: those that it is to have may have another fault.
+    fn strike(&mut self, window: &Window) -> anyhow::Result<bool> {
+        use Fault as F;
+        let mut dice = StdRng::seed_from_u64(window.dice);
+        let fault = window.fault;
+        let Some(nodes) = self.victims(fault, &mut dice)? else {
+            return Ok(false);
+        };
+        // Whom to is its own choice. Without a leader it fails, which is no fault then.
+        let is_transfer = fault == F::TransferLeader;
+        if is_transfer && self.cluster.admin(&["raftTransferLeader"]).is_err() {
+            return Ok(false);
+        }
+        let links = self.links(fault, &mut dice)?;
+        let from = self.work.note_fault(name(fault, &nodes, &links));
+        let mut active = Active {
+            fault,
+            until: self.now() + window.lasts,
+            from,
+            nodes,
+            links,
+            seen: 0,
+            burn: None,
+            next: 0,
+            dice,
+        };
+        let nodes = active.nodes.clone();
+        match fault {
+            F::KillLeader | F::KillFollower | F::KillMajority | F::KillAll | F::KillStorm => {
+                for node in &nodes {
+                    self.cluster.kill(*node)?;
+                    active.seen += 1;
+                }
+            }
+            F::PauseLeader | F::PauseFollower | F::PauseMajority => {
+                for node in &nodes {
+                    self.cluster.signal(*node, Signal::STOP)?;
+                    active.seen += 1;
+                }
+            }
+            F::RestartRolling => {}
+            F::TransferLeader => {
+                active.seen = 1;
+                active.until = 0;
+            }
+            F::PowerOne | F::PowerMajority | F::PowerAll => {
+                self.cut_power(&nodes)?;
+                active.seen = nodes.len() as u64;
+            }
+            F::FullOne | F::FullMajority => {
+                for node in &nodes {
+                    let leave = active.dice.random_range(0..4 << 20);
+                    self.disks()?.fill(*node, leave)?;
+                    active.seen += 1;
+                }
+            }
+            F::EioLeader | F::EioFollower => {
+                for node in &nodes {
+                    self.disks()?.fail(*node)?;
+                }
+            }
+            F::DamageLog | F::DamageDerived | F::DamageTruncated => {
+                for node in &nodes {
+                    self.cluster.kill(*node)?;
+                    let store = self.cluster.nodes()[*node].store.clone();
+                    active.seen += damage::strike(&store, fault, &mut active.dice)?;
+                }
+            }
+            F::SaturateCpu => {
+                active.burn = Some(Burn::start()?);
+                active.seen = 1;
+            }
+            _ => {
+                let net = self.net.context("it needs a network of its own")?;
+                active.seen = net.touched(active.links.iter().map(|(direction, _)| *direction));
+            }
+        }
+        self.active.push(active);
+        self.set_links();
+        Ok(true)
+    }
+
+    fn disks(&self) -> anyhow::Result<&'a Disks> {
+        self.disks.context("it needs file systems of its own")
+    }
+
+    /// Cuts the power of nodes at once and leaves them without.
+    fn cut_power(&mut self, nodes: &[usize]) -> anyhow::Result<()> {
+        for node in nodes {
+            self.cluster.signal(*node, Signal::STOP)?;
+        }
+        let pids: Vec<u32> = nodes.iter().filter_map(|n| self.cluster.pid(*n)).collect();
+        let disks = self.disks()?;
+        disks.cut(nodes, &pids, || {
+            nodes.iter().try_for_each(|node| self.cluster.kill(*node))
+        })?;
+        self.cuts += nodes.len() as u64;
+        Ok(())
+    }
+
+    /// What a fault does to links.
+    fn links(&self, fault: Fault, dice: &mut StdRng) -> anyhow::Result<Vec<(Direction, Link)>> {
+        let Some(net) = self.net else {
+            return Ok(Vec::new());
+        };
+        let leader = self.leader(dice)?;
+        let nodes = self.cluster.members();
+        Ok(links(
+            fault,
+            (net.namesrv(), net.clients()),
+            &nodes,
+            leader,
+            dice,
+        ))
+    }
+
+    fn set_links(&self) {
+        if let Some(net) = self.net {
+            let links = self.active.iter().flat_map(|active| &active.links);
+            net.set(&links.copied().collect::<Vec<_>>());
+        }
+    }
+
+    /// What happens again and again while a fault lasts.
+    fn again(&mut self) -> anyhow::Result<()> {
+        let now = self.now();
+        for n in 0..self.active.len() {
+            if self.active[n].next > now {
+                continue;
+            }
+            match self.active[n].fault {
+                Fault::KillStorm => {
+                    let node = self.active[n].nodes[0];
+                    if self.cluster.pid(node).is_some() {
+                        self.cluster.kill(node)?;
+                        self.active[n].seen += 1;
+                    }
+                    self.cluster.start_node(node)?;
+                    let pause = self.active[n].dice.random_range(Duration::ZERO..STORM);
+                    self.active[n].next = now + u64::try_from(pause.as_millis())?;
+                }
+                Fault::RestartRolling => {
+                    let seen = usize::try_from(self.active[n].seen)?;
+                    if let Some(node) = self.active[n].nodes.get(seen).copied() {
+                        if !self.cluster.stop(node)? {
+                            self.wrong
+                                .push(format!("n{node} did not end well after SIGTERM"));
+                        }
+                        self.cluster.start_node(node)?;
+                        self.active[n].seen += 1;
+                        self.active[n].next = now + 1500;
+                    }
+                }
+                Fault::PartitionFlapping | Fault::SlowSwizzle => {
+                    let active = &mut self.active[n];
+                    for (_, link) in &mut active.links {
+                        link.cut = active.dice.random_bool(0.5);
+                    }
+                    active.next = now + active.dice.random_range(100..1_200);
+                    self.set_links();
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn undo(&mut self, active: Active) -> anyhow::Result<()> {
+        use Fault as F;
+        let Active {
+            fault,
+            from,
+            nodes,
+            links,
+            mut seen,
+            burn,
+            ..
+        } = active;
+        drop(burn);
+        match fault {
+            F::PauseLeader | F::PauseFollower | F::PauseMajority => {
+                for node in &nodes {
+                    self.cluster.signal(*node, Signal::CONT)?;
+                }
+            }
+            F::FullOne | F::FullMajority => {
+                for node in &nodes {
+                    self.disks()?.free(*node)?;
+                }
+            }
+            F::EioLeader | F::EioFollower => {
+                for node in &nodes {
+                    seen += self.bury(*node)?;
+                    self.disks()?.repair(*node)?;
+                }
+            }
+            _ => {}
+        }
+        if let Some(net) = self.net
+            && !links.is_empty()
+        {
+            seen = net.touched(links.iter().map(|(direction, _)| *direction)) - seen;
+            self.set_links();
+        }
+        for node in nodes {
+            if self.cluster.pid(node).is_none() {
+                self.cluster.start_node(node)?;
+            }
+        }
+        self.work.note_end(from, seen);
+        Ok(())
+    }
+
+    /// Waits until a node with a dead disk has ended by itself, which it has to.
+    fn bury(&mut self, node: usize) -> anyhow::Result<u64> {
+        let end = std::time::Instant::now() + DEATH;
+        loop {
+            match self.cluster.ended(node)? {
+                Some(status) if status.success() => {
+                    self.wrong
+                        .push(format!("n{node}'s disk failed, and it ended with {status}"));
+                    return Ok(1);
+                }
+                Some(_) => return Ok(1),
+                None if std::time::Instant::now() > end => {
+                    self.wrong
+                        .push(format!("n{node}'s disk failed, and it goes on"));
+                    self.cluster.kill(node)?;
+                    return Ok(1);
+                }
+                None => thread::sleep(TICK),
+            }
+        }
+    }
+
+    /// No node ends without a reason.
+    fn look_for_the_dead(&mut self) -> anyhow::Result<()> {
+        for node in self.free() {
+            if let Some(status) = self.cluster.ended(node)? {
+                self.wrong
+                    .push(format!("n{node} ended by itself: {status}"));
+                self.cluster.start_node(node)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// For people and the history: what, and of whom.
+fn name(fault: Fault, nodes: &[usize], links: &[(Direction, Link)]) -> String {
+    let mut name = fault.name();
+    let struck: Vec<String> = nodes.iter().map(|n| format!("n{n}")).collect();
+    if !struck.is_empty() {
+        name += &format!(" {}", struck.join(","));
+    }
+    let mut directions: BTreeMap<String, usize> = BTreeMap::new();
+    for ((from, to), _) in links {
+        directions.insert(format!("{from}>{to}"), 1);
+    }
+    if !directions.is_empty() && directions.len() <= 6 {
+        let all: Vec<String> = directions.into_keys().collect();
+        name += &format!(" {}", all.join(","));
+    }
+    name
+}

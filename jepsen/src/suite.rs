@@ -1,0 +1,395 @@
+//! Runs by schedules, one or many, and what they came to.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use clap::ValueEnum;
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+use rand::{Rng, SeedableRng};
+use rustix::process::{Pid, test_kill_process};
+use serde_json::json;
+
+use crate::attack::{self, Bed};
+use crate::doctor;
+use crate::page::{self, About, PAGE};
+use crate::schedule::{Kind, Schedule, value_name};
+use crate::workload::Kind as Workload;
+
+/// In the directory of a run that has not ended: the process that runs it.
+const RUNNING: &str = "running";
+/// What the directories of runs begin with.
+const PREFIX: &str = "jepsen-";
+/// So often a shorter schedule may pass before it counts as one that passes.
+const TRIES: u32 = 3;
+/// Clients that send in a run of a schedule.
+const PRODUCERS: u32 = 8;
+
+/// What a run came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Nothing is wrong.
+    Passed,
+    /// Something is.
+    Failed,
+    /// It proves nothing.
+    Void,
+}
+
+/// Takes lines for people.
+pub type Say<'a> = &'a dyn Fn(&str);
+
+/// What this machine has for runs, and in `say` what it has not.
+pub fn bed(say: Say<'_>) -> Bed {
+    let dir = directory("doctor");
+    let works = |what: &str, tried: anyhow::Result<()>| {
+        if let Err(e) = &tried {
+            say(&format!("skipped: {what}: {e:#}"));
+        }
+        tried.is_ok()
+    };
+    Bed {
+        net: works(
+            "a network for each run, so partition, slow and flaky",
+            doctor::try_net(),
+        ),
+        disks: works(
+            "disks for each run, so power, full and eio",
+            doctor::try_disks(&dir),
+        ),
+        producers: PRODUCERS,
+        mutant: None,
+    }
+}
+
+/// The kinds among these that have what they need.
+pub fn possible(kinds: &[Kind], bed: Bed) -> Vec<Kind> {
+    let kinds = kinds.iter().copied();
+    kinds
+        .filter(|kind| (bed.net || !kind.needs_net()) && (bed.disks || !kind.needs_disks()))
+        .collect()
+}
+
+/// A directory for a run, which no other run of this process has.
+pub fn directory(name: &str) -> PathBuf {
+    std::env::temp_dir().join(format!("{PREFIX}{}-{name}", std::process::id()))
+}
+
+/// Removes the files of runs whose process was killed. All else of them is gone with it: processes end
+/// with the one that started them, and namespaces and mounts with the last one in them.
+pub fn sweep() -> anyhow::Result<()> {
+    for entry in fs::read_dir(std::env::temp_dir())? {
+        let path = entry?.path();
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        let Ok(pid) = fs::read_to_string(path.join(RUNNING)) else {
+            continue;
+        };
+        let pid = pid.trim().parse().ok().and_then(Pid::from_raw);
+        let is_over = pid.is_some_and(|pid| test_kill_process(pid).is_err());
+        if name.starts_with(PREFIX) && is_over {
+            fs::remove_dir_all(&path).with_context(|| path.display().to_string())?;
+        }
+    }
+    Ok(())
+}
+
+/// The command that runs a schedule again.
+pub fn command(schedule: &Schedule) -> String {
+    let kinds: Vec<String> = schedule.drawn_from.iter().map(value_name).collect();
+    format!(
+        "cargo run --release -p jepsen -- test --workload {} --nemesis {} --time {} --seed {} {}",
+        value_name(&schedule.workload),
+        kinds.join(","),
+        schedule.time,
+        schedule.seed,
+        if schedule.sync_flush {
+            "--sync-flush"
+        } else {
+            "--async-flush"
+        },
+    )
+}
+
+/// Runs a schedule under `dir`, and leaves there its history, its page and, if it did not pass, everything
+/// else.
+///
+/// # Errors
+/// If it did not come to its end.
+pub fn one(
+    rmq: &Path,
+    dir: &Path,
+    schedule: &Schedule,
+    bed: Bed,
+    say: Say<'_>,
+) -> anyhow::Result<(Verdict, attack::Outcome)> {
+    say(&format!("run: {}", command(schedule)));
+    fs::create_dir_all(dir)?;
+    let running = dir.join(RUNNING);
+    fs::write(&running, std::process::id().to_string())?;
+    let ran = attack::run(rmq, dir, schedule, bed);
+    fs::remove_file(&running)?;
+    let outcome =
+        ran.with_context(|| format!("the run did not finish; its files are in {}", dir.display()))?;
+    let summary = attack::summary(&outcome);
+    say(&format!("  {summary}"));
+    let title = format!("{}, seed {}", value_name(&schedule.workload), schedule.seed);
+    let page = page::render(
+        &outcome.history,
+        &About {
+            title: &title,
+            command: &command(schedule),
+            summary: &summary,
+            wrong: &outcome.wrong,
+            void: &outcome.void,
+        },
+    );
+    fs::write(dir.join(PAGE), page)?;
+    let verdict = match (outcome.wrong.is_empty(), outcome.void.is_empty()) {
+        (false, _) => Verdict::Failed,
+        (true, false) => Verdict::Void,
+        (true, true) => Verdict::Passed,
+    };
+    for line in &outcome.wrong {
+        say(&format!("  FAILED {line}"));
+    }
+    for line in &outcome.void {
+        say(&format!("  VOID {line}"));
+    }
+    if verdict == Verdict::Passed {
+        say("  passed");
+        remove_stores(dir)?;
+    } else {
+        say(&format!("  files are kept in {}", dir.display()));
+    }
+    Ok((verdict, outcome))
+}
+
+/// Leaves of a run's files what tells of it.
+fn remove_stores(dir: &Path) -> anyhow::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        let keep = [attack::HISTORY, attack::SCHEDULE, PAGE];
+        if path.is_dir() {
+            fs::remove_dir_all(&path)?;
+        } else if !keep.iter().any(|name| path.ends_with(name)) {
+            fs::remove_file(&path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Leaves out of a schedule that fails what is not needed to fail. Each try is a run, and because runs differ,
+/// what is left out is only what was not missed in one of [`TRIES`].
+pub fn shrink(
+    rmq: &Path,
+    dir: &Path,
+    mut schedule: Schedule,
+    bed: Bed,
+    say: Say<'_>,
+) -> anyhow::Result<()> {
+    let mut at = schedule.windows.len();
+    while at > 0 {
+        at -= 1;
+        let mut less = schedule.clone();
+        less.windows.remove(at);
+        for _ in 0..TRIES {
+            let own = dir.join("try");
+            if own.try_exists()? {
+                fs::remove_dir_all(&own)?;
+            }
+            let fails = !matches!(one(rmq, &own, &less, bed, say), Ok((Verdict::Passed, _)));
+            if fails {
+                schedule = less;
+                fs::write(dir.join("shrunk.json"), schedule.to_json())?;
+                break;
+            }
+        }
+    }
+    let left = schedule.windows.len();
+    let path = dir.join("shrunk.json");
+    fs::write(&path, schedule.to_json())?;
+    say(&format!("{left} faults are left, in {}", path.display()));
+    Ok(())
+}
+
+/// The schedule of one of many runs: workload, kinds, length and flush are all drawn.
+pub fn draw(seed: u64, bed: Bed) -> anyhow::Result<Schedule> {
+    let mut dice = StdRng::seed_from_u64(seed ^ 0x5bd1_e995);
+    let workload = Workload::value_variants().choose(&mut dice);
+    let workload = *workload.context("no workloads")?;
+    let all = possible(Kind::value_variants(), bed);
+    // From one kind alone to many at once.
+    let share = dice.random_range(0.15..0.8);
+    let mut kinds: Vec<Kind> = all
+        .iter()
+        .copied()
+        .filter(|_| dice.random_bool(share))
+        .collect();
+    if kinds.is_empty() {
+        kinds.extend(all.choose(&mut dice));
+    }
+    let time = *[25, 30, 45].choose(&mut dice).context("no lengths")?;
+    Schedule::draw(workload, &kinds, time, seed, None)
+}
+
+/// Many runs, with the results of all of them.
+#[derive(Debug, Default)]
+pub struct Tally {
+    runs: u64,
+    passed: u64,
+    void: Vec<String>,
+    anomalies: Vec<String>,
+    acknowledged: u64,
+    delivered: u64,
+    cuts: u64,
+    faults: BTreeMap<String, u64>,
+    recoveries: Vec<u64>,
+    seconds: u64,
+}
+
+impl Tally {
+    fn add(&mut self, schedule: &Schedule, ended: &anyhow::Result<(Verdict, attack::Outcome)>) {
+        self.runs += 1;
+        let seed = schedule.seed;
+        let (verdict, outcome) = match ended {
+            Ok(ended) => ended,
+            Err(e) => {
+                self.anomalies.push(format!("seed {seed}: {e:#}"));
+                return;
+            }
+        };
+        let first = |lines: &[String]| lines.first().cloned().unwrap_or_default();
+        match verdict {
+            Verdict::Passed => self.passed += 1,
+            Verdict::Void => self
+                .void
+                .push(format!("seed {seed}: {}", first(&outcome.void))),
+            Verdict::Failed => {
+                self.anomalies
+                    .push(format!("seed {seed}: {}", first(&outcome.wrong)));
+            }
+        }
+        let history = &outcome.history;
+        self.acknowledged += history.counts().0 as u64;
+        let polls = history.polls.iter();
+        self.delivered += polls
+            .map(|poll| match &poll.outcome {
+                crate::client::Outcome::Ok(got) => got.len() as u64,
+                _ => 0,
+            })
+            .sum::<u64>();
+        self.cuts += outcome.cuts;
+        self.recoveries.push(outcome.recovery);
+        for fault in history.faults.iter().filter(|fault| fault.seen != Some(0)) {
+            let name = fault.what.split(' ').next().unwrap_or_default();
+            *self.faults.entry(name.to_owned()).or_default() += 1;
+        }
+    }
+
+    /// For a file that people read.
+    pub fn to_markdown(&self) -> String {
+        let mut text = format!(
+            "| runs | passed | void | anomalies | acknowledged, all checked | read by consumers | power \
+             cuts | minutes |\n|---|---|---|---|---|---|---|---|\n| {} | {} | {} | {} | {} | {} | {} | {} |\n\n",
+            self.runs,
+            self.passed,
+            self.void.len(),
+            self.anomalies.len(),
+            self.acknowledged,
+            self.delivered,
+            self.cuts,
+            self.seconds / 60,
+        );
+        text += &format!(
+            "Code of commit {}.\n\n| fault | times felt |\n|---|---|\n",
+            commit()
+        );
+        for (fault, times) in &self.faults {
+            text.push_str(&format!("| `{fault}` | {times} |\n"));
+        }
+        for (name, lines) in [("Anomalies", &self.anomalies), ("Void", &self.void)] {
+            if !lines.is_empty() {
+                text.push_str(&format!("\n{name}:\n\n"));
+                for line in lines {
+                    text.push_str(&format!("* {line}\n"));
+                }
+            }
+        }
+        text
+    }
+
+    /// For a file that programs read.
+    pub fn to_json(&self) -> String {
+        let tally = json!({
+            "commit": commit(),
+            "runs": self.runs,
+            "passed": self.passed,
+            "void": self.void,
+            "anomalies": self.anomalies,
+            "acknowledged": self.acknowledged,
+            "read_by_consumers": self.delivered,
+            "power_cuts": self.cuts,
+            "seconds": self.seconds,
+            "faults": self.faults,
+            "recoveries_ms": self.recoveries,
+        });
+        format!("{tally:#}\n")
+    }
+
+    /// Whether nothing was found wrong.
+    pub fn is_clean(&self) -> bool {
+        self.anomalies.is_empty()
+    }
+}
+
+fn commit() -> String {
+    let output = Command::new("git")
+        .args(["rev-parse", "--short", "HEAD"])
+        .output();
+    let output = output.ok().filter(|output| output.status.success());
+    output.map_or_else(
+        || "unknown".into(),
+        |output| String::from_utf8_lossy(&output.stdout).trim().to_owned(),
+    )
+}
+
+/// Runs from this seed on until the time is over; a run that has begun comes to its end. Under `dir`, after
+/// each run: `summary.md`, `summary.json`, and the files of the runs that did not pass.
+pub fn nightly(
+    rmq: &Path,
+    dir: &Path,
+    first: u64,
+    time: Duration,
+    bed: Bed,
+    say: Say<'_>,
+) -> anyhow::Result<Tally> {
+    let start = Instant::now();
+    let mut tally = Tally::default();
+    for seed in first.. {
+        if start.elapsed() >= time {
+            break;
+        }
+        let schedule = draw(seed, bed)?;
+        let own = dir.join(seed.to_string());
+        let ended = one(rmq, &own, &schedule, bed, say);
+        if let Err(e) = &ended {
+            say(&format!("  FAILED {e:#}"));
+        }
+        tally.add(&schedule, &ended);
+        tally.seconds = start.elapsed().as_secs();
+        if matches!(ended, Ok((Verdict::Passed, _))) {
+            fs::remove_dir_all(&own)?;
+        }
+        fs::write(dir.join("summary.md"), tally.to_markdown())?;
+        fs::write(dir.join("summary.json"), tally.to_json())?;
+    }
+    Ok(tally)
+}
