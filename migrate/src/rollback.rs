@@ -12,7 +12,7 @@ use crate::sizes::config_for;
 use crate::source::{exists, list};
 
 /// Everything that a run or a broker puts into a store's root.
-const OWN: [&str; 17] = [
+const OWN: [&str; 18] = [
     "commitlog",
     "consumequeue",
     "index",
@@ -22,6 +22,7 @@ const OWN: [&str; 17] = [
     "config",
     "genesis",
     "dispatched",
+    "dispatched.queues",
     "raft.vote",
     "raft.checkpoint",
     "raft.applied",

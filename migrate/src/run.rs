@@ -253,6 +253,7 @@ fn derive(
 ) -> Result<(Option<verify::Verified>, Maxima), Problem> {
     for name in [
         "dispatched",
+        "dispatched.queues",
         "raft.vote",
         "raft.checkpoint",
         "abort",

@@ -38,7 +38,13 @@ const REPORT_FILE: &str = "reverse.json";
 /// In an unfinished target: that this program may remove it.
 const MARK_FILE: &str = "reverse.unfinished";
 /// What rmq notes of its log, and a Java broker has no use for.
-const NOTES: [&str; 4] = ["raft.vote", "raft.checkpoint", "dispatched", "genesis"];
+const NOTES: [&str; 5] = [
+    "raft.vote",
+    "raft.checkpoint",
+    "dispatched",
+    "dispatched.queues",
+    "genesis",
+];
 
 /// What was made of which store.
 #[derive(Clone, Debug, Default, Serialize)]

@@ -224,6 +224,7 @@ fn messages_of_the_group_are_in_the_queues_and_its_headers_in_none() {
         "raftindex",
         "genesis",
         "dispatched",
+        "dispatched.queues",
         "abort",
     ] {
         assert!(!to.join(name).try_exists().unwrap(), "{name}");

@@ -59,6 +59,8 @@ struct Descriptor {
 struct Unsynced {
     files: HashSet<FileKey>,
     dirs: BTreeSet<PathBuf>,
+    /// There may be more than these.
+    others: bool,
 }
 
 impl QueueFiles {
@@ -75,6 +77,11 @@ impl QueueFiles {
             open: Mutex::default(),
             unsynced: Mutex::default(),
         }
+    }
+
+    /// Bytes of a file.
+    pub(crate) fn file_bytes(&self) -> u64 {
+        self.file_bytes
     }
 
     /// Units in a file.
@@ -104,15 +111,13 @@ impl QueueFiles {
         Ok(names.iter().filter_map(id).collect())
     }
 
-    /// First units of a queue's files, in order. Removes a last file without bytes and fills up a
-    /// last file that is too short: a crash between two steps of making or cutting a file leaves
-    /// such.
+    /// First units of a queue's files, in order. A last file that is too short is filled up.
     ///
     /// # Errors
     /// `InvalidData`, with the file's path, if files of another length are there.
     pub(crate) fn starts(&self, topic: &Arc<str>, queue_id: i32) -> io::Result<Vec<QueueOffset>> {
         let dir = self.dir(topic, queue_id);
-        let mut starts: Vec<u64> = self
+        let starts: Vec<u64> = self
             .disk
             .list(&dir)?
             .iter()
@@ -126,12 +131,7 @@ impl QueueFiles {
             };
             let file = self.descriptor(key)?;
             let bytes = file.size()?;
-            if bytes == 0 {
-                self.remove(topic, queue_id, last)?;
-                starts.pop();
-            } else if bytes < self.file_bytes {
-                file.set_len(self.file_bytes)?;
-            } else if bytes > self.file_bytes {
+            if bytes > self.file_bytes {
                 return Err(self.other_length(&dir.join(name_of(last)), bytes));
             }
         }
@@ -327,26 +327,20 @@ impl QueueFiles {
         Ok(())
     }
 
-    /// Makes the next sync cover the end of a queue, whoever wrote it.
-    pub(crate) fn sync_later(&self, topic: &Arc<str>, queue_id: i32, end: QueueOffset) {
-        let mut unsynced = self.unsynced();
-        for at in [end.0.saturating_sub(1), end.0] {
-            let at = at * UNIT;
-            let start = at - at % self.file_bytes;
-            unsynced.files.insert(FileKey {
-                topic: Arc::clone(topic),
-                queue_id,
-                start,
-            });
-        }
-        unsynced.dirs.extend(self.dirs(topic, queue_id));
+    /// Makes the next sync cover all queues, whoever wrote to them.
+    pub(crate) fn sync_all_later(&self) {
+        self.unsynced().others = true;
     }
 
     /// Makes all that was written before the call durable. After an error nothing is known of it, nor
     /// does another call tell: a system may report a failed write once and forget it.
     pub(crate) fn sync(&self) -> io::Result<()> {
-        let Unsynced { files, dirs } = std::mem::take(&mut *self.unsynced());
-        if files.len() + dirs.len() > SYNCS {
+        let Unsynced {
+            files,
+            dirs,
+            others,
+        } = std::mem::take(&mut *self.unsynced());
+        if others || files.len() + dirs.len() > SYNCS {
             return self.disk.sync_all(&self.root);
         }
         // What is not there was cut meanwhile, or removed by somebody else.
@@ -413,6 +407,10 @@ impl QueueFiles {
         }
         let path = self.dir(&key.topic, key.queue_id).join(name_of(key.start));
         let file = self.disk.open(&path, OpenMode::Write)?;
+        // A crash between two steps of making or cutting a file leaves such.
+        if file.size()? < self.file_bytes {
+            file.set_len(self.file_bytes)?;
+        }
         open.put(key, &file, false);
         Ok(file)
     }

@@ -48,10 +48,7 @@ impl Table {
         if let Some((topic, state)) = self.get(topic, queue_id) {
             return (Arc::clone(topic), state);
         }
-        let topic = match self.topics.get_key_value(topic) {
-            Some((topic, _)) => Arc::clone(topic),
-            None => Arc::from(topic),
-        };
+        let topic = self.name_of(topic);
         let state = QueueState {
             queue_id,
             min: QueueOffset(0),
@@ -61,6 +58,14 @@ impl Table {
         };
         self.put(&topic, state);
         (topic, state)
+    }
+
+    /// A topic's name, shared with its queues if it has some.
+    pub(crate) fn name_of(&self, topic: &str) -> Arc<str> {
+        match self.topics.get_key_value(topic) {
+            Some((topic, _)) => Arc::clone(topic),
+            None => Arc::from(topic),
+        }
     }
 
     /// Replaces the state of a queue.

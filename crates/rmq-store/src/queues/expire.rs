@@ -29,6 +29,7 @@ impl Queues {
         for (topic, queue_id) in queues {
             expired.consume_queue_files += self.expire_queue(&topic, queue_id, min)?;
         }
+        self.shared().expired_to = min;
         expired.index_files = self.index().expire(min)?;
         Ok(expired)
     }

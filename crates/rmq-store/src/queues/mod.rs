@@ -2,7 +2,7 @@
 //!
 //! [`Queues`] owns the derived files. `open` brings them to a known state and up to the confirm
 //! offset, `run` has the two workers that keep them there (dispatch; sync and `repair`), `read` has all
-//! the questions. Their formats are in [`crate::consume_queue`] and [`crate::index_file`], what goes
+//! the questions; `saved` is a table that makes the opening quick. Their formats are in [`crate::consume_queue`] and [`crate::index_file`], what goes
 //! into them is decided in [`crate::dispatch`]; `expire` removes what points to nothing any more;
 //! `building` is for a log that came from another node.
 //!
@@ -16,16 +16,19 @@ mod open;
 mod read;
 mod repair;
 mod run;
+mod saved;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use repair::Hole;
+use saved::SavedAt;
 
 pub use open::OpenQueuesError;
 pub(crate) use read::store_time;
 pub use read::{Boundary, GetResult, GetStatus, bring_in};
+pub(crate) use saved::TABLE_FILE;
 
 use crate::consume_queue::{QueueFiles, Table};
 use crate::delay::DelayLevels;
@@ -79,6 +82,8 @@ struct Shared {
     dispatched: PhyOffset,
     /// See the checkpoint's.
     last_anew: PhyOffset,
+    /// The minimum of each queue is right for a log that begins here.
+    expired_to: PhyOffset,
     /// While the queues are being built: where in the log that ends.
     built_at: Option<PhyOffset>,
     holes: Vec<Hole>,
@@ -89,6 +94,8 @@ struct Shared {
 
 struct Checkpoints {
     file: CheckpointFile,
+    /// What the saved table is of, if there is one.
+    table: Option<SavedAt>,
     /// A sync failed. What it covered may be lost although later syncs succeed, so this process
     /// never writes a checkpoint again; the next start dispatches from the last good one.
     failed: bool,

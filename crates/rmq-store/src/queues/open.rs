@@ -3,6 +3,9 @@
 //! The dispatch checkpoint names a position and the ends that all queues had there, as one digest. If
 //! the queues still show these ends, everything below the position is there, and dispatch goes on from
 //! it; whatever an earlier run wrote beyond is cut off first, for after a power cut it may have holes.
+//! With very many queues the ends are looked up in a table that was saved at some position (`saved`),
+//! and only the last unit of each queue is looked at; dispatch then goes on from there.
+//!
 //! If they do not, something was lost that the files cannot tell, and all of them are built anew from
 //! the log. Only a queue whose messages have all left the log is kept as it is, since nothing else
 //! remembers its end.
@@ -16,10 +19,11 @@ use thiserror::Error;
 use tracing::{info, warn};
 
 use super::read::store_time;
+use super::saved::{self, SavedAt};
 use super::{Checkpoints, Queues, Shared, building};
 use crate::config::StoreConfig;
 use crate::consume_queue::{
-    QueueFiles, QueueState, Table, first_unit_from, fnv_1a, last_unit_below,
+    QueueFiles, QueueState, Slot, Table, UNIT_BYTES, first_unit_from, fnv_1a, last_unit_below,
 };
 use crate::disk::Disk;
 use crate::dispatch::{Checkpoint, CheckpointFile, CommittedLog, DispatchError};
@@ -120,11 +124,15 @@ impl Queues {
 
         let boot = fnv_1a(disk.boot_id()?.into_bytes());
         let saved = checkpoints.last();
-        let start = Start::find(&files, saved, &*log)?;
+        let has_holes = saved.is_none_or(|saved| saved.boot != boot);
+        let table = saved::read(config, &**disk)?;
+        let start = Start::find(&files, saved, table, has_holes, &*log)?;
+        if start.saved_at.is_none() {
+            saved::remove(config, &**disk)?;
+        }
         // What is about to be changed must not be taken for what it was, should this be interrupted.
         let opening = start.checkpoint();
         checkpoints.write(opening)?;
-        let has_holes = saved.is_none_or(|saved| saved.boot != boot);
         start.cut(&files, has_holes)?;
         let layout = Layout {
             slots: config.index_slots,
@@ -166,12 +174,14 @@ impl Queues {
                 table,
                 dispatched: from,
                 last_anew: start.last_anew,
+                expired_to: min,
                 built_at: seeds.is_some().then_some(confirm),
                 ..Shared::default()
             }),
             progress: Condvar::new(),
             checkpoint: Mutex::new(Checkpoints {
                 file: checkpoints,
+                table: start.saved_at,
                 failed: false,
             }),
             seeds,
@@ -226,6 +236,10 @@ struct Start {
     index: Option<Saved>,
     /// Nothing was written beyond.
     clean: bool,
+    /// The table that it goes on from, if that was saved.
+    saved_at: Option<SavedAt>,
+    /// The queues that hold more than the table says; `None` if any may.
+    longer: Option<Vec<(Arc<str>, i32)>>,
 }
 
 impl Start {
@@ -233,9 +247,21 @@ impl Start {
     fn find(
         files: &QueueFiles,
         saved: Option<Checkpoint>,
+        table: Option<(SavedAt, Table)>,
+        has_holes: bool,
         log: &dyn CommittedLog,
     ) -> io::Result<Start> {
         let (min, confirm) = (log.min_offset(), log.confirm_offset());
+        if let (Some(saved), Some((at, table))) = (saved, table)
+            && (saved.clean || !has_holes)
+            && at.min == min
+            && at.last_anew == saved.last_anew
+            && at.file_bytes == files.file_bytes()
+            && at.dispatched <= saved.dispatched.min(confirm)
+            && let Some(start) = Start::from_table(files, saved, at, table)?
+        {
+            return Ok(start);
+        }
         if let Some(saved) = saved {
             if let Some(start) = Start::trusted(files, saved, min, confirm)? {
                 return Ok(start);
@@ -248,7 +274,42 @@ impl Start {
             last_anew: PhyOffset(0),
             index: None,
             clean: false,
+            saved_at: None,
+            longer: None,
         })
+    }
+
+    /// What a saved table says. `None` if a queue has not what it says.
+    fn from_table(
+        files: &QueueFiles,
+        saved: Checkpoint,
+        at: SavedAt,
+        table: Table,
+    ) -> io::Result<Option<Start>> {
+        let clean = saved.clean && at.dispatched == saved.dispatched;
+        let mut longer = Vec::new();
+        for (topic, state) in table.iter() {
+            let mut units = [0; 2 * UNIT_BYTES];
+            let last = QueueOffset(state.next.0 - 1);
+            files.read(topic, state.queue_id, last, &mut units)?;
+            let (unit, behind) = units.split_first_chunk().expect("the first of two units");
+            match Slot::decode(unit) {
+                Slot::Message(unit) if unit.end() == state.end_phy => {}
+                _ => return Ok(None),
+            }
+            if behind != [0; UNIT_BYTES] {
+                longer.push((Arc::clone(topic), state.queue_id));
+            }
+        }
+        Ok(Some(Start {
+            table,
+            from: at.dispatched,
+            last_anew: saved.last_anew,
+            index: saved.index,
+            clean,
+            saved_at: Some(at),
+            longer: Some(longer),
+        }))
     }
 
     /// What a checkpoint says, down to the confirm offset if that lies below. `None` if the queues
@@ -274,6 +335,8 @@ impl Start {
             last_anew: saved.last_anew,
             index: saved.index,
             clean: saved.clean && !shorter,
+            saved_at: None,
+            longer: None,
         }))
     }
 
@@ -295,15 +358,19 @@ impl Start {
         if self.clean {
             return Ok(());
         }
-        for (topic, queue_id) in all_queues(files)? {
+        let (queues, longer) = match &self.longer {
+            Some(longer) => (longer.clone(), true),
+            None => (all_queues(files)?, has_holes),
+        };
+        for (topic, queue_id) in queues {
             let state = self.table.get(&topic, queue_id);
             let next = state.map_or(QueueOffset(0), |(_, state)| state.next);
-            if has_holes || !files.ends_at(&topic, queue_id, next)? {
+            if longer || !files.ends_at(&topic, queue_id, next)? {
                 files.cut(&topic, queue_id, next)?;
             }
-            // A process that was killed may have cut it before, and that is not durable yet.
-            files.sync_later(&topic, queue_id, next);
         }
+        // A process that was killed may have changed others, and that is not durable yet.
+        files.sync_all_later();
         Ok(())
     }
 

@@ -7,7 +7,8 @@ use std::time::Duration;
 use rmq_wire::record::{Peek, peek};
 use tracing::{error, info, warn};
 
-use super::{ArrivalListener, Queues, Workers};
+use super::saved::{self, SavedAt, TABLE_BYTES};
+use super::{ArrivalListener, Queues, Shared, Workers};
 use crate::dispatch::{Arrival, Batch, Checkpoint, DispatchError, Message, QueueRun};
 use crate::types::PhyOffset;
 use crate::worker::{Turn, Worker};
@@ -185,9 +186,11 @@ impl Queues {
                 "an earlier sync of the consume queues or the index failed",
             ));
         }
-        let (dispatched, digest, last_anew) = {
+        let (dispatched, digest, last_anew, table) = {
             let shared = self.shared();
-            (shared.dispatched, shared.table.digest(), shared.last_anew)
+            let table = self.table_to_save(&shared, checkpoint.table, clean);
+            let digest = shared.table.digest();
+            (shared.dispatched, digest, shared.last_anew, table)
         };
         // The index may be ahead of the position by now; its surplus is cut when it is opened.
         let (index, unsynced) = self.index().flush()?;
@@ -201,6 +204,13 @@ impl Queues {
             }
             return Err(e);
         }
+        if let Some((at, content)) = table {
+            match saved::write(&self.root, &*self.disk, &content) {
+                Ok(()) => checkpoint.table = Some(at),
+                // The one before is as good, but for the time that the next start takes.
+                Err(error) => warn!(%error, "the table of the queues could not be saved"),
+            }
+        }
         let clean = clean && dispatched == self.log.confirm_offset();
         checkpoint.file.write(Checkpoint {
             dispatched,
@@ -210,6 +220,31 @@ impl Queues {
             clean,
             boot: self.boot,
         })
+    }
+
+    /// The table of the queues, if it is time to save it again.
+    fn table_to_save(
+        &self,
+        shared: &Shared,
+        saved: Option<SavedAt>,
+        clean: bool,
+    ) -> Option<(SavedAt, Vec<u8>)> {
+        let now = SavedAt {
+            dispatched: shared.dispatched,
+            min: shared.expired_to,
+            last_anew: shared.last_anew,
+            file_bytes: self.files.file_bytes(),
+        };
+        let pause = if clean { 0 } else { TABLE_BYTES };
+        let due = saved.is_none_or(|saved| {
+            let moved = now.dispatched.0.saturating_sub(saved.dispatched.0);
+            let alike = SavedAt {
+                dispatched: now.dispatched,
+                ..saved
+            };
+            moved > pause || alike != now
+        });
+        (due && shared.built_at.is_none()).then(|| (now, now.encode(&shared.table)))
     }
 
     /// Logs from time to time how far the building is.

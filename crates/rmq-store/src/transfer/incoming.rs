@@ -383,7 +383,7 @@ impl Stretch {
 }
 
 /// Makes a file with this content. It appears under its name whole and durable, or not at all.
-pub(super) fn write_whole(disk: &dyn Disk, path: &Path, content: &[u8]) -> io::Result<()> {
+pub(crate) fn write_whole(disk: &dyn Disk, path: &Path, content: &[u8]) -> io::Result<()> {
     let mut name = path.as_os_str().to_owned();
     name.push(".new");
     let new = PathBuf::from(name);
@@ -396,7 +396,7 @@ pub(super) fn write_whole(disk: &dyn Disk, path: &Path, content: &[u8]) -> io::R
 }
 
 /// The content of a file; `None` if there is none.
-pub(super) fn read_whole(disk: &dyn Disk, path: &Path) -> io::Result<Option<Bytes>> {
+pub(crate) fn read_whole(disk: &dyn Disk, path: &Path) -> io::Result<Option<Bytes>> {
     let file = match disk.open(path, OpenMode::Read) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         other => other?,
@@ -407,7 +407,7 @@ pub(super) fn read_whole(disk: &dyn Disk, path: &Path) -> io::Result<Option<Byte
     Ok(Some(bytes.into()))
 }
 
-pub(super) fn unlink_if_there(disk: &dyn Disk, path: &Path) -> io::Result<bool> {
+pub(crate) fn unlink_if_there(disk: &dyn Disk, path: &Path) -> io::Result<bool> {
     match disk.unlink(path) {
         Ok(()) => {
             disk.sync_dir(path.parent().unwrap_or_else(|| Path::new(".")))?;

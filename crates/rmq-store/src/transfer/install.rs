@@ -17,6 +17,7 @@ use crate::config::{FlushMode, StoreConfig};
 use crate::consume_queue::QueueFiles;
 use crate::disk::Disk;
 use crate::genesis::GENESIS_FILE;
+use crate::queues::TABLE_FILE;
 use crate::raft_index::FILE_LEN;
 use crate::reader::LogReader;
 use crate::recovery::OpenError;
@@ -144,6 +145,7 @@ impl Install<'_> {
     fn clear_derived(&self) -> io::Result<()> {
         let disk = &**self.disk;
         unlink_if_there(disk, &self.config.path("dispatched"))?;
+        unlink_if_there(disk, &self.config.path(TABLE_FILE))?;
         let queues = self.config.consume_queue_dir();
         for topic in disk.list(&queues)? {
             let topic = queues.join(topic);

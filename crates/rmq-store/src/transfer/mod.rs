@@ -18,6 +18,7 @@ mod outgoing;
 mod outline;
 
 pub use incoming::{Incoming, IncomingError};
+pub(crate) use incoming::{read_whole, unlink_if_there, write_whole};
 pub use install::{APPLIED_FILE, begin_install};
 pub(crate) use install::{InstalledEnds, finish_install, forget_installed, installed_ends};
 pub use outgoing::Outgoing;

@@ -106,6 +106,7 @@ proptest! {
         let (log, disk, positions) = store();
         let paths = [
             "dispatched",
+            "dispatched.queues",
             "consumequeue/a/0/00000000000000000000",
             "consumequeue/a/1/00000000000000000560",
             "index/20231114221320000",

@@ -119,6 +119,7 @@ fn a_queue_that_vanished_is_built_again() {
         "consumequeue",
         "index",
         "dispatched",
+        "dispatched.queues",
     ] {
         let dir = tempfile::tempdir().unwrap();
         log.open(dir.path()).stop().unwrap();
@@ -153,6 +154,62 @@ fn a_queue_that_lost_its_last_units_is_built_again() {
     bytes[40..60].fill(0);
     fs::write(&path, bytes).unwrap();
     assert_eq!(end(&log.open(dir.path()), "a"), 10);
+}
+
+/// A unit in the middle is where a search for the end would have looked.
+#[test]
+fn the_table_of_the_queues_spares_a_start_the_search_for_their_ends() {
+    for (clean, with_table) in [(true, true), (false, true), (true, false), (false, false)] {
+        let dir = tempfile::tempdir().unwrap();
+        let log = FakeLog::default();
+        fill(&log, "a", 0..20);
+        fill(&log, "b", 0..7);
+        let queues = log.open(dir.path());
+        if clean {
+            queues.stop().unwrap();
+        } else {
+            // Killed, after it has written more than the table has, the beginning of a file included.
+            append(&log, &queues, "b", 7..9);
+        }
+        drop(queues);
+        let path = unit_file(dir.path(), "a", 280);
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[80..100].fill(0);
+        fs::write(&path, &bytes).unwrap();
+        if !with_table {
+            fs::remove_file(dir.path().join("dispatched.queues")).unwrap();
+        }
+        let queues = log.open(dir.path());
+        assert_eq!(
+            fs::read(&path).unwrap() == bytes,
+            with_table,
+            "built anew, {clean} {with_table}"
+        );
+        queues.start(Arc::new(|_| {})).unwrap();
+        let ends = (end(&queues, "a"), end(&queues, "b"));
+        assert_eq!(ends, (20, if clean { 7 } else { 9 }));
+        let found = queues.query_index("b", "k", 64, 0, i64::MAX).unwrap();
+        assert_eq!(found.len() as u64, ends.1);
+        queues.stop().unwrap();
+    }
+}
+
+/// Positions of a log that has lost its end mean something else from there on.
+#[test]
+fn a_table_of_a_log_that_lost_its_end_is_not_used_later() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = FakeLog::default();
+    fill(&log, "a", 0..5);
+    let shorter = log.end();
+    fill(&log, "a", 5..20);
+    log.open(dir.path()).stop().unwrap();
+    log.lose_tail(shorter);
+    let queues = log.open(dir.path());
+    append(&log, &queues, "b", 0..25);
+    queues.flush(false).unwrap();
+    drop(queues);
+    let queues = log.open(dir.path());
+    assert_eq!((end(&queues, "a"), end(&queues, "b")), (5, 25));
 }
 
 #[test]
