@@ -72,6 +72,12 @@ pub enum StartError {
     /// The log's notes cannot be written.
     #[error("cannot write to the log: {0}")]
     Log(#[source] io::Error),
+    /// It might vote twice in a term, and has nobody to take it in as another node.
+    #[error(
+        "raft.vote is damaged or missing, and dLegerPeers names no other node that could take this one in \
+         as a new one: name one, or restore the file from a copy"
+    )]
+    LostVote,
     /// The applied state's file cannot be read.
     #[error("cannot read the applied state: {0}")]
     Applied(#[source] io::Error),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use openraft::ChangeMembers;
 use openraft::async_runtime::watch::WatchReceiver;
-use rmq_store::{Disk, Retention, Store, StoreConfig};
+use rmq_store::{Disk, Log, Retention, Store, StoreConfig};
 use tokio::runtime::Handle;
 use tokio::sync::Mutex;
 use tokio::time::sleep;
@@ -106,19 +106,23 @@ pub async fn start(
         on_fatal,
     } = options;
     let config = node::config(&group, timers)?;
-    let Store { log, queues } = store;
+    let Store { mut log, queues } = store;
     let reader = log.reader();
     let self_id = peers.as_ref().map_or(SelfId(0), |peers| peers.self_id);
-    let pristine = reader.last_id().is_none() && log.read_vote().is_none();
-    let identity = store_config.root.join(IDENTITY_FILE);
-    let identity = Identity::open(
+    let lost_vote = log.has_lost_vote();
+    let pristine = reader.last_id().is_none() && log.read_vote().is_none() && !lost_vote;
+    let identity_path = store_config.root.join(IDENTITY_FILE);
+    let mut identity = Identity::open(
         disk.clone(),
-        &identity,
+        &identity_path,
         &group,
         self_id,
         pristine,
         rand::random(),
     )?;
+    if lost_vote {
+        renew_vote(&mut log, &mut identity, peers.as_ref())?;
+    }
     let id = identity.node();
     let list = peers
         .as_ref()
@@ -192,6 +196,32 @@ pub async fn start(
     Ok(Group::new(
         node, batcher, network, peers, retaining, runtime,
     ))
+}
+
+/// Goes on without the vote that was given, if nobody can be misled by another one: as another node, or
+/// alone.
+fn renew_vote(
+    log: &mut Log,
+    identity: &mut Identity,
+    peers: Option<&PeerOptions>,
+) -> Result<(), StartError> {
+    if let Some(peers) = peers {
+        // Nobody would be there to take in another node.
+        if peers.list.len() < 2 {
+            return Err(StartError::LostVote);
+        }
+        let former = identity.node();
+        identity.renew(rand::random()).map_err(StartError::Log)?;
+        tracing::error!(
+            former,
+            node = identity.node(),
+            "the file of the vote is damaged or missing: this node does not vote before the group has \
+             taken it in again, in the place of the one that it was"
+        );
+    } else {
+        tracing::error!("the file of the vote is damaged or missing: it is made anew");
+    }
+    log.renew_vote().map_err(StartError::Log)
 }
 
 /// The part of the start that belongs on Raft's own runtime.

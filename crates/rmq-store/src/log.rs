@@ -4,7 +4,9 @@ use std::any::Any;
 use std::io;
 use std::sync::Arc;
 
-use crate::checkpoint::{Checkpoint, encode_vote, remove_abort, write_classic};
+use crate::checkpoint::{
+    Checkpoint, VOTE_FILE, VOTE_MAGIC, encode_vote, remove_abort, write_classic,
+};
 use crate::config::{FlushMode, StoreConfig};
 use crate::disk::Disk;
 use crate::extent::{Header, Tail};
@@ -61,7 +63,8 @@ pub struct Log {
     flusher: Flusher,
     flush: FlushHandle,
     vote: Option<Vote>,
-    vote_slots: Slots,
+    /// `None` while the vote is lost.
+    vote_slots: Option<Slots>,
     /// Start of the last segment that was asked for ahead.
     wanted: PhyOffset,
     /// The same for the raft index; `u64::MAX` for none.
@@ -79,7 +82,7 @@ pub(crate) struct Parts {
     pub(crate) shared: Arc<Shared>,
     pub(crate) tail: Tail,
     pub(crate) vote: Option<Vote>,
-    pub(crate) vote_slots: Slots,
+    pub(crate) vote_slots: Option<Slots>,
     pub(crate) checkpoint: Checkpoint,
     pub(crate) checkpoint_slots: Slots,
     pub(crate) recovered: Recovered,
@@ -441,12 +444,38 @@ impl Log {
         self.vote
     }
 
+    /// Whether the vote was in a file that is damaged or missing. A node that forgot its vote could vote
+    /// twice in a term, so none can be saved before [`Log::renew_vote`].
+    #[must_use]
+    pub fn has_lost_vote(&self) -> bool {
+        self.vote_slots.is_none()
+    }
+
+    /// Begins another vote in the place of a lost one: that for the leader of the last entry. Durable on
+    /// return. The node must be another one by now, which has not voted yet, or have nobody beside it.
+    pub fn renew_vote(&mut self) -> io::Result<()> {
+        let vote = self.tail.last_id().map(|last| Vote {
+            term: last.term,
+            node: last.node,
+            committed: true,
+        });
+        let path = self.config.path(VOTE_FILE);
+        let slots = Slots::create(&*self.disk, &path, VOTE_MAGIC, &encode_vote(vote))?;
+        (self.vote, self.vote_slots) = (vote, Some(slots));
+        Ok(())
+    }
+
     /// Saves the vote. It and everything appended before are durable on return.
     pub fn save_vote(&mut self, vote: Vote) -> io::Result<()> {
         self.shared.check_poison()?;
         self.poisoning("save the vote", |log| {
             log.flush.sync_now()?;
-            log.vote_slots.write(&encode_vote(Some(vote)))
+            let lost = || io::Error::other("the vote is lost");
+            let slots = log.vote_slots.as_mut().ok_or_else(lost)?;
+            // Both slots have it, so that a disk that spoils one of them brings back no older vote.
+            let content = encode_vote(Some(vote));
+            slots.write(&content)?;
+            slots.write(&content)
         })?;
         self.vote = Some(vote);
         Ok(())

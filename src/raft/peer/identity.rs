@@ -277,6 +277,12 @@ impl Identity {
         Ok(identity)
     }
 
+    /// Becomes another node of the same group, for the vote of this one is lost: it might be given a
+    /// second time. Durable on return. The group takes it in as it does an emptied one.
+    pub(in crate::raft) fn renew(&mut self, random: u64) -> io::Result<()> {
+        self.update(|record| record.node = draw_node(record.self_id, random))
+    }
+
     /// The id of this directory's node.
     pub(in crate::raft) fn node(&self) -> NodeId {
         self.record.node
@@ -458,6 +464,23 @@ mod tests {
         let new = open(dir.path(), true, 6).unwrap();
         assert_ne!(new.node(), old.node());
         assert_eq!((new.group(), new.held()), (None, false));
+    }
+
+    #[test]
+    fn a_node_that_lost_its_vote_is_another_one_of_its_group() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut identity = open(dir.path(), true, 5).unwrap();
+        identity.agree(GroupId([3; 16])).unwrap();
+        identity.hold().unwrap();
+        let before = identity.node();
+        identity.renew(6).unwrap();
+        assert_ne!(identity.node(), before);
+        let again = open(dir.path(), false, 7).unwrap();
+        assert_eq!(again.record, identity.record);
+        assert_eq!(
+            (again.group(), again.held()),
+            (Some(GroupId([3; 16])), true)
+        );
     }
 
     #[test]

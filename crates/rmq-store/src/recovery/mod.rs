@@ -46,9 +46,6 @@ pub enum OpenError {
     Locked { root: PathBuf },
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: io::Error },
-    /// A node that forgot its vote could vote twice in a term.
-    #[error("{} is damaged, and with it this node's vote: rejoin the group with an empty store", path.display())]
-    Vote { path: PathBuf },
     #[error("{} is damaged: rejoin the group with an empty store", path.display())]
     Checkpoint { path: PathBuf },
     /// Half of the old log may be gone by now.
@@ -180,6 +177,7 @@ impl<'a> Opening<'a> {
             );
         }
         let dir = config.commit_log_dir.clone();
+        replace_missing(&dir, disk, segment_bytes, (base, confirm))?;
         let list = load_segments(&dir, disk, segment_bytes, confirm)?;
         let segments = Segments::new(Arc::clone(disk), dir, segment_bytes, list);
         let index = RaftIndex::new(Arc::clone(disk), config.raft_index_dir());
@@ -305,6 +303,55 @@ impl<'a> Opening<'a> {
         };
         Log::assemble(parts).map_err(at(&self.config.root))
     }
+}
+
+/// Puts an empty file in the place of each that is missing and was full: what was in it is damaged then,
+/// and can be mended. `log` is where the Raft log begins, and up to where it was committed.
+fn replace_missing(
+    dir: &Path,
+    disk: &Arc<dyn Disk>,
+    segment_bytes: u64,
+    log: (PhyOffset, PhyOffset),
+) -> Result<(), OpenError> {
+    let (begin, confirm) = (log.0.0, log.1.0);
+    let there = bases(dir, disk)?;
+    if begin == confirm && there.is_empty() {
+        return Ok(());
+    }
+    let base = confirm - confirm % segment_bytes;
+    let has_end = match base == confirm {
+        true => there.iter().any(|there| there + segment_bytes >= confirm),
+        false => there.contains(&base),
+    };
+    if begin < confirm && !has_end {
+        // It is not known what else was behind the checkpoint.
+        return Err(OpenError::Damaged {
+            path: dir.join(file_name(base)),
+            at: PhyOffset(base),
+            within: 0,
+            confirm: log.1,
+            reason: "the file is missing".to_owned(),
+        });
+    }
+    let begin = begin - begin % segment_bytes;
+    let first = there.first().map_or(begin, |first| begin.min(*first));
+    let step = usize::try_from(segment_bytes).expect("addresses have 64 bits");
+    for base in (first..base).step_by(step) {
+        if there.contains(&base) {
+            continue;
+        }
+        let path = dir.join(file_name(base));
+        tracing::error!(
+            path = %path.display(),
+            "a file of the commit log is missing: an empty one takes its place until it is mended"
+        );
+        let made = disk.open(&path, OpenMode::Create).and_then(|file| {
+            file.set_len(segment_bytes)?;
+            file.sync()
+        });
+        made.and_then(|()| disk.sync_dir(dir)).map_err(at(&path))?;
+    }
+    Ok(())
 }
 
 /// The segments of a log. Files that a crash left unfinished, or apart from the others, are put in

@@ -17,10 +17,35 @@ use crate::types::Vote;
 /// The two small files, open, and their content.
 pub(super) struct Notes {
     pub(super) vote: Option<Vote>,
-    pub(super) vote_slots: Slots,
+    /// `None` if the vote is lost.
+    pub(super) vote_slots: Option<Slots>,
     pub(super) checkpoint: Checkpoint,
     pub(super) checkpoint_slots: Slots,
     pub(super) created: bool,
+}
+
+/// What has become of the vote.
+enum Found {
+    Absent,
+    Damaged,
+    Whole(Slots, Option<Vote>),
+}
+
+impl Found {
+    fn open(disk: &dyn Disk, path: &Path) -> Result<Self, OpenError> {
+        let (mut slots, content) = match Slots::open(disk, path, VOTE_MAGIC) {
+            Ok(None) => return Ok(Self::Absent),
+            Ok(Some(opened)) => opened,
+            Err(SlotsError::Damaged) => return Ok(Self::Damaged),
+            Err(SlotsError::Io(e)) => return Err(at(path)(e)),
+        };
+        let Some(vote) = decode_vote(&content) else {
+            return Ok(Self::Damaged);
+        };
+        // See `Log::save_vote`; a crash may have come between the two.
+        slots.write(&content).map_err(at(path))?;
+        Ok(Self::Whole(slots, vote))
+    }
 }
 
 impl Notes {
@@ -31,15 +56,7 @@ impl Notes {
         genesis: Option<&Genesis>,
     ) -> Result<Self, OpenError> {
         let (vote_path, path) = (config.path(VOTE_FILE), config.path(CHECKPOINT_FILE));
-        let vote = match Slots::open(&**disk, &vote_path, VOTE_MAGIC) {
-            Ok(None) => None,
-            Ok(Some((slots, content))) => match decode_vote(&content) {
-                Some(vote) => Some((slots, vote)),
-                None => return Err(OpenError::Vote { path: vote_path }),
-            },
-            Err(SlotsError::Damaged) => return Err(OpenError::Vote { path: vote_path }),
-            Err(SlotsError::Io(e)) => return Err(at(&vote_path)(e)),
-        };
+        let vote = Found::open(&**disk, &vote_path)?;
         let checkpoint = match Slots::open(&**disk, &path, CHECKPOINT_MAGIC) {
             Ok(None) => None,
             Ok(Some((slots, content))) => match Checkpoint::decode(&content) {
@@ -50,7 +67,7 @@ impl Notes {
             Err(SlotsError::Io(e)) => return Err(at(&path)(e)),
         };
         match (vote, checkpoint) {
-            (Some((vote_slots, vote)), Some((checkpoint_slots, checkpoint))) => {
+            (vote, Some((checkpoint_slots, checkpoint))) => {
                 if genesis.is_none() && config.generation == 0 && checkpoint.generation != 0 {
                     let path = config.path(GENESIS_FILE);
                     return Err(OpenError::Missing { path });
@@ -63,6 +80,10 @@ impl Notes {
                         expected,
                     });
                 }
+                let (vote_slots, vote) = match vote {
+                    Found::Whole(slots, vote) => (Some(slots), vote),
+                    Found::Absent | Found::Damaged => (None, None),
+                };
                 Ok(Self {
                     vote,
                     vote_slots,
@@ -71,9 +92,8 @@ impl Notes {
                     created: false,
                 })
             }
-            (None, Some(_)) => Err(OpenError::Missing { path: vote_path }),
-            (Some((_, Some(_))), None) => Err(OpenError::Missing { path }),
-            (None | Some((_, None)), None) => {
+            (Found::Damaged | Found::Whole(_, Some(_)), None) => Err(OpenError::Missing { path }),
+            (Found::Absent | Found::Whole(_, None), None) => {
                 Self::create(config, disk, genesis, (&vote_path, &path))
             }
         }
@@ -114,7 +134,7 @@ impl Notes {
         let checkpoint_slots = checkpoint_slots.map_err(at(path))?;
         Ok(Self {
             vote: None,
-            vote_slots,
+            vote_slots: Some(vote_slots),
             checkpoint,
             checkpoint_slots,
             created: true,

@@ -35,17 +35,6 @@ impl Opening<'_> {
         if purged.is_some_and(|purged| committed.index <= purged.index) {
             return Ok(());
         }
-        if self.shared.segments.at(base).is_none() {
-            let (path, within) = self.place_of(base);
-            let reason = "the file is missing".to_owned();
-            return Err(OpenError::Damaged {
-                path,
-                at: base,
-                within,
-                confirm,
-                reason,
-            });
-        }
         let first = match self.read_header(base) {
             Ok((first, _, _)) => first.id.index,
             Err(Stop::Io(e)) => return Err(e),

@@ -11,6 +11,7 @@ use crate::damage::Damage;
 use crate::disk::{Disk, RealDisk};
 use crate::log::Log;
 use crate::reader::LogReader;
+use crate::recovery::OpenError;
 use crate::segment::file_name;
 use crate::sim::SimDisk;
 use crate::types::{LogIndex, PhyOffset};
@@ -313,4 +314,61 @@ fn a_mended_file_is_replaced_not_written_to() {
         std::fs::read_dir(&config.commit_log_dir).unwrap().count(),
         3
     );
+}
+
+#[test]
+fn a_missing_file_is_damage_too() {
+    let other = open(&with_entries(200, 3000)).reader();
+    let original = entries(&other);
+    let end = other.end_offset().0;
+    let last = end / SEGMENT_BYTES;
+    assert!(last >= 4 && !end.is_multiple_of(SEGMENT_BYTES), "{end}");
+    let file = |nth: u64| store().commit_log_dir.join(file_name(nth * SEGMENT_BYTES));
+    for missing in [vec![0], vec![last - 1], vec![1, 2], (0..last).collect()] {
+        for without_index in [false, true] {
+            let sim = with_entries(200, 3000);
+            missing
+                .iter()
+                .for_each(|nth| sim.unlink(&file(*nth)).unwrap());
+            if without_index {
+                let index = store().raft_index_dir().join(file_name(0));
+                sim.unlink(&index).unwrap();
+            }
+            // The empty file in its place is as little the log as none.
+            for _ in 0..2 {
+                let log = open(&sim);
+                assert_eq!(log.reader().last_id(), other.last_id());
+                assert!(!log.is_suspect() && log.recovered().cut_bytes == 0);
+                let at = PhyOffset(missing[0] * SEGMENT_BYTES + SEGMENT_BYTES / 2);
+                let lost = original.iter().position(|entry| at < entry.1).unwrap();
+                assert!(log.reader().raw(LogIndex(lost as u64)).is_err());
+            }
+            let log = open(&sim);
+            let reader = log.reader();
+            let mut at = PhyOffset(0);
+            while let Some(next) = reader.scrub(at, 10_000).unwrap().next {
+                at = next;
+            }
+            assert!(!reader.damages().is_empty());
+            while !reader.damages().is_empty() {
+                mend(&[reader.clone(), other.clone()]);
+            }
+            assert_eq!(entries(&reader), original);
+            drop((log, reader));
+            assert_eq!(entries(&open(&sim).reader()), original);
+        }
+    }
+    // What was behind the last entry that the checkpoint knows cannot be told without that file.
+    for missing in [vec![last], (0..=last).collect()] {
+        let sim = with_entries(200, 3000);
+        missing
+            .iter()
+            .for_each(|nth| sim.unlink(&file(*nth)).unwrap());
+        let disk: Arc<dyn Disk> = Arc::new(sim.clone());
+        let refused = Log::open(&store(), &disk);
+        assert!(
+            matches!(refused, Err(OpenError::Damaged { .. })),
+            "{refused:?}"
+        );
+    }
 }
