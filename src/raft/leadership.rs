@@ -164,6 +164,11 @@ impl Leadership {
         self.fatal.get().map(String::as_str)
     }
 
+    /// Says why openraft is about to be stopped for good.
+    pub(super) fn fail(&self, reason: &str) {
+        self.fatal.get_or_init(|| reason.to_owned());
+    }
+
     /// Publishes and logs every change of role until openraft stops; `on_fatal` is called if that
     /// was not asked for.
     pub(super) async fn run(&self, on_fatal: OnFatal) {
@@ -206,7 +211,9 @@ impl Leadership {
         // nothing at its end did not come to it.
         let state = self.raft.metrics().borrow_watched().running_state.clone();
         match state.err().unwrap_or(Fatal::Panicked) {
-            Fatal::Stopped => tracing::info!(node = self.self_id(), "raft stopped"),
+            Fatal::Stopped if self.fatal().is_none() => {
+                tracing::info!(node = self.self_id(), "raft stopped")
+            }
             fatal => {
                 let reason = self.fatal.get_or_init(|| fatal.to_string());
                 tracing::error!(node = self.self_id(), reason, "raft failed");

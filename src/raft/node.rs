@@ -280,7 +280,12 @@ impl Node {
         let raft = Raft::build(id, Arc::new(config), network, store, state_machine).await;
         let raft = raft.map_err(failed)?;
         let leadership = Arc::new(Leadership::new(raft.clone(), lease));
-        tokio::spawn(oversee(raft.clone(), leadership.clone(), on_fatal));
+        tokio::spawn(oversee(
+            raft.clone(),
+            leadership.clone(),
+            reader.clone(),
+            on_fatal,
+        ));
         let gate = VoteGate::new(grace, quarantined);
         if quarantined {
             tokio::spawn(leave_quarantine(
@@ -360,10 +365,10 @@ impl Node {
 }
 
 /// Runs until openraft has stopped.
-async fn oversee(raft: Raft, leadership: Arc<Leadership>, on_fatal: OnFatal) {
+async fn oversee(raft: Raft, leadership: Arc<Leadership>, log: LogReader, on_fatal: OnFatal) {
     tokio::select! {
         () = leadership.run(on_fatal) => {}
-        () = watchdog::watch(&raft, &leadership) => {}
+        () = watchdog::watch(&raft, &leadership, &log) => {}
     }
 }
 

@@ -1,8 +1,9 @@
 //! Whole nodes on real files: openraft's storage suite, a group of one, and a group of three over
 //! a network that the test can cut; `peers` has those over TCP, `power` those whose machines lose
-//! power, `snapshots` nodes that need one.
+//! power, `faults` those whose disks fail, `snapshots` nodes that need one.
 
 mod damage;
+mod faults;
 mod peers;
 mod power;
 mod retention;

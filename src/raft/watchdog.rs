@@ -1,9 +1,13 @@
 //! A leader whose disk stalls goes on sending heartbeats, so nobody else is elected, and makes all
 //! clients wait. This task notices, and hands leadership over.
+//!
+//! Nor does a leader notice by itself that its disk has failed while nobody appends, if syncs are not
+//! waited for. This task ends it.
 
 use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver;
+use rmq_store::LogReader;
 use tokio::time::Instant;
 
 use super::Raft;
@@ -36,12 +40,17 @@ impl Stall {
 }
 
 /// Watches until it is dropped.
-pub(super) async fn watch(raft: &Raft, leadership: &Leadership) {
+pub(super) async fn watch(raft: &Raft, leadership: &Leadership, log: &LogReader) {
     let progress = raft.watch_log_progress();
     let data = raft.data_metrics();
     let mut stall = Stall::default();
     loop {
         tokio::time::sleep(LOOK_INTERVAL).await;
+        if let Err(error) = log.check_writable() {
+            leadership.fail(&error.to_string());
+            raft.shutdown().await.ok();
+            return std::future::pending().await;
+        }
         if leadership.leading().is_none() {
             stall = Stall::default();
             continue;

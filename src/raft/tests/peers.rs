@@ -16,7 +16,7 @@ use super::{
 };
 use crate::meta::Meta;
 use crate::raft::node::Timers;
-use crate::raft::{OnInstall, PeerOptions, RaftOptions, RetentionRules, SelfId, Tcp};
+use crate::raft::{OnFatal, OnInstall, PeerOptions, RaftOptions, RetentionRules, SelfId, Tcp};
 
 /// What a node runs on.
 #[derive(Clone, Copy, Debug)]
@@ -123,23 +123,62 @@ impl Site {
         on_install: OnInstall,
     ) -> Running {
         let root = self.dirs[place].path();
+        let on_fatal = Box::new(|reason: &str| panic!("raft failed: {reason}"));
+        let disk = Arc::new(Booted(machine));
+        self.start_on((disk, root), place, machine, (on_install, on_fatal))
+            .await
+    }
+
+    /// With a disk and what is called when Raft has failed.
+    pub(super) async fn start_on(
+        &self,
+        (disk, root): (Arc<dyn Disk>, &Path),
+        place: usize,
+        machine: Machine,
+        (on_install, on_fatal): (OnInstall, OnFatal),
+    ) -> Running {
         let number = u16::try_from(place).unwrap();
         let listener = bind(self.addrs[place]).await;
         let [n0, n1, n2] = self.addrs[..] else {
             panic!("three places")
         };
-        let list = format!("n0-{n0};n1-{n1};n2-{n2}");
-        let longest_log = self.longest_log;
-        start_peer(
-            root,
-            number,
-            &list,
-            listener,
-            machine,
-            longest_log,
+        let peers = PeerOptions {
+            self_id: SelfId(number),
+            list: format!("n0-{n0};n1-{n1};n2-{n2}").parse().unwrap(),
+            listener: Box::new(listener),
+            net: Arc::new(Tcp),
+            join_only: false,
+            auto_rejoin: true,
+            forward: Arc::new(move |client, frame| {
+                let answer = format!("{client} asked n{number} for {frame:?}");
+                Box::pin(async move { Ok(Some(answer.into())) })
+            }),
+        };
+        let options = RaftOptions {
+            group: "broker-a".to_owned(),
+            broker_addr: format!("127.0.0.1:{}", 10911 + number),
+            peers: Some(peers),
+            timers: Timers::default(),
+            longest_log: self.longest_log,
+            runtime: None,
+            retention: machine
+                .retention
+                .map_or_else(RetentionRules::default, |rules| rules()),
+            snapshot_bytes_per_second: 0,
             on_install,
-        )
-        .await
+            on_fatal,
+        };
+        let config = store_config(root, machine.flush);
+        let store = open_store(&config, disk.clone()).await;
+        let reader = store.log.reader();
+        store.queues.start(Arc::new(|_| {})).unwrap();
+        let meta = Meta::new();
+        let group = crate::raft::start(options, store, &config, disk, meta.clone()).await;
+        Running {
+            group: group.unwrap(),
+            reader,
+            meta,
+        }
     }
 
     pub(super) async fn start_all(&self, machine: Machine) -> Vec<Running> {
@@ -160,54 +199,6 @@ async fn bind(addr: SocketAddr) -> TcpListener {
     })
     .await;
     listener.unwrap()
-}
-
-async fn start_peer(
-    root: &Path,
-    number: u16,
-    list: &str,
-    listener: TcpListener,
-    machine: Machine,
-    longest_log: bool,
-    on_install: OnInstall,
-) -> Running {
-    let config = store_config(root, machine.flush);
-    let disk = Arc::new(Booted(machine));
-    let store = open_store(&config, disk.clone()).await;
-    let reader = store.log.reader();
-    store.queues.start(Arc::new(|_| {})).unwrap();
-    let meta = Meta::new();
-    let options = RaftOptions {
-        group: "broker-a".to_owned(),
-        broker_addr: format!("127.0.0.1:{}", 10911 + number),
-        peers: Some(PeerOptions {
-            self_id: SelfId(number),
-            list: list.parse().unwrap(),
-            listener: Box::new(listener),
-            net: Arc::new(Tcp),
-            join_only: false,
-            auto_rejoin: true,
-            forward: Arc::new(move |client, frame| {
-                let answer = format!("{client} asked n{number} for {frame:?}");
-                Box::pin(async move { Ok(Some(answer.into())) })
-            }),
-        }),
-        timers: Timers::default(),
-        longest_log,
-        runtime: None,
-        retention: machine
-            .retention
-            .map_or_else(RetentionRules::default, |rules| rules()),
-        snapshot_bytes_per_second: 0,
-        on_install,
-        on_fatal: Box::new(|reason| panic!("raft failed: {reason}")),
-    };
-    let group = crate::raft::start(options, store, &config, disk, meta.clone()).await;
-    Running {
-        group: group.unwrap(),
-        reader,
-        meta,
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,0 +1,110 @@
+//! Nodes whose disks fail: they end at once, and what was acknowledged is on the others.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use rmq_store::FlushMode;
+use rmq_store::sim::{Fault, SimDisk};
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use super::peers::{Machine, Site};
+use super::{
+    PATIENCE, Running, assert_equal_logs, assert_in_place, leader_of, send_all, send_surely,
+    until_level,
+};
+use crate::raft::ProposeError;
+
+/// A node on such a disk, and what tells why it has ended.
+async fn start(
+    site: &Site,
+    place: usize,
+    flush: FlushMode,
+    disk: &SimDisk,
+) -> (Running, oneshot::Receiver<String>) {
+    let machine = Machine {
+        flush,
+        boot: "boot",
+        retention: None,
+        used: None,
+    };
+    let (fatal, failed) = oneshot::channel();
+    let on_fatal = Box::new(|reason: &str| drop(fatal.send(reason.to_owned())));
+    let disk = Arc::new(disk.clone());
+    let node = site
+        .start_on(
+            (disk, Path::new("/store")),
+            place,
+            machine,
+            (Arc::new(|| {}), on_fatal),
+        )
+        .await;
+    (node, failed)
+}
+
+async fn node_ends_and_the_others_go_on(fault: Fault, flush: FlushMode, leads: bool) {
+    let case = format!("{fault:?} {flush:?}, leader: {leads}");
+    let site = Site::new();
+    let disks = [SimDisk::default(), SimDisk::default(), SimDisk::default()];
+    let mut nodes = Vec::new();
+    let mut failures = Vec::new();
+    for (place, disk) in disks.iter().enumerate() {
+        let (node, failed) = start(&site, place, flush, disk).await;
+        nodes.push(node);
+        failures.push(failed);
+    }
+    let all: Vec<&Running> = nodes.iter().collect();
+    let mut sent = send_surely(&all, "first", 50).await;
+    let leader = leader_of(&all).await;
+    until_level(&[leader, all[0], all[1], all[2]]).await;
+    let victim = (0..3).find(|place| std::ptr::eq(all[*place], leader) == leads);
+    let victim = victim.unwrap();
+
+    disks[victim].fail(fault, "commitlog/", 0);
+    sent.extend(send_all(&leader.group, "struck", 50).await);
+    let others: Vec<&Running> = (0..3).filter(|n| *n != victim).map(|n| all[n]).collect();
+    sent.extend(send_surely(&others, "second", 50).await);
+    let reason = timeout(PATIENCE, &mut failures[victim]).await;
+    let reason = reason.unwrap_or_else(|_| panic!("{case}: the node goes on"));
+    assert!(reason.unwrap().contains("os error 5"), "{case}");
+    // That the fault is over changes nothing.
+    let refused = all[victim]
+        .group
+        .propose_messages(vec![super::record(0, "late")])
+        .await;
+    assert!(
+        matches!(
+            refused,
+            Err(ProposeError::Fatal(_) | ProposeError::NotLeader(_))
+        ),
+        "{case}: {refused:?}"
+    );
+    assert!(!all[victim].group.serving(), "{case}");
+
+    // What the process left, for the next one.
+    let left = disks[victim].killed_at(disks[victim].done());
+    let ended = nodes.remove(victim);
+    ended.group.shutdown().await;
+    drop(ended);
+    let (back, _failed) = start(&site, victim, flush, &left).await;
+    nodes.insert(victim, back);
+    let all: Vec<&Running> = nodes.iter().collect();
+    sent.extend(send_surely(&all, "third", 50).await);
+    until_level(&[leader_of(&all).await, all[0], all[1], all[2]]).await;
+    assert_equal_logs(&all);
+    for node in &nodes {
+        assert_in_place(&node.reader, &sent);
+        node.group.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failed_write_or_sync_ends_a_node() {
+    for flush in [FlushMode::Sync, FlushMode::Async { interval_ms: 10 }] {
+        for fault in [Fault::Sync, Fault::Write] {
+            for leads in [true, false] {
+                Box::pin(node_ends_and_the_others_go_on(fault, flush, leads)).await;
+            }
+        }
+    }
+}
