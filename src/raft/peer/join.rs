@@ -3,7 +3,7 @@
 //! step, which is found from the current membership alone. So every step is safe to repeat, and a
 //! new leader goes on where the last one stopped. A voter that asks learns that it is one still.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex as SyncMutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -32,11 +32,54 @@ pub(in crate::raft) struct Joins {
     asking: SyncMutex<HashMap<NodeId, (NodeInfo, Instant)>>,
 }
 
+/// Those that a group with an adopted history was to be formed of, and that are no members: they may
+/// have met the others with nothing, and get the history from the group.
+///
+/// Nothing tells one of them from a member that was removed and emptied later. So they are taken in by
+/// themselves as the first change of the group's members, all of them together.
+struct Guests {
+    asking: BTreeMap<NodeId, BrokerNode>,
+    absent: Vec<SelfId>,
+}
+
+impl Guests {
+    fn of(own: &NodeInfo, view: &View, joins: &Joins) -> Self {
+        let mut guests = Self {
+            asking: BTreeMap::new(),
+            absent: Vec::new(),
+        };
+        for (self_id, _) in own.peers.iter() {
+            if view.nodes_of(self_id).is_empty() {
+                let asks = joins.asking(self_id).filter(|info| info.genesis.is_empty());
+                match asks {
+                    Some(info) => drop(guests.asking.insert(info.node, info.addrs)),
+                    None => guests.absent.push(self_id),
+                }
+            }
+        }
+        guests
+    }
+
+    fn take_in(&self, view: &View, self_id: SelfId) -> Step {
+        if let [absent, ..] = self.absent[..] {
+            return Step::Wait(format!(
+                "{self_id} and {absent} come to the group without its history, and {absent} does not ask: \
+                 they are taken in together, or one by one by mqadmin raftAddNode"
+            ));
+        }
+        if let Some(reason) = view.cannot_change_to(&view.voters()) {
+            return Step::Wait(reason);
+        }
+        let text = format!("{self_id} is a learner now");
+        Step::Change(Edit::AddLearners(self.asking.clone()), text)
+    }
+}
+
 /// The next step towards a vote for the node that asks.
 ///
-/// `founding` says that the node is one of those that the group was to be formed of, and may have begun
+/// `guests` says that the node is one of those that the group was to be formed of, and may have begun
 /// without the history that the others had: it gets its vote by itself then, too.
-fn plan(view: &View, from: &NodeInfo, auto: bool, founding: bool) -> Step {
+fn plan(view: &View, from: &NodeInfo, auto: bool, guests: Option<&Guests>) -> Step {
     if let Some(step) = view.unfinished() {
         return step;
     }
@@ -60,11 +103,15 @@ fn plan(view: &View, from: &NodeInfo, auto: bool, founding: bool) -> Step {
     }
     let known = registered.is_some();
     match (known, former.is_empty()) {
-        (false, true) if founding && from.genesis.is_empty() => {}
         (false, true) => {
-            return Step::Refuse(format!(
-                "{self_id} is no member of the group: mqadmin raftAddNode adds it"
-            ));
+            return match guests {
+                Some(guests) if view.first && from.genesis.is_empty() => {
+                    guests.take_in(view, self_id)
+                }
+                _ => Step::Refuse(format!(
+                    "{self_id} is no member of the group: mqadmin raftAddNode adds it"
+                )),
+            };
         }
         (false, false) if !auto => {
             return Step::Refuse(format!(
@@ -75,7 +122,7 @@ fn plan(view: &View, from: &NodeInfo, auto: bool, founding: bool) -> Step {
         (false, false) => {}
         (true, _) => {
             let takes_place = match former.is_empty() {
-                true => founding,
+                true => guests.is_some(),
                 false => auto && former.iter().any(|node| voters.contains(node)),
             };
             return match view.promotion(from.node, former) {
@@ -204,12 +251,12 @@ impl Joins {
             None => self.note(from),
         }
         let expected = own.peers.addr(from.self_id).is_some() && !join.as_new_member;
-        let founding = expected && !own.genesis.is_empty();
+        let guests = (expected && !own.genesis.is_empty()).then(|| Guests::of(&own, &view, self));
         let lacks_history = from.genesis != own.genesis;
         if lacks_history && shared.holds_all_entries() {
             return under_way("making ready to send the adopted history");
         }
-        match plan(&view, from, self.auto, founding) {
+        match plan(&view, from, self.auto, guests.as_ref()) {
             Step::Done(_) => Ok(JoinAnswer::Voter),
             // It was started to be added, so there is nothing wrong yet.
             Step::Refuse(reason) if join.as_new_member => under_way(reason),
@@ -234,7 +281,7 @@ fn under_way(step: impl Into<String>) -> Result<JoinAnswer, Refusal> {
 mod tests {
     use super::*;
 
-    use std::collections::{BTreeMap, BTreeSet};
+    use std::collections::BTreeSet;
 
     use proptest::prelude::*;
 
@@ -254,7 +301,7 @@ mod tests {
         let (zero, one, two) = (node(0, 1), node(1, 1), node(2, 1));
         let new = node(1, 2);
         let voters = [zero, one, two];
-        let step = |view: &View| plan(view, &info(new), true, false);
+        let step = |view: &View| plan(view, &info(new), true, None);
 
         let added = Edit::AddLearner(new, BrokerNode::default());
         assert_eq!(edit(step(&view(&voters, &[], &[zero, two]))), added);
@@ -282,18 +329,18 @@ mod tests {
         let voters = [zero, one, two];
         let new = info(node(1, 2));
         assert_eq!(
-            plan(&view(&voters, &[], &voters), &new, true, false),
+            plan(&view(&voters, &[], &voters), &new, true, None),
             Step::Wait("n1 is alive as node 0001000000000001".into())
         );
         assert_eq!(
-            plan(&view(&voters, &[], &[zero]), &new, true, false),
+            plan(&view(&voters, &[], &[zero]), &new, true, None),
             Step::Wait("1 of 3 voters are alive, too few to change the members".into())
         );
         let manual = view(&voters, &[], &[zero, two]);
-        assert!(matches!(plan(&manual, &new, false, false), Step::Refuse(_)));
+        assert!(matches!(plan(&manual, &new, false, None), Step::Refuse(_)));
         let mut unsettled = view(&voters, &[], &[zero, two]);
         unsettled.settled = false;
-        assert!(matches!(plan(&unsettled, &new, true, false), Step::Wait(_)));
+        assert!(matches!(plan(&unsettled, &new, true, None), Step::Wait(_)));
     }
 
     #[test]
@@ -301,16 +348,56 @@ mod tests {
         let voters = [node(0, 1), node(1, 1), node(2, 1)];
         let new = node(3, 1);
         let stranger = view(&voters, &[], &voters);
-        let Step::Refuse(reason) = plan(&stranger, &info(new), true, false) else {
+        let Step::Refuse(reason) = plan(&stranger, &info(new), true, None) else {
             panic!("it joined by itself")
         };
         assert!(reason.contains("mqadmin raftAddNode"), "{reason}");
         let alive = [voters[0], voters[1], voters[2], new];
         let learner = view(&voters, &[new], &alive);
-        let Step::Wait(reason) = plan(&learner, &info(new), true, false) else {
+        let Step::Wait(reason) = plan(&learner, &info(new), true, None) else {
             panic!("it votes by itself")
         };
         assert!(reason.contains("mqadmin raftPromote"), "{reason}");
+    }
+
+    /// A node with the history has formed a group of itself, and the two others come without it.
+    #[test]
+    fn those_without_the_history_come_together_and_once() {
+        let [zero, one, two] = [node(0, 1), node(1, 1), node(2, 1)];
+        let own = NodeInfo {
+            genesis: "5eed".into(),
+            peers: "n0-a:1;n1-b:1;n2-c:1".parse().unwrap(),
+            ..info(zero)
+        };
+        let joins = Joins::new(true);
+        let ask = |view: &View, from: NodeId| {
+            let guests = Guests::of(&own, view, &joins);
+            plan(view, &info(from), true, Some(&guests))
+        };
+        let mut begun = view(&[zero], &[], &[zero]);
+        begun.first = true;
+        joins.note(&info(one));
+        let Step::Wait(reason) = ask(&begun, one) else {
+            panic!("n2 would have to be let in later, like one that was removed")
+        };
+        assert!(reason.contains("n2 does not ask"), "{reason}");
+        joins.note(&info(two));
+        let both = [one, two].map(|node| (node, BrokerNode::default()));
+        assert_eq!(edit(ask(&begun, one)), Edit::AddLearners(both.into()));
+        let learners = view(&[zero], &[one, two], &[zero, one, two]);
+        assert!(matches!(
+            edit(ask(&learners, two)),
+            Edit::Promote { node, .. } if node == two
+        ));
+
+        // An operator has removed n2, which was then emptied.
+        let emptied = node(2, 2);
+        joins.note(&info(emptied));
+        let without = view(&[zero, one], &[], &[zero, one]);
+        let Step::Refuse(reason) = ask(&without, emptied) else {
+            panic!("it came back by itself")
+        };
+        assert!(reason.contains("mqadmin raftAddNode"), "{reason}");
     }
 
     #[test]
@@ -338,7 +425,7 @@ mod tests {
             let nodes = BTreeMap::from([(here, registered)]);
             alone.members = Membership::new(vec![[here].into()], nodes).unwrap();
             from.addrs = stated;
-            let step = plan(&alone, &from, true, false);
+            let step = plan(&alone, &from, true, None);
             match now {
                 None => assert!(matches!(step, Step::Done(_)), "{step:?}"),
                 Some(now) => assert_eq!(edit(step), Edit::Readdress(here, now)),
@@ -382,7 +469,7 @@ mod tests {
                 let voting: Vec<_> = voters.iter().copied().collect();
                 let learning: Vec<_> = nodes.difference(&voters).copied().collect();
                 let view = view(&voting, &learning, &[zero, two]);
-                match plan(&view, &info(new), true, false) {
+                match plan(&view, &info(new), true, None) {
                     Step::Change(Edit::AddLearner(node, _), _) => prop_assert!(nodes.insert(node)),
                     Step::Change(Edit::Promote { node, former }, _) => {
                         prop_assert!(nodes.contains(&node) && voters.insert(node));

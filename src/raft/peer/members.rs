@@ -54,6 +54,8 @@ pub(super) struct View {
     pub(super) members: Membership,
     /// The membership entry is committed.
     pub(super) settled: bool,
+    /// It is the one that the group was formed with.
+    pub(super) first: bool,
     pub(super) alive: BTreeSet<NodeId>,
     /// Entries that a member is behind, where that is known.
     pub(super) lags: BTreeMap<NodeId, u64>,
@@ -67,6 +69,7 @@ pub(super) enum Edit {
     /// End a joint configuration that a former leader left.
     Settle,
     AddLearner(NodeId, BrokerNode),
+    AddLearners(BTreeMap<NodeId, BrokerNode>),
     /// Makes a learner a voter in the place of its former selves, so that the number of voters
     /// never falls on the way.
     Promote {
@@ -88,6 +91,13 @@ impl fmt::Display for Edit {
                     "adding {} as learner (node {node:016x})",
                     SelfId::of(*node)
                 )
+            }
+            Self::AddLearners(nodes) => {
+                let ids: Vec<String> = nodes
+                    .keys()
+                    .map(|node| SelfId::of(*node).to_string())
+                    .collect();
+                write!(f, "adding {} as learners", ids.join(" and "))
             }
             Self::Promote { node, former } => {
                 write!(f, "making {} a voter (node {node:016x})", SelfId::of(*node))?;
@@ -124,6 +134,7 @@ impl Edit {
         let change = match self {
             Self::Settle => ChangeMembers::AddVoterIds(BTreeSet::new()),
             Self::AddLearner(node, addrs) => ChangeMembers::AddNodes([(node, addrs)].into()),
+            Self::AddLearners(nodes) => ChangeMembers::AddNodes(nodes),
             Self::Promote { node, former } => {
                 let promoted = ChangeMembers::AddVoterIds([node].into());
                 ChangeMembers::Batch([promoted].into_iter().chain(without(former)).collect())
@@ -169,6 +180,7 @@ impl View {
             members: metrics.membership_config.membership().clone(),
             settled: metrics.membership_config.log_id()
                 == metrics.committed_membership_config.log_id(),
+            first: (metrics.membership_config.log_id().as_ref()).is_some_and(|id| id.index == 0),
             alive,
             lags,
             leader: shared.local.node,
@@ -435,6 +447,7 @@ pub(super) mod tests {
             lags: nodes.keys().map(|node| (*node, 0)).collect(),
             members: Membership::new(vec![voters.iter().copied().collect()], nodes).unwrap(),
             settled: true,
+            first: false,
             alive: alive.iter().copied().collect(),
             leader: voters[0],
         }
