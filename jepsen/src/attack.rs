@@ -22,7 +22,7 @@ use crate::workload::{LIVENESS, Workload, read_back};
 /// Nodes of the group.
 const NODES: usize = 3;
 /// Bytes of a segment: small, so that some are full and can be damaged.
-const SEGMENT: u64 = 4 << 20;
+const SEGMENT: u64 = 512 << 10;
 /// Old messages are kept, whatever space is left, and damage is looked for quickly.
 const KEYS: &str = "cleanFileForciblyEnable=false\nfileReservedTime=1000\n\
                     scrubMaxBytesPerSecond=100000000\n";
@@ -110,9 +110,10 @@ fn run_here(rmq: &Path, dir: &Path, schedule: &Schedule, bed: Bed) -> anyhow::Re
         .run(schedule)
         .and_then(|()| work.wait_for_acks(work.now()));
     let (mut wrong, cuts) = (std::mem::take(&mut storm.wrong), storm.cuts);
+    let start = work.start_time();
     let mut history = work.stop()?;
     let settled = struck.and_then(|recovery| {
-        settle(&cluster, &mut history, &mut wrong)?;
+        settle(&cluster, start, &mut history, &mut wrong)?;
         Ok(recovery)
     });
     fs::write(dir.join(HISTORY), record::write(&history))?;
@@ -140,10 +141,23 @@ fn run_here(rmq: &Path, dir: &Path, schedule: &Schedule, bed: Bed) -> anyhow::Re
 }
 
 /// Waits until the nodes are level, compares them, and reads everything back.
-fn settle(cluster: &Cluster, history: &mut History, wrong: &mut Vec<String>) -> anyhow::Result<()> {
-    let leader = cluster.wait_for_leader(LIVENESS)?;
+fn settle(
+    cluster: &Cluster,
+    start: Instant,
+    history: &mut History,
+    wrong: &mut Vec<String>,
+) -> anyhow::Result<()> {
     let end = cluster.wait_until_even(LIVENESS)?;
-    read_back(cluster.addresses()[leader], history)?;
+    let patience = Instant::now() + LIVENESS;
+    loop {
+        // On a busy machine it may change while it is read from.
+        let leader = cluster.wait_for_leader(LIVENESS)?;
+        match read_back(cluster.addresses()[leader], start, history) {
+            Ok(()) => break,
+            Err(e) if Instant::now() > patience => return Err(e),
+            Err(_) => thread::sleep(Duration::from_millis(200)),
+        }
+    }
     let mends = history
         .faults
         .iter()
@@ -212,11 +226,14 @@ pub fn summary(outcome: &Outcome) -> String {
         .unwrap_or(0);
     format!(
         "{all} sends: {acknowledged} acknowledged, {unknown} unknown, {} refused; {polls} polls, \
-         {delivered} delivered, {again} of them again; {commits} commits, {} locks; {} faults, \
+         {delivered} delivered, {again} of them again; {commits} commits, {} locks; \
+         {} delayed, {} delivered again; {} faults, \
          {} power cuts, term {terms}; longest time without an acknowledgement {gap} ms, {} ms \
          after the last fault",
         all - acknowledged - unknown,
         history.locks.len(),
+        history.delayed.len(),
+        check::again(history),
         history.faults.len(),
         outcome.cuts,
         outcome.recovery,

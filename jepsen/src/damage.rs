@@ -11,28 +11,43 @@ use rand::seq::IndexedRandom;
 
 use crate::schedule::Fault;
 
+/// Whether each store has files that the fault may have.
+pub(crate) fn is_possible<'a>(
+    mut stores: impl Iterator<Item = &'a Path>,
+    fault: Fault,
+) -> anyhow::Result<bool> {
+    stores.try_fold(true, |all, store| {
+        Ok(all && !victims(store, fault)?.is_empty())
+    })
+}
+
 /// Damages a store as the fault says; how many places.
 pub(crate) fn strike(store: &Path, fault: Fault, dice: &mut StdRng) -> anyhow::Result<u64> {
-    match fault {
-        Fault::DamageLog => {
-            let mut files = files(&store.join("commitlog"))?;
-            // The last files may be written to. What is rotten there may look like a torn write, and
-            // only readers find it.
-            files.truncate(files.len().saturating_sub(2));
-            flip(&files, dice)
-        }
-        Fault::DamageDerived => flip(&derived(store)?, dice),
-        _ => {
-            let files = derived(store)?;
-            let Some(path) = files.choose(dice) else {
-                return Ok(0);
-            };
-            let file = File::options().write(true).open(path)?;
-            let length = file.metadata()?.len();
-            file.set_len(dice.random_range(0..=length))?;
-            Ok(1)
-        }
+    let files = victims(store, fault)?;
+    if fault != Fault::DamageTruncated {
+        return flip(&files, dice);
     }
+    let Some(path) = files.choose(dice) else {
+        return Ok(0);
+    };
+    let file = File::options().write(true).open(path)?;
+    let length = file.metadata()?.len();
+    file.set_len(dice.random_range(0..=length))?;
+    Ok(1)
+}
+
+/// The files that the fault may have.
+fn victims(store: &Path, fault: Fault) -> anyhow::Result<Vec<PathBuf>> {
+    let mut log = files(&store.join("commitlog"))?;
+    // The last files may be written to. What is rotten there may look like a torn write, and only
+    // readers find it.
+    log.truncate(log.len().saturating_sub(2));
+    if fault == Fault::DamageLog && !log.is_empty() {
+        return Ok(log);
+    }
+    let mut derived = files(&store.join("consumequeue"))?;
+    derived.extend(files(&store.join("index"))?);
+    Ok(derived)
 }
 
 /// Flips a few bits of one of the files.
@@ -53,13 +68,6 @@ fn flip(files: &[PathBuf], dice: &mut StdRng) -> anyhow::Result<u64> {
         }
     }
     Ok(count)
-}
-
-/// What can be built again from the log.
-fn derived(store: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    let mut all = files(&store.join("consumequeue"))?;
-    all.extend(files(&store.join("index"))?);
-    Ok(all)
 }
 
 /// The files of a directory and those below it, by name.

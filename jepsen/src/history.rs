@@ -98,6 +98,36 @@ pub enum LockCall {
 /// How long a lock lasts that is not renewed, nanoseconds.
 pub const LEASE: u64 = 60_000_000_000;
 
+/// A message that is to be delivered later. Bodies are unique in a run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Delayed {
+    /// Who sent it.
+    pub process: u64,
+    /// What.
+    pub body: String,
+    /// Nanoseconds that it has to wait.
+    pub delay: u64,
+    /// When it was sent.
+    pub invoked: u64,
+    /// When the send ended.
+    pub ended: u64,
+    /// Whether it was taken.
+    pub outcome: Outcome<()>,
+}
+
+/// A delayed message that was seen in a queue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Delivery {
+    /// When.
+    pub at: u64,
+    /// In which queue.
+    pub queue: u32,
+    /// Its queue offset.
+    pub offset: u64,
+    /// What.
+    pub body: String,
+}
+
 /// A node that said that it led.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lead {
@@ -133,6 +163,10 @@ pub struct History {
     pub polls: Vec<Poll>,
     /// Of all members of one consumer group.
     pub locks: Vec<LockOp>,
+    /// Of one producer.
+    pub delayed: Vec<Delayed>,
+    /// By one reader, and at the end all of them once more.
+    pub deliveries: Vec<Delivery>,
     /// In the order of their times.
     pub leads: Vec<Lead>,
     /// In the order of their beginning.
@@ -169,6 +203,10 @@ impl History {
         let polls = self.polls.iter().map(|p| p.ended);
         let locks = self.locks.iter().map(|l| l.ended);
         let leads = self.leads.iter().map(|l| l.at);
+        let delayed = self.delayed.iter().map(|d| d.ended);
+        let leads = leads
+            .chain(delayed)
+            .chain(self.deliveries.iter().map(|d| d.at));
         let faults = self.faults.iter().map(|f| f.until.unwrap_or(f.from));
         let all = sends.chain(offsets).chain(polls).chain(locks);
         all.chain(leads).chain(faults).max().unwrap_or(0)

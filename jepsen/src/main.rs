@@ -4,7 +4,8 @@
     reason = "a command-line tool reports on standard output"
 )]
 
-use std::fmt;
+mod rounds;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -14,7 +15,7 @@ use anyhow::{Context, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
 use jepsen::bench::{self, Bench};
 use jepsen::check::{self, CHECKERS};
-use jepsen::run::{self, Gap, Nemesis, Plan, Report};
+use jepsen::run::{Nemesis, Plan};
 use jepsen::schedule::{Kind, Schedule};
 use jepsen::suite::{self, Verdict};
 use jepsen::workload::Kind as Workload;
@@ -36,10 +37,6 @@ struct Arguments {
     #[command(subcommand)]
     command: Action,
 }
-
-/// Until the group acknowledges again after a fault, in milliseconds.
-const MEDIAN_LIMIT_MS: u64 = 1500;
-const WORST_LIMIT_MS: u64 = 3000;
 
 /// Power cuts that one group of nodes lives through.
 const CUTS_OF_A_GROUP: u32 = 20;
@@ -156,6 +153,7 @@ fn main() -> Done {
     let dir = arguments.dir.clone();
     suite::sweep()?;
     let say = |line: &str| println!("{line}");
+    let mut schedules = Vec::new();
     let plans = match arguments.command {
         Action::Test {
             nemesis,
@@ -239,15 +237,27 @@ fn main() -> Done {
         }
         Action::Suite {
             which: Suite::Ci, ..
-        } => short(),
+        } => {
+            schedules = short_schedules()?;
+            short()
+        }
     };
     let (rmq, mut failed) = (rmq()?, 0);
     for plan in &plans {
         let own = || suite::directory(&plan.seed.to_string());
         let dir = dir.clone().unwrap_or_else(own);
-        failed += u32::from(!judge(&rmq, &dir, plan, arguments.limits)?);
+        failed += u32::from(!rounds::judge(&rmq, &dir, plan, arguments.limits)?);
     }
-    println!("{} passed, {failed} failed", plans.len() - failed as usize);
+    for schedule in &schedules {
+        let dir = suite::directory(&format!("schedule-{}", schedule.seed));
+        let passed = attack(&rmq, &dir, schedule)? == ExitCode::SUCCESS;
+        failed += u32::from(!passed);
+        if passed && dir.try_exists()? {
+            fs::remove_dir_all(&dir)?;
+        }
+    }
+    let all = plans.len() + schedules.len();
+    println!("{} passed, {failed} failed", all - failed as usize);
     Ok(exit(failed == 0))
 }
 
@@ -279,6 +289,17 @@ fn short() -> Vec<Plan> {
     ];
     let as_root = as_root.into_iter().filter(|_| power::is_possible());
     everywhere.into_iter().chain(as_root).collect()
+}
+
+/// The schedules of every change: what needs a network and disks, some at once.
+fn short_schedules() -> anyhow::Result<Vec<Schedule>> {
+    const TIME: u64 = 20;
+    let network = [Kind::Partition, Kind::Kill];
+    let disks = [Kind::Power, Kind::Pause];
+    Ok(vec![
+        Schedule::draw(Workload::Queue, &network, TIME, 7, Some(false))?,
+        Schedule::draw(Workload::Offset, &disks, TIME, 11, Some(true))?,
+    ])
 }
 
 /// Power cuts, by groups of nodes that live through a few.
@@ -382,76 +403,6 @@ fn measure(rmq: &Path, dir: &Path, bench: &Bench) -> anyhow::Result<ExitCode> {
     }
     fs::remove_dir_all(dir)?;
     Ok(exit(report.wrong.is_empty()))
-}
-
-/// Runs one plan and prints what came of it. Whether it passed.
-fn judge(rmq: &Path, dir: &Path, plan: &Plan, limits: bool) -> anyhow::Result<bool> {
-    println!("run: {plan:?}");
-    let report = run::run(rmq, dir, plan)
-        .with_context(|| format!("the run did not finish; its files are in {}", dir.display()))?;
-    println!("  {}", report.summary);
-    let mut too_slow = Vec::new();
-    for nemesis in &plan.nemeses {
-        let of_probe = distribution(&report, *nemesis, |gap| gap.probe_ms);
-        let of_producers = distribution(&report, *nemesis, |gap| gap.producers_ms);
-        println!(
-            "  {nemesis:?}: next acknowledgement after {of_probe} by a probe of all nodes, \
-             {of_producers} by a producer"
-        );
-        // Nodes have to start again first.
-        let is_limited = !nemesis.cuts_power();
-        if is_limited && (of_probe.median > MEDIAN_LIMIT_MS || of_probe.worst > WORST_LIMIT_MS) {
-            too_slow.push(format!(
-                "{nemesis:?}: {of_probe}; the limits are {MEDIAN_LIMIT_MS} ms (median) and \
-                 {WORST_LIMIT_MS} ms (worst)"
-            ));
-        }
-    }
-    let without_failure = plan.nemeses.iter().all(|n| *n == Nemesis::Saturate);
-    if without_failure && report.terms > 0 {
-        let terms = report.terms;
-        too_slow.push(format!("{terms} terms began although no node had failed"));
-    }
-    let mut wrong = report.wrong;
-    for line in too_slow {
-        if limits {
-            wrong.push(line);
-        } else {
-            println!("  beyond the limits, which are not enforced: {line}");
-        }
-    }
-    if wrong.is_empty() {
-        println!("  passed");
-        fs::remove_dir_all(dir)?;
-        return Ok(true);
-    }
-    for line in &wrong {
-        println!("  FAILED {line}");
-    }
-    println!("  files are kept in {}; seed {}", dir.display(), plan.seed);
-    Ok(false)
-}
-
-/// Of a set of times in milliseconds.
-struct Distribution {
-    median: u64,
-    worst: u64,
-}
-
-impl fmt::Display for Distribution {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ms (median), {} ms (worst)", self.median, self.worst)
-    }
-}
-
-fn distribution(report: &Report, of: Nemesis, time: fn(&Gap) -> u64) -> Distribution {
-    let gaps = report.gaps.iter().filter(|gap| gap.nemesis == of);
-    let mut times: Vec<u64> = gaps.map(time).collect();
-    times.sort_unstable();
-    Distribution {
-        median: times.get(times.len() / 2).copied().unwrap_or(0),
-        worst: times.last().copied().unwrap_or(0),
-    }
 }
 
 /// The executable beside this one. Under cargo it is built first, so that a run never tests an old one.

@@ -148,6 +148,7 @@ pub fn run(rmq: &Path, dir: &Path, plan: &Plan) -> anyhow::Result<Report> {
     let work = Workload::start(cluster.addresses(), Kind::Queue, PRODUCERS, plan.seed);
     let mut rng = StdRng::seed_from_u64(plan.seed);
     let struck = strike_all(&mut cluster, disks.as_ref(), &work, plan, &mut rng);
+    let start = work.start_time();
     let mut history = work.stop()?;
     let gaps = struck?;
 
@@ -160,7 +161,7 @@ pub fn run(rmq: &Path, dir: &Path, plan: &Plan) -> anyhow::Result<Report> {
             "the logs are not identical below {end}: {difference}"
         ));
     }
-    read_back(cluster.addresses()[leader], &mut history)?;
+    read_back(cluster.addresses()[leader], start, &mut history)?;
     let mut loss = String::new();
     let checkers: &[(&str, Checker)] = if may_lose {
         let lost = check::forgive(&mut history);

@@ -126,7 +126,7 @@ pub enum Fault {
     EioLeader,
     /// The same of a follower.
     EioFollower,
-    /// Bits flip in an old file of a node's log, while it is down.
+    /// Bits flip in an old file of a node's log, while it is down; in a young log, in its queues.
     DamageLog,
     /// Bits flip in a node's consume queues and index, while it is down.
     DamageDerived,

@@ -17,7 +17,7 @@ use crate::damage;
 use crate::links::links;
 use crate::net::Net;
 use crate::power::Disks;
-use crate::schedule::{Fault, Schedule, Window};
+use crate::schedule::{Fault, Kind, Schedule, Window};
 use crate::switch::{Direction, Link};
 use crate::workload::Workload;
 
@@ -25,6 +25,8 @@ use crate::workload::Workload;
 const TICK: Duration = Duration::from_millis(10);
 /// How long a node with a dead disk may take to end.
 const DEATH: Duration = Duration::from_secs(30);
+/// How long a node may take to hand over leadership.
+const TRANSFER: Duration = Duration::from_millis(500);
 /// A storm of kills kills so often.
 const STORM: Duration = Duration::from_millis(300);
 
@@ -82,27 +84,21 @@ impl<'a> Storm<'a> {
 
     /// Strikes until the schedule is over, and undoes everything.
     pub(crate) fn run(&mut self, schedule: &Schedule) -> anyhow::Result<()> {
-        let mut due: Vec<&Window> = schedule.windows.iter().collect();
+        let mut due = schedule.windows.iter().peekable();
         while self.now() < 1000 * schedule.time {
             let now = self.now();
             while let Some(n) = self.active.iter().position(|a| a.until <= now) {
                 let ended = self.active.remove(n);
                 self.undo(ended)?;
             }
-            let mut later = Vec::new();
-            for window in due {
-                let now = self.now();
-                // What finds its victims taken waits for them, but not for ever.
-                let is_due = (window.at..window.at + window.lasts).contains(&now);
-                let strikes = is_due
-                    && self
-                        .strike(window)
-                        .with_context(|| format!("cannot strike: {}", window.fault.name()))?;
-                if !strikes && now < window.at + window.lasts {
-                    later.push(window);
+            // What finds its victims taken waits for them, and the others wait behind it.
+            while let Some(window) = due.peek().filter(|window| window.at <= self.now()) {
+                let struck = self.strike(window);
+                if !struck.with_context(|| format!("cannot strike: {}", window.fault.name()))? {
+                    break;
                 }
+                due.next();
             }
-            due = later;
             self.again()?;
             self.look_for_the_dead()?;
             thread::sleep(TICK);
@@ -181,9 +177,13 @@ impl<'a> Storm<'a> {
         let Some(nodes) = self.victims(fault, &mut dice)? else {
             return Ok(false);
         };
-        // Whom to is its own choice. Without a leader it fails, which is no fault then.
+        // Whom to is its own choice. One that does not lead refuses, which is no fault then.
         let is_transfer = fault == F::TransferLeader;
-        if is_transfer && self.cluster.admin(&["raftTransferLeader"]).is_err() {
+        if is_transfer && self.cluster.transfer(nodes[0], TRANSFER).is_err() {
+            return Ok(false);
+        }
+        let stores = nodes.iter().map(|node| &*self.cluster.nodes()[*node].store);
+        if fault.kind() == Kind::Damage && !damage::is_possible(stores, fault)? {
             return Ok(false);
         }
         let links = self.links(fault, &mut dice)?;

@@ -253,6 +253,7 @@ pub struct Tally {
     faults: BTreeMap<String, u64>,
     recoveries: Vec<u64>,
     seconds: u64,
+    commit: String,
 }
 
 impl Tally {
@@ -310,7 +311,7 @@ impl Tally {
         );
         text += &format!(
             "Code of commit {}.\n\n| fault | times felt |\n|---|---|\n",
-            commit()
+            self.commit
         );
         for (fault, times) in &self.faults {
             text.push_str(&format!("| `{fault}` | {times} |\n"));
@@ -329,7 +330,7 @@ impl Tally {
     /// For a file that programs read.
     pub fn to_json(&self) -> String {
         let tally = json!({
-            "commit": commit(),
+            "commit": self.commit,
             "runs": self.runs,
             "passed": self.passed,
             "void": self.void,
@@ -372,7 +373,10 @@ pub fn nightly(
     say: Say<'_>,
 ) -> anyhow::Result<Tally> {
     let start = Instant::now();
-    let mut tally = Tally::default();
+    let mut tally = Tally {
+        commit: commit(),
+        ..Tally::default()
+    };
     for seed in first.. {
         if start.elapsed() >= time {
             break;

@@ -3,6 +3,7 @@
 //! fail proves nothing.
 
 mod consume;
+mod delay;
 mod group;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -10,6 +11,7 @@ use std::fmt;
 use std::time::Duration;
 
 pub use consume::{delivered, polled, stale};
+pub use delay::{again, delayed};
 pub use group::{group_offset, leaders, locks};
 
 use crate::client::Outcome;
@@ -22,7 +24,7 @@ pub type Checker = fn(&History) -> Vec<String>;
 pub const WITHOUT_OFFSETS: usize = 4;
 
 /// All checkers with their names.
-pub const CHECKERS: [(&str, Checker); 11] = [
+pub const CHECKERS: [(&str, Checker); 12] = [
     ("no acknowledged message is lost", lost),
     ("no message is found that was not sent", phantom),
     ("one message at one offset, offsets without gaps", offsets),
@@ -35,6 +37,7 @@ pub const CHECKERS: [(&str, Checker); 11] = [
     ("what a group has behind it was delivered to it", delivered),
     ("a group's offset never goes back", group_offset),
     ("a lock has one holder", locks),
+    ("what is delayed comes, and not before its time", delayed),
     ("a term has one leader", leaders),
     ("the run exercised its faults", exercised),
 ];
@@ -349,10 +352,8 @@ mod tests {
                 until: None,
                 seen: None,
             }],
-            polls: Vec::new(),
-            locks: Vec::new(),
-            leads: Vec::new(),
             found: [(0, vec![(0, "a".into()), (1, "b".into()), (2, "c".into())])].into(),
+            ..History::default()
         }
     }
 

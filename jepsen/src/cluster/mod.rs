@@ -22,6 +22,8 @@ use process::{free_runs, output_of, spawn, until_it_is};
 
 /// Bytes of a segment unless told otherwise: small, so that segments roll within a run.
 pub const SEGMENT: u64 = 8 << 20;
+/// `maxMessageSize`, if a segment has that much.
+const MESSAGE: u64 = 1 << 20;
 /// The first port of each place in a network.
 const FIRST: u16 = 10_909;
 /// How long a single question to a node may take.
@@ -157,13 +159,14 @@ impl Cluster {
             "brokerClusterName=jepsen\nbrokerName=jepsen\nbrokerIP1={ip}\n\
              bindAddress={ip}\nnamesrvAddr={}\nlistenPort={}\ngroupAliasPort={}\n\
              storePathRootDir={}\nflushDiskType={flush}\n\
-             mappedFileSizeCommitLog={}\nmaxMessageSize=1048576\n\
+             mappedFileSizeCommitLog={}\nmaxMessageSize={}\n\
              mappedFileSizeConsumeQueue=60000\nmaxHashSlotNum=50000\nmaxIndexNum=200000\n{}",
             self.namesrv,
             n.address.port(),
             n.address.port() + 1,
             n.store.display(),
             options.segment,
+            MESSAGE.min(options.segment / 2),
             options.more,
         );
         if options.nodes > 1 {
@@ -231,6 +234,19 @@ impl Cluster {
             String::from_utf8_lossy(&output.stderr)
         );
         Ok(text)
+    }
+
+    /// Has a node that leads hand leadership over, to whom it likes, without waiting for
+    /// longer than that.
+    pub fn transfer(&self, node: usize, patience: Duration) -> anyhow::Result<()> {
+        let mut client = Client::connect(self.nodes[node].address, patience)?;
+        match client.call(Command::request(request::RAFT_TRANSFER_LEADER)) {
+            Ok(answer) => ensure!(answer.code == 0, "{}", describe(&answer)),
+            // It may be under way.
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(e) => return Err(e.into()),
+        }
+        Ok(())
     }
 
     /// Starts a node that is not running.

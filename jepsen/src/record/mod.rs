@@ -142,6 +142,22 @@ fn operations(history: &History) -> Vec<Op> {
             end,
         });
     }
+    for d in &history.delayed {
+        let call = Edn::map([("body", Edn::from(&*d.body)), ("delay", d.delay.into())]);
+        let end = match &d.outcome {
+            Outcome::Ok(()) => ("ok", call.clone(), None),
+            Outcome::Fail(why) => ("fail", call.clone(), Some(why.clone())),
+            Outcome::Unknown(why) => ("info", call.clone(), Some(why.clone())),
+        };
+        ops.push(Op {
+            process: d.process,
+            invoked: d.invoked,
+            ended: d.ended,
+            name: "send-later",
+            call,
+            end,
+        });
+    }
     for l in &history.locks {
         let call = Edn::map([("queue", l.queue.into())]);
         let (name, end) = match &l.call {
@@ -229,6 +245,11 @@ fn notes(history: &History) -> Vec<(u64, Vec<(&'static str, Edn)>)> {
         let value = Edn::map([("node", lead.node.into()), ("term", lead.term.into())]);
         notes.push((lead.at, note("monitor", "leader", value)));
     }
+    for d in &history.deliveries {
+        let body = ("body", Edn::from(&*d.body));
+        let value = Edn::map([("queue", d.queue.into()), ("offset", d.offset.into()), body]);
+        notes.push((d.at, note("reader", "delivered", value)));
+    }
     notes
 }
 
@@ -239,7 +260,7 @@ fn list(values: impl IntoIterator<Item = Edn>) -> Edn {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::history::{Fault, Lead, LockOp, OffsetOp, Poll, Send};
+    use crate::history::{Delayed, Delivery, Fault, Lead, LockOp, OffsetOp, Poll, Send};
 
     #[test]
     fn a_history_survives_being_written() {
@@ -273,6 +294,14 @@ mod tests {
             invoked: 30 * n,
             ended: 30 * n + 30,
             call,
+        };
+        let later = |n: u64, outcome| Delayed {
+            process: 45,
+            body: format!("later:{n}"),
+            delay: 1_000,
+            invoked: 20 * n,
+            ended: 20 * n + 3,
+            outcome,
         };
         let history = History {
             sends: vec![
@@ -310,6 +339,17 @@ mod tests {
                 lock(4, LockCall::Lock(Outcome::Fail("no".into()))),
                 lock(5, LockCall::Lock(Outcome::Unknown("gone".into()))),
             ],
+            delayed: vec![
+                later(1, Outcome::Ok(())),
+                later(2, Outcome::Unknown("reset".into())),
+                later(3, Outcome::Fail("code 14".into())),
+            ],
+            deliveries: vec![Delivery {
+                at: 77,
+                queue: 3,
+                offset: 0,
+                body: "later:1".into(),
+            }],
             leads: vec![Lead {
                 at: 3,
                 node: 2,

@@ -7,7 +7,9 @@ use anyhow::{Context, bail, ensure};
 use super::CLIENTS;
 use crate::client::Outcome;
 use crate::edn::Edn;
-use crate::history::{Fault, History, Lead, LockCall, LockOp, OffsetCall, OffsetOp, Poll, Send};
+use crate::history::{
+    Delayed, Delivery, Fault, History, Lead, LockCall, LockOp, OffsetCall, OffsetOp, Poll, Send,
+};
 
 /// Reads a history that [`write`](super::write) wrote, or another tool in the same shapes.
 ///
@@ -63,6 +65,7 @@ pub fn read(text: &str) -> anyhow::Result<History> {
 fn take_note(history: &mut History, time: u64, event: &Edn) -> anyhow::Result<()> {
     let value = event.get("value").context("no :value")?;
     let number = |key| value.get(key).and_then(Edn::number);
+    let text = |key| Some(value.get(key)?.text()?.to_owned());
     match event.get("f").and_then(Edn::text) {
         Some("stop") => history.faults.push(Fault {
             what: value
@@ -78,6 +81,12 @@ fn take_note(history: &mut History, time: u64, event: &Edn) -> anyhow::Result<()
             at: time,
             node: number("node").context("no :node")?,
             term: number("term").context("no :term")?,
+        }),
+        Some("delivered") => history.deliveries.push(Delivery {
+            at: time,
+            queue: u32::try_from(number("queue").context("no :queue")?)?,
+            offset: number("offset").context("no :offset")?,
+            body: text("body").context("no :body")?,
         }),
         // What other tools note.
         _ => {}
@@ -178,6 +187,21 @@ fn take(
                 call,
             });
         }
+        "send-later" => {
+            let body = value.get("body").and_then(Edn::text).context("no :body")?;
+            history.delayed.push(Delayed {
+                process,
+                body: body.into(),
+                delay: number(value, "delay").context("no :delay")?,
+                invoked,
+                ended,
+                outcome: match kind {
+                    "ok" => Outcome::Ok(()),
+                    "fail" => Outcome::Fail(why()),
+                    _ => Outcome::Unknown(why()),
+                },
+            });
+        }
         name @ ("lock" | "unlock") => {
             let call = match (name, kind) {
                 ("unlock", _) => LockCall::Unlock,
@@ -194,7 +218,9 @@ fn take(
                 call,
             });
         }
-        other => bail!(":f {other} is none of send, poll, commit, committed, lock, unlock"),
+        other => {
+            bail!(":f {other} is none of send, send-later, poll, commit, committed, lock, unlock")
+        }
     }
     Ok(())
 }

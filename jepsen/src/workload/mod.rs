@@ -2,6 +2,7 @@
 //! are a consumer group, `monitor` asks who leads.
 
 mod consumers;
+mod delayed;
 mod members;
 mod monitor;
 
@@ -23,6 +24,7 @@ const QUEUES: u32 = 4;
 /// Processes of producers are numbered from 0, those of others from these.
 const PROBES: u64 = 39;
 const COMMITTER: u64 = 40;
+const DELAYER: u64 = 45;
 const READERS: u64 = 50;
 const MEMBERS: u64 = 60;
 const LAST: u64 = 98;
@@ -50,6 +52,8 @@ pub enum Kind {
     Offset,
     /// Members of a group take the lock of a queue, read on from the group's offset, commit and give it up.
     Ordered,
+    /// Messages with a delay are sent, and a reader looks when they come.
+    Delay,
 }
 
 /// Clients at work from [`Workload::start`] until [`Workload::stop`].
@@ -94,6 +98,11 @@ impl Workload {
                     work.add(move |shared| members::share(shared, member, &seen));
                 }
             }
+            Kind::Delay => {
+                work.add(commit);
+                work.add(delayed::send);
+                work.add(delayed::watch);
+            }
             Kind::Ordered => {
                 for member in 0..3 {
                     work.add(move |shared| members::lock_and_read(shared, member, seed));
@@ -116,6 +125,11 @@ impl Workload {
             ended.map_err(|_| anyhow::anyhow!("a workload thread panicked"))?;
         }
         Ok(std::mem::take(&mut *self.shared.history()))
+    }
+
+    /// The start, from which all times count.
+    pub(crate) fn start_time(&self) -> Instant {
+        self.shared.start
     }
 
     /// Nanoseconds since the start.
@@ -195,8 +209,14 @@ impl Workload {
     }
 }
 
-/// Everything that lies in the queues, and the group's offsets, read from the node at `address`.
-pub(crate) fn read_back(address: SocketAddr, history: &mut History) -> anyhow::Result<()> {
+/// Everything that lies in the queues, and the group's offsets, read from the node at `address`. The run
+/// began at `start`.
+pub(crate) fn read_back(
+    address: SocketAddr,
+    start: Instant,
+    history: &mut History,
+) -> anyhow::Result<()> {
+    delayed::read_back(address, start, history)?;
     let mut client = Client::connect(address, LIVENESS)?;
     let end = history.end();
     for queue in 0..QUEUES {
