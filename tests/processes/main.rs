@@ -6,7 +6,7 @@
 //! and `hostile` feed bad input, `failover` kills nodes, `delay` has messages wait, `disk_full` fills disks,
 //! `freeze` has a group take nothing, `snapshot` has a node take the log as files, `vip` has an address
 //! move with the leader, `bench` loads a group. `fixtures` has the stock client read every archived Java
-//! store, `whole_move` moves a Java broker in and back.
+//! store, `whole_move` moves a Java broker in and back, `unfrozen` takes one back that nobody froze.
 
 #![expect(
     clippy::unwrap_used,
@@ -15,6 +15,8 @@
 #![expect(clippy::print_stdout, reason = "figures of a test run")]
 
 mod admin;
+#[path = "../../migrate/tests/stores/archive.rs"]
+mod archive;
 mod bench;
 mod clients;
 mod delay;
@@ -30,5 +32,6 @@ mod snapshot;
 mod startup;
 mod support;
 mod tools;
+mod unfrozen;
 mod vip;
 mod whole_move;

@@ -2,7 +2,6 @@
 //! `rmq-migrate` writes, serve what was there, and go on.
 
 use std::fs::{self, File};
-use std::io::BufReader;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -17,9 +16,9 @@ use rmq_wire::code::{request, response};
 use rmq_wire::frame;
 use rmq_wire::header::QueryMessage;
 use rmq_wire::record::Record;
-use ruzstd::decoding::StreamingDecoder;
 use tempfile::TempDir;
 
+use crate::migrated::{shared, unpack};
 use crate::support::{free_port, rmq};
 
 const ARCHIVE: &str = "classic-4.9.7-clean";
@@ -39,26 +38,8 @@ struct Migrated {
 impl Migrated {
     /// `None` where the archives are absent.
     fn new(more: &[&str]) -> Option<Self> {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/fixtures");
-        if !root.try_exists().unwrap() {
-            assert!(
-                std::env::var_os("CI").is_none(),
-                "{} is missing",
-                root.display()
-            );
-            eprintln!("skipped: {} is missing", root.display());
-            return None;
-        }
-        let dir = TempDir::new().unwrap();
-        let zstd = BufReader::new(File::open(root.join(ARCHIVE).join("store.tar.zst")).unwrap());
-        let mut tar = tar::Archive::new(StreamingDecoder::new(zstd).unwrap());
-        for entry in tar.entries().unwrap() {
-            let mut entry = entry.unwrap();
-            let path = entry.path().unwrap().into_owned();
-            if path.iter().any(|part| part == STORE) {
-                entry.unpack_in(dir.path()).unwrap();
-            }
-        }
+        let root = shared("fixtures")?;
+        let dir = unpack(&root.join(ARCHIVE), |store| store == STORE);
         migrate(dir.path(), "migrated", more);
         let expected = messages(&dir.path().join("migrated"));
         assert!(expected.len() > 10);

@@ -1,30 +1,25 @@
 //! Stores of Java brokers, and name servers and nodes that are started by their properties files.
 
 use std::fs::{self, File};
-use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::{SocketAddr, TcpStream};
-use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use clap::Parser as _;
 use jepsen::client::Client;
-use lzma_rust2::XzReader;
 use rmq_migrate::{Options, Progress, Report, Reversed, Style};
 use rmq_wire::code::request;
 use rmq_wire::frame;
 use rustix::process::{Pid, Signal, kill_process};
-use ruzstd::decoding::StreamingDecoder;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::archive;
 use crate::support::{free_port, rmq, text};
 
 /// Far beyond what anything here takes.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
-/// Files longer than this are unpacked with holes.
-const SPARSE_BYTES: u64 = 8 << 20;
 
 /// What the project shares with others outside of its repository, by name; `None`, with a message, where
 /// it is absent, which in CI is a failure.
@@ -45,48 +40,8 @@ pub(crate) fn shared(name: &str) -> Option<PathBuf> {
 /// `broker.conf`.
 pub(crate) fn unpack(archive: &Path, wanted: impl Fn(&str) -> bool) -> TempDir {
     let dir = TempDir::new().unwrap();
-    let zstd = BufReader::new(File::open(archive.join("store.tar.zst")).unwrap());
-    let mut tar = tar::Archive::new(StreamingDecoder::new(zstd).unwrap());
-    for entry in tar.entries().unwrap() {
-        let mut entry = entry.unwrap();
-        let path = entry.path().unwrap().into_owned();
-        let store = path.iter().find(|part| *part != ".");
-        if !store.is_some_and(|store| wanted(store.to_str().unwrap())) {
-            continue;
-        }
-        if entry.header().entry_type().is_dir() || entry.size() <= SPARSE_BYTES {
-            entry.unpack_in(dir.path()).unwrap();
-            continue;
-        }
-        let to = dir.path().join(&path);
-        fs::create_dir_all(to.parent().unwrap()).unwrap();
-        let file = File::create(to).unwrap();
-        file.set_len(entry.size()).unwrap();
-        let mut buf = vec![0; 1 << 20];
-        let mut at = 0;
-        loop {
-            let read = entry.read(&mut buf).unwrap();
-            if read == 0 {
-                break;
-            }
-            if buf[..read].iter().any(|byte| *byte != 0) {
-                file.write_all_at(&buf[..read], at).unwrap();
-            }
-            at += read as u64;
-        }
-    }
+    archive::unpack(archive, dir.path(), wanted);
     dir
-}
-
-/// Lines of JSON in a compressed file, each behind `skip` characters.
-pub(crate) fn json_lines(path: &Path, skip: usize) -> Vec<(String, Value)> {
-    let xz = BufReader::new(File::open(path).unwrap());
-    let lines = BufReader::new(XzReader::new(xz, true)).lines();
-    let parse = |line: String| {
-        let (mark, json) = line.split_at(skip);
-        (mark.to_owned(), serde_json::from_str(json).unwrap())
-    };
-    lines.map(|line| parse(line.unwrap())).collect()
 }
 
 /// Migrates a store, whose broker had these properties.

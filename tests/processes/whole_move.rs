@@ -18,6 +18,7 @@ use rmq_wire::record::Record;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
+use crate::archive::tree;
 use crate::migrated::{
     Namesrv, Node, PATIENCE, copy, migrate, reverse, route, shared, three_peers, until,
 };
@@ -253,6 +254,7 @@ fn whole_move(target: &'static str, is_own_namesrv: bool) {
     let outage = producer.goes_on(stopped);
     consumer.has_all_of(&producer);
     assert_found(ns, &some(&old));
+    let source = tree(&master.join("store"));
     println!("{target}: migrated in {migrated:.1} s, first message {outage:.1} s after the stop");
 
     let at = until("a leader", || {
@@ -314,6 +316,8 @@ fn whole_move(target: &'static str, is_own_namesrv: bool) {
         "{missing:?} of {} are missing",
         sent.len()
     );
+    // What the group did with its links to it did not reach the Java master's store.
+    assert!(tree(&master.join("store")) == source);
     let failed = producer.said("failed").len();
     println!(
         "{target}: {} messages sent, none missing, {failed} refused",
