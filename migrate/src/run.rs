@@ -140,7 +140,9 @@ pub fn run(options: &Options, progress: &Progress) -> Result<Report, Problem> {
     keep_rest(&plan, &partial, &mut transfer)?;
     progress.phase("checking the result", 0);
     let genesis = write_genesis(&plan, &partial)?;
+    progress.phase("making it durable", 0);
     transfer.sync(&partial)?;
+    progress.phase("opening the result", 0);
     let (verified, maxima) = derive(&plan, options, &partial, &genesis, progress)?;
 
     let mut report = std::mem::take(&mut plan.report);

@@ -68,7 +68,7 @@ pub use flush::FlushCallback;
 pub use frozen::FreezeMark;
 pub use genesis::{
     GENESIS_FILE, Genesis, GenesisError, GenesisMetadata, GenesisMismatch, GenesisSegment,
-    MeasureError, last_record,
+    MeasureError,
 };
 pub use index_file::{
     ENTRY_BYTES, Entry, HEADER_BYTES, Header as IndexHeader, Layout as IndexLayout, SLOT_BYTES,

@@ -85,21 +85,27 @@ fn partials(dir: &Path) -> Vec<PathBuf> {
     names.filter(is_partial).collect()
 }
 
-fn kill_at_many_points(archive: &str, name: &str, more: &[&str]) {
+/// A migration of a store of an archive.
+fn kill_migrations(archive: &str, name: &str, more: &[&str]) {
     let Some(unpacked) = Unpacked::new(archive, |store| store == name) else {
         return;
     };
-    let points = std::env::var("KILLS").map_or(FEW, |kills| kills.parse().unwrap());
-    let store = unpacked.store(name);
-    let before = tree(&store);
     let mut args = unpacked.args(name);
     args.extend(more.iter().map(|arg| (*arg).to_owned()));
-    let (dir, target) = (unpacked.dir.path(), unpacked.target());
+    let shown = format!("{archive}/{name} {more:?}");
+    kill_at_many_points(&shown, &args, &unpacked.store(name), &unpacked.target());
+}
+
+/// Runs a command that makes `target` from `store`, is killed, and run again.
+fn kill_at_many_points(shown: &str, args: &[String], store: &Path, target: &Path) {
+    let points = std::env::var("KILLS").map_or(FEW, |kills| kills.parse().unwrap());
+    let before = tree(store);
+    let dir = target.parent().unwrap();
     let begun = Instant::now();
-    finish(&args);
+    finish(args);
     let mut whole = begun.elapsed();
-    let expected = result(&target);
-    fs::remove_dir_all(&target).unwrap();
+    let expected = result(target);
+    fs::remove_dir_all(target).unwrap();
 
     let mut state = u64::from(std::process::id());
     let mut random = || {
@@ -112,18 +118,20 @@ fn kill_at_many_points(archive: &str, name: &str, more: &[&str]) {
     for point in 0..points {
         // Spread over all of the run's time, at random within each part of it.
         let part = (f64::from(point) + random()) / f64::from(points);
-        while !kill_after(&args, whole.mul_f64(part)) {
+        while !kill_after(args, whole.mul_f64(part)) {
             // It was measured when the machine was busier.
-            fs::remove_dir_all(&target).unwrap();
+            fs::remove_dir_all(target).unwrap();
             whole = whole.mul_f64(0.8);
         }
-        *stages.entry(stage(dir, &target)).or_default() += 1;
+        *stages.entry(stage(dir, target)).or_default() += 1;
         // What goes on may be killed as well.
         if point % 3 == 0 {
-            kill_after(&args, whole.mul_f64(random()));
+            kill_after(args, whole.mul_f64(random()));
         }
-        finish(&args);
-        let found = result(&target);
+        if !target.try_exists().unwrap() {
+            finish(args);
+        }
+        let found = result(target);
         assert_eq!(
             found.keys().collect::<Vec<_>>(),
             expected.keys().collect::<Vec<_>>()
@@ -132,29 +140,44 @@ fn kill_at_many_points(archive: &str, name: &str, more: &[&str]) {
             assert_eq!(content, expected[&path], "{}", path.display());
         }
         assert!(partials(dir).is_empty());
-        fs::remove_dir_all(&target).unwrap();
+        fs::remove_dir_all(target).unwrap();
     }
-    assert!(tree(&store) == before, "the source has changed");
-    println!("{archive}/{name} {more:?}: {points} kills, by stage {stages:?}");
+    assert!(tree(store) == before, "the source has changed");
+    println!("{shown}: {points} kills, by stage {stages:?}");
 }
 
 #[test]
 fn linking_goes_on_after_a_kill_anywhere() {
-    kill_at_many_points("classic-4.9.7-clean", "broker-b", &[]);
+    kill_migrations("classic-4.9.7-clean", "broker-b", &[]);
 }
 
 #[test]
 fn copying_goes_on_after_a_kill_anywhere() {
     let more = ["--mode", "copy", "--verify", "full"];
-    kill_at_many_points("classic-4.9.7-clean", "broker-b", &more);
+    kill_migrations("classic-4.9.7-clean", "broker-b", &more);
 }
 
 #[test]
 fn building_queues_anew_goes_on_after_a_kill_anywhere() {
-    kill_at_many_points("classic-4.9.7-crash", "broker-a.no_cq", &[]);
+    kill_migrations("classic-4.9.7-crash", "broker-a.no_cq", &[]);
 }
 
 #[test]
 fn writing_a_dledger_log_anew_goes_on_after_a_kill_anywhere() {
-    kill_at_many_points("dledger-4.9.7", "n0", &[]);
+    kill_migrations("dledger-4.9.7", "n0", &[]);
+}
+
+#[test]
+fn coming_back_begins_anew_after_a_kill_anywhere() {
+    let Some(unpacked) = Unpacked::new("classic-4.9.7-clean", |store| store == "broker-b") else {
+        return;
+    };
+    finish(&unpacked.args("broker-b"));
+    let (node, back) = (unpacked.target(), unpacked.dir.path().join("back"));
+    let mut args = unpacked.args("broker-b");
+    args[2] = node.to_str().unwrap().to_owned();
+    args[4] = back.to_str().unwrap().to_owned();
+    args[6] = node.join("conf/broker.conf").to_str().unwrap().to_owned();
+    args.extend(["--reverse", "--accept-unconfirmed"].map(str::to_owned));
+    kill_at_many_points("the way back", &args, &node, &back);
 }

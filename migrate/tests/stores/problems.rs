@@ -7,6 +7,7 @@ use std::process::Command;
 use clap::Parser as _;
 use rmq_migrate::{Code, Options, Problem, Progress, Report, Style, check, run};
 use rmq_store::{Disk as _, RealDisk};
+use rmq_wire::record::{self, Peek};
 
 use crate::archive::tree;
 use crate::fixture::Unpacked;
@@ -159,8 +160,12 @@ fn slaves_are_compared_with_their_master() {
     let base: u64 = path.file_name().unwrap().to_str().unwrap().parse().unwrap();
     let mut bytes = fs::read(path).unwrap();
     let end = usize::try_from(last - base).unwrap();
-    let range = rmq_store::last_record(&bytes[..end], rmq_store::PhyOffset(base), false).unwrap();
-    bytes[range].fill(0);
+    let (mut start, mut next) = (0, 0);
+    while let Peek::Record { size } = record::peek(&bytes[next..end]) {
+        (start, next) = (next, next + size);
+    }
+    assert_eq!(next, end);
+    bytes[start..end].fill(0);
     fs::write(path, bytes).unwrap();
     assert_refused(&unpacked, &options, Code::StoresDiffer);
     let looked = check(&options, &quiet()).unwrap();

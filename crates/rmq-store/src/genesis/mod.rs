@@ -26,7 +26,7 @@ use crate::consume_queue::fnv_1a;
 use crate::disk::{Disk, OpenMode};
 use crate::types::PhyOffset;
 
-pub use measure::{MeasureError, last_record};
+pub use measure::MeasureError;
 
 /// Name of the file in the store's root.
 pub const GENESIS_FILE: &str = "genesis";
