@@ -50,6 +50,19 @@ fn victims(store: &Path, fault: Fault) -> anyhow::Result<Vec<PathBuf>> {
     Ok(derived)
 }
 
+/// Takes everything from a store, which may be where a file system is mounted.
+pub(crate) fn empty(store: &Path) -> anyhow::Result<()> {
+    for entry in fs::read_dir(store).with_context(|| store.display().to_string())? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            fs::remove_dir_all(entry.path())?;
+        } else {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 /// Flips a few bits of one of the files.
 fn flip(files: &[PathBuf], dice: &mut StdRng) -> anyhow::Result<u64> {
     let Some(path) = files.choose(dice) else {

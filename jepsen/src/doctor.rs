@@ -56,8 +56,8 @@ pub fn examine(dir: &Path) -> Vec<Finding> {
             result: try_disk(&dir.join("eio"), dead_disk),
         },
         Finding {
-            faults: "damage",
-            recipe: "bits and lengths of files of a node that is down",
+            faults: "damage, lost",
+            recipe: "bits, lengths and files of a node that is down",
             result: Ok(()),
         },
     ]

@@ -48,7 +48,7 @@ enum Action {
     /// of HTML. Without, fault after fault strikes on loopback, and each is timed.
     Test {
         /// Faults, separated by commas. With --time families of them: partition, slow, flaky, kill,
-        /// pause, restart, transfer, power, full, eio, damage, saturate, or all. Without: kill-leader,
+        /// pause, restart, transfer, power, full, eio, damage, lost, saturate, or all. Without: kill-leader,
         /// kill-follower, pause-leader, kill-all, saturate, members, replace, power, power-one, blackout,
         /// blackout-longest.
         #[arg(long, value_delimiter = ',', default_value = "kill-leader")]
@@ -331,8 +331,6 @@ fn families(names: &[String]) -> anyhow::Result<Vec<Kind>> {
             kinds.push(kind.map_err(|e| anyhow::anyhow!("--nemesis {name} with --time: {e}"))?);
         }
     }
-    kinds.sort_unstable();
-    kinds.dedup();
     Ok(kinds)
 }
 

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use anyhow::ensure;
 
@@ -18,44 +19,98 @@ const TIME: u64 = 30;
 /// A bug and the run that has to find it.
 struct Mutant {
     name: &'static str,
-    workload: Workload,
-    kinds: &'static [Kind],
-    sync_flush: bool,
+    run: Run,
+}
+
+/// What is run.
+enum Run {
+    /// Of a schedule: workload, faults, and whether each write is synced.
+    Schedule(Workload, &'static [Kind], bool),
+    /// This program with these arguments, and a seed.
+    Command(&'static [&'static str]),
 }
 
 /// Those of `rmq_store::mutants` that faults of this suite bring to light. The simulation finds all.
-const MUTANTS: [Mutant; 5] = [
+const MUTANTS: [Mutant; 6] = [
     Mutant {
         name: "M1",
-        workload: Workload::Queue,
-        kinds: &[Kind::Partition, Kind::Kill],
-        sync_flush: false,
+        run: Run::Schedule(Workload::Queue, &[Kind::Partition, Kind::Kill], false),
     },
     Mutant {
         name: "M2",
-        workload: Workload::Queue,
-        kinds: &[Kind::Power],
-        sync_flush: true,
+        run: Run::Schedule(Workload::Queue, &[Kind::Power], true),
     },
     Mutant {
         name: "M4",
-        workload: Workload::Queue,
-        kinds: &[Kind::Partition],
-        sync_flush: false,
+        run: Run::Schedule(Workload::Queue, &[Kind::Partition], false),
     },
     Mutant {
         name: "M5",
-        workload: Workload::Queue,
-        kinds: &[Kind::Partition, Kind::Pause],
-        sync_flush: false,
+        run: Run::Schedule(Workload::Queue, &[Kind::Partition, Kind::Pause], false),
     },
     Mutant {
         name: "M6",
-        workload: Workload::Offset,
-        kinds: &[Kind::Kill, Kind::Transfer],
-        sync_flush: false,
+        run: Run::Schedule(Workload::Offset, &[Kind::Kill, Kind::Transfer], false),
+    },
+    Mutant {
+        name: "Quarantine",
+        run: Run::Command(&["power", "async-one", "--cuts", "10"]),
     },
 ];
+
+impl Run {
+    fn is_possible(&self, bed: Bed) -> bool {
+        match self {
+            Self::Schedule(_, kinds, _) => suite::possible(kinds, bed) == *kinds,
+            Self::Command(_) => bed.disks,
+        }
+    }
+
+    /// What is wrong, if anything.
+    fn once(
+        &self,
+        rmq: &Path,
+        dir: &Path,
+        (seed, planted): (u64, Option<&'static str>),
+        bed: Bed,
+        say: Say<'_>,
+    ) -> anyhow::Result<Option<String>> {
+        if dir.try_exists()? {
+            fs::remove_dir_all(dir)?;
+        }
+        match self {
+            Self::Schedule(workload, kinds, sync_flush) => {
+                let schedule = Schedule::draw(*workload, kinds, TIME, seed, Some(*sync_flush))?;
+                let bed = Bed {
+                    mutant: planted,
+                    ..bed
+                };
+                Ok(match suite::one(rmq, dir, &schedule, bed, say) {
+                    Ok((Verdict::Failed, outcome)) => outcome.wrong.into_iter().next(),
+                    Ok(_) => None,
+                    Err(e) => Some(format!("{e:#}")),
+                })
+            }
+            Self::Command(arguments) => {
+                let mut command = Command::new(std::env::current_exe()?);
+                command.arg("--rmq").arg(rmq).arg("--dir").arg(dir);
+                command.args(*arguments).args(["--seed", &seed.to_string()]);
+                if let Some(planted) = planted {
+                    // It is passed on to the nodes.
+                    command.env("RMQ_MUTANT", planted);
+                }
+                let output = command.output()?;
+                let told = String::from_utf8_lossy(&output.stdout);
+                told.lines().for_each(say);
+                let wrong = told.lines().find(|line| line.contains("FAILED"));
+                let error = String::from_utf8_lossy(&output.stderr);
+                let error = || error.lines().take(4).collect::<Vec<_>>().join(" ");
+                let wrong = wrong.map_or_else(error, str::to_owned);
+                Ok((!output.status.success()).then_some(wrong))
+            }
+        }
+    }
+}
 
 /// Whether each bug is found, and nothing is found with the same seeds without it.
 pub fn find_all(rmq: &Path, dir: &Path, which: Option<&str>, say: Say<'_>) -> anyhow::Result<bool> {
@@ -70,7 +125,7 @@ pub fn find_all(rmq: &Path, dir: &Path, which: Option<&str>, say: Say<'_>) -> an
     let mut all = true;
     let mut lines = Vec::new();
     for mutant in chosen() {
-        if suite::possible(mutant.kinds, bed) != mutant.kinds {
+        if !mutant.run.is_possible(bed) {
             lines.push(format!(
                 "{}: skipped, for its faults do not work here",
                 mutant.name
@@ -98,37 +153,20 @@ fn find(
     bed: Bed,
     say: Say<'_>,
 ) -> anyhow::Result<Option<(u64, String)>> {
+    let own = dir.join(mutant.name);
+    let run = |seed, planted| mutant.run.once(rmq, &own, (seed, planted), bed, say);
     for seed in 1..=TRIES {
-        let schedule = Schedule::draw(
-            mutant.workload,
-            mutant.kinds,
-            TIME,
-            seed,
-            Some(mutant.sync_flush),
-        )?;
-        let run = |planted| {
-            let own = dir.join(mutant.name);
-            if own.try_exists()? {
-                fs::remove_dir_all(&own)?;
-            }
-            let bed = Bed {
-                mutant: planted,
-                ..bed
-            };
-            suite::one(rmq, &own, &schedule, bed, say)
-        };
         say(&format!("{} planted", mutant.name));
-        let by = match run(Some(mutant.name)) {
-            Ok((Verdict::Failed, outcome)) => outcome.wrong.first().cloned().unwrap_or_default(),
-            Ok(_) => continue,
-            Err(e) => format!("{e:#}"),
+        let Some(by) = run(seed, Some(mutant.name))? else {
+            continue;
         };
         say(&format!("{} not planted", mutant.name));
-        let (verdict, _) = run(None)?;
+        let without = run(seed, None)?;
         ensure!(
-            verdict != Verdict::Failed,
-            "seed {seed} fails without the bug {} too",
-            mutant.name
+            without.is_none(),
+            "seed {seed} fails without the bug {} too: {}",
+            mutant.name,
+            without.unwrap_or_default()
         );
         return Ok(Some((seed, by)));
     }

@@ -140,17 +140,26 @@ fn picture(history: &History) -> String {
     format!("<svg viewBox=\"0 0 {WIDTH} {height:.0}\" role=\"img\">{back}{svg}</svg>\n")
 }
 
-/// A color for each kind of fault.
+/// A color for each kind of fault; green is for what is acknowledged.
 fn color(what: &str) -> &'static str {
-    const COLORS: [&str; 12] = [
-        "#d33", "#36c", "#e80", "#292", "#93c", "#099", "#a52", "#c39", "#770", "#457", "#06a",
-        "#555",
+    const COLORS: [(&str, &str); 13] = [
+        ("partition", "#e07b00"),
+        ("slow", "#b8860b"),
+        ("flaky", "#8d6e63"),
+        ("kill", "#d32f2f"),
+        ("pause", "#7b1fa2"),
+        ("restart", "#ad1457"),
+        ("transfer", "#5c6bc0"),
+        ("power", "#37474f"),
+        ("full", "#0277bd"),
+        ("eio", "#00838f"),
+        ("damage", "#c2185b"),
+        ("lost", "#4e342e"),
+        ("saturate", "#9e9d24"),
     ];
     let kind = what.split(['-', ' ']).next().unwrap_or_default();
-    let hash = kind
-        .bytes()
-        .fold(7usize, |hash, byte| hash * 31 % 9973 + usize::from(byte));
-    COLORS[hash % COLORS.len()]
+    let known = COLORS.iter().find(|(name, _)| *name == kind);
+    known.map_or("#777777", |(_, color)| color)
 }
 
 /// A bar for each fault, in as many rows as overlap. The y below.

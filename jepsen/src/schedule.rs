@@ -35,6 +35,8 @@ pub enum Kind {
     Eio,
     /// Flipped bits and cut files on the disk of a node that is down.
     Damage,
+    /// A node that is down loses its disk, and comes back as another one.
+    Lost,
     /// Processors that are busy with something else.
     Saturate,
 }
@@ -132,6 +134,8 @@ pub enum Fault {
     DamageDerived,
     /// A node's consume queues and index are cut short, while it is down.
     DamageTruncated,
+    /// A node's disk is emptied, while it is down.
+    LostDisk,
     /// Two busy processes for each processor.
     SaturateCpu,
 }
@@ -207,6 +211,9 @@ impl Schedule {
             time >= 10,
             "a run of {time} s is too short for a fault; 10 s or more"
         );
+        let mut kinds = kinds.to_vec();
+        kinds.sort_unstable();
+        kinds.dedup();
         let mut dice = StdRng::seed_from_u64(seed);
         let cuts_power = kinds.contains(&Kind::Power);
         ensure!(
@@ -224,7 +231,7 @@ impl Schedule {
         let mut free = vec![LEAD_IN; usize::try_from(lanes)?];
         loop {
             if turn.is_empty() {
-                turn = kinds.to_vec();
+                turn.clone_from(&kinds);
                 turn.shuffle(&mut dice);
             }
             let kind = turn.pop().context("no kinds")?;
@@ -255,7 +262,7 @@ impl Schedule {
             seed,
             time,
             sync_flush,
-            drawn_from: kinds.to_vec(),
+            drawn_from: kinds,
             windows,
         })
     }
@@ -362,6 +369,9 @@ mod tests {
         }
         let two = Schedule::draw(Workload::Queue, &all[..2], 60, 1, None).unwrap();
         assert_eq!(two.kinds(), all[..2]);
+        let other_way = [all[1], all[0], all[1]];
+        let same = Schedule::draw(Workload::Queue, &other_way, 60, 1, Some(two.sync_flush));
+        assert_eq!(same.unwrap(), two);
     }
 
     #[test]

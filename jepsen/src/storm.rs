@@ -37,7 +37,8 @@ pub(crate) struct Storm<'a> {
     disks: Option<&'a Disks>,
     work: &'a Workload,
     active: Vec<Active>,
-    /// The node whose disk is damaged; always the same one, for a majority has to keep each byte.
+    /// The node whose disk is damaged or lost; always the same one, for a majority has to keep each
+    /// byte.
     rotten: Option<usize>,
     /// What was wrong on the way.
     pub(crate) wrong: Vec<String>,
@@ -156,7 +157,7 @@ impl<'a> Storm<'a> {
                 order.shuffle(dice);
                 order
             }
-            F::DamageLog | F::DamageDerived | F::DamageTruncated => {
+            F::DamageLog | F::DamageDerived | F::DamageTruncated | F::LostDisk => {
                 let rotten = *self.rotten.get_or_insert(others[0]);
                 vec![rotten]
             }
@@ -239,6 +240,13 @@ impl<'a> Storm<'a> {
                     self.cluster.kill(*node)?;
                     let store = self.cluster.nodes()[*node].store.clone();
                     active.seen += damage::strike(&store, fault, &mut active.dice)?;
+                }
+            }
+            F::LostDisk => {
+                for node in &nodes {
+                    self.cluster.kill(*node)?;
+                    damage::empty(&self.cluster.nodes()[*node].store)?;
+                    active.seen += 1;
                 }
             }
             F::SaturateCpu => {
