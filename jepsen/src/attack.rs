@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 
 use crate::check::{self, CHECKERS};
+use crate::client;
 use crate::cluster::{Cluster, Options};
 use crate::history::{History, OffsetCall};
 use crate::net::Net;
@@ -192,21 +193,11 @@ pub fn summary(outcome: &Outcome) -> String {
     let history = &outcome.history;
     let (acknowledged, unknown) = history.counts();
     let all = history.sends.len();
-    let mut polls = 0;
-    let (mut delivered, mut again) = (0, 0);
-    let mut until = std::collections::BTreeMap::new();
-    for poll in &history.polls {
-        if let crate::client::Outcome::Ok(got) = &poll.outcome {
-            polls += 1;
-            if poll.delivers {
-                delivered += got.len() as u64;
-                let seen = until.entry(poll.queue).or_insert(0);
-                let end = poll.from + got.len() as u64;
-                again += seen.min(&mut end.clone()).saturating_sub(poll.from);
-                *seen = end.max(*seen);
-            }
-        }
-    }
+    let polls = history.polls.iter();
+    let polls = polls
+        .filter(|poll| matches!(poll.outcome, client::Outcome::Ok(_)))
+        .count();
+    let (delivered, repeated) = check::deliveries(history);
     let commits = history.offsets.iter();
     let commits = commits
         .filter(|op| matches!(op.call, OffsetCall::Commit { .. }))
@@ -226,14 +217,14 @@ pub fn summary(outcome: &Outcome) -> String {
         .unwrap_or(0);
     format!(
         "{all} sends: {acknowledged} acknowledged, {unknown} unknown, {} refused; {polls} polls, \
-         {delivered} delivered, {again} of them again; {commits} commits, {} locks; \
+         {delivered} delivered, {repeated} of them again; {commits} commits, {} locks; \
          {} delayed, {} delivered again; {} faults, \
          {} power cuts, term {terms}; longest time without an acknowledgement {gap} ms, {} ms \
          after the last fault",
         all - acknowledged - unknown,
         history.locks.len(),
         history.delayed.len(),
-        check::again(history),
+        check::delayed_again(history),
         history.faults.len(),
         outcome.cuts,
         outcome.recovery,

@@ -128,7 +128,7 @@ pub struct Delivery {
     pub body: String,
 }
 
-/// A node that said that it led.
+/// A node that said that it served as the leader.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lead {
     /// When.

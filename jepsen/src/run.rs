@@ -1,6 +1,7 @@
 //! One run: producers and a committing consumer group at work while faults strike, then quiet, then
 //! everything is read back and judged.
 
+use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::thread;
@@ -12,11 +13,13 @@ use rand::{Rng, SeedableRng};
 use rustix::process::Signal;
 use serde_json::Value;
 
+use crate::attack::HISTORY;
 use crate::burn::Burn;
 use crate::check::{self, CHECKERS, Checker};
 use crate::cluster::{Cluster, Options, status};
 use crate::history::History;
 use crate::power::Disks;
+use crate::record;
 use crate::workload::{Kind, LIVENESS, Workload, read_back};
 
 /// Clients that send: one for each queue, and one more.
@@ -162,6 +165,7 @@ pub fn run(rmq: &Path, dir: &Path, plan: &Plan) -> anyhow::Result<Report> {
         ));
     }
     read_back(cluster.addresses()[leader], start, &mut history)?;
+    fs::write(dir.join(HISTORY), record::write(&history))?;
     let mut loss = String::new();
     let checkers: &[(&str, Checker)] = if may_lose {
         let lost = check::forgive(&mut history);

@@ -15,6 +15,7 @@ use rustix::process::{Pid, test_kill_process};
 use serde_json::json;
 
 use crate::attack::{self, Bed};
+use crate::check;
 use crate::doctor;
 use crate::page::{self, About, PAGE};
 use crate::schedule::{Kind, Schedule, value_name};
@@ -205,7 +206,8 @@ pub fn shrink(
             if own.try_exists()? {
                 fs::remove_dir_all(&own)?;
             }
-            let fails = !matches!(one(rmq, &own, &less, bed, say), Ok((Verdict::Passed, _)));
+            let ended = one(rmq, &own, &less, bed, say);
+            let fails = matches!(ended, Ok((Verdict::Failed, _)) | Err(_));
             if fails {
                 schedule = less;
                 fs::write(dir.join("shrunk.json"), schedule.to_json())?;
@@ -280,13 +282,7 @@ impl Tally {
         }
         let history = &outcome.history;
         self.acknowledged += history.counts().0 as u64;
-        let polls = history.polls.iter();
-        self.delivered += polls
-            .map(|poll| match &poll.outcome {
-                crate::client::Outcome::Ok(got) => got.len() as u64,
-                _ => 0,
-            })
-            .sum::<u64>();
+        self.delivered += check::deliveries(history).0;
         self.cuts += outcome.cuts;
         self.recoveries.push(outcome.recovery);
         for fault in history.faults.iter().filter(|fault| fault.seen != Some(0)) {

@@ -125,3 +125,18 @@ pub fn delivered(history: &History) -> Vec<String> {
     }
     wrong
 }
+
+/// How many messages were delivered to a group, and how many of them not for the first time.
+pub fn deliveries(history: &History) -> (u64, u64) {
+    let (mut all, mut repeated) = (0, 0);
+    // Of each queue, how far it was delivered.
+    let mut reached: HashMap<u32, u64> = HashMap::new();
+    for (poll, got) in answered(history).filter(|(poll, _)| poll.delivers) {
+        let end = poll.from + got.len() as u64;
+        let reached = reached.entry(poll.queue).or_default();
+        all += got.len() as u64;
+        repeated += end.min(*reached).saturating_sub(poll.from);
+        *reached = end.max(*reached);
+    }
+    (all, repeated)
+}

@@ -9,7 +9,7 @@ use crate::history::History;
 const PRECISION: u64 = 1_000_000;
 
 /// Each message that was acknowledged is delivered, none before its time, and none that was not sent. One may
-/// be delivered again after a change of leaders, at another offset; see [`again`].
+/// be delivered again after a change of leaders, at another offset; see [`delayed_again`].
 pub fn delayed(history: &History) -> Vec<String> {
     let mut wrong = Vec::new();
     let mut first: HashMap<&str, u64> = HashMap::new();
@@ -55,7 +55,7 @@ pub fn delayed(history: &History) -> Vec<String> {
 }
 
 /// How many deliveries there were beyond the first of each message.
-pub fn again(history: &History) -> usize {
+pub fn delayed_again(history: &History) -> usize {
     let places: BTreeSet<_> = history
         .deliveries
         .iter()

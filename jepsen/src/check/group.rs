@@ -149,7 +149,8 @@ pub fn locks(history: &History) -> Vec<String> {
     wrong
 }
 
-/// A term has one leader.
+/// A term has one leader that serves. It may have others before: a vote is for a term and a node here, so that
+/// of two that stand in one term the second may win too, as long as the first has committed nothing.
 pub fn leaders(history: &History) -> Vec<String> {
     let mut of_term: BTreeMap<u64, u64> = BTreeMap::new();
     let mut wrong = Vec::new();
@@ -157,7 +158,7 @@ pub fn leaders(history: &History) -> Vec<String> {
         let node = *of_term.entry(lead.term).or_insert(lead.node);
         if node != lead.node {
             wrong.push(format!(
-                "nodes {node} and {} both led in term {}",
+                "nodes {node} and {} both served in term {}",
                 lead.node, lead.term
             ));
         }

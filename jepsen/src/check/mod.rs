@@ -10,8 +10,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::time::Duration;
 
-pub use consume::{delivered, polled, stale};
-pub use delay::{again, delayed};
+pub use consume::{delivered, deliveries, polled, stale};
+pub use delay::{delayed, delayed_again};
 pub use group::{group_offset, leaders, locks};
 
 use crate::client::Outcome;
@@ -38,7 +38,7 @@ pub const CHECKERS: [(&str, Checker); 12] = [
     ("a group's offset never goes back", group_offset),
     ("a lock has one holder", locks),
     ("what is delayed comes, and not before its time", delayed),
-    ("a term has one leader", leaders),
+    ("a term has one leader that serves", leaders),
     ("the run exercised its faults", exercised),
 ];
 

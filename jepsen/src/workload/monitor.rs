@@ -1,4 +1,4 @@
-//! Asks a node again and again whether it leads.
+//! Asks a node again and again whether it serves as the leader.
 
 use std::thread;
 use std::time::Duration;
@@ -16,7 +16,7 @@ pub(super) fn watch(shared: &Shared, node: usize) {
     while !shared.stopped() {
         let status = status_within(shared.node(node), PATIENCE).unwrap_or_default();
         let group = &status["group"];
-        if group["role"] == "leader"
+        if group["serving"] == true
             && let Some(term) = group["term"].as_u64()
         {
             // Under the lock, so that they stand in the order of their times.
