@@ -323,6 +323,11 @@ impl<'a> Storm<'a> {
                     self.active[n].next = now + u64::try_from(pause.as_millis())?;
                 }
                 Fault::RestartRolling => {
+                    // As an operator, it waits for one node before it goes on with the next.
+                    if !self.are_up(&self.active[n].nodes)? {
+                        self.active[n].next = now + 200;
+                        continue;
+                    }
                     let seen = usize::try_from(self.active[n].seen)?;
                     if let Some(node) = self.active[n].nodes.get(seen).copied() {
                         if !self.cluster.stop(node)? {
@@ -331,7 +336,7 @@ impl<'a> Storm<'a> {
                         }
                         self.cluster.start_node(node)?;
                         self.active[n].seen += 1;
-                        self.active[n].next = now + 1500;
+                        self.active[n].next = now + 500;
                     }
                 }
                 Fault::PartitionFlapping | Fault::SlowSwizzle => {
@@ -346,6 +351,13 @@ impl<'a> Storm<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Whether these nodes have all come up since they were started.
+    fn are_up(&self, nodes: &[usize]) -> anyhow::Result<bool> {
+        nodes.iter().try_fold(true, |all, node| {
+            Ok(all && self.cluster.last_life(*node)?.contains("the broker is up"))
+        })
     }
 
     fn undo(&mut self, active: Active) -> anyhow::Result<()> {
