@@ -30,6 +30,8 @@ struct Op {
     ended: u64,
     name: &'static str,
     call: Edn,
+    /// Of a poll, where.
+    at: Option<Edn>,
     /// The completion's type and value, and why, if it is not ok.
     end: (&'static str, Edn, Option<String>),
 }
@@ -46,12 +48,14 @@ pub fn write(history: &History) -> String {
         let (kind, value, error) = op.end;
         *crashed += u64::from(kind == "info");
         let event = |kind, value| {
-            vec![
+            let mut event = vec![
                 ("type", Edn::key(kind)),
                 ("process", process.clone()),
                 ("f", Edn::key(op.name)),
                 ("value", value),
-            ]
+            ];
+            event.extend(op.at.iter().map(|at| ("at", at.clone())));
+            event
         };
         events.push((op.invoked, event("invoke", op.call)));
         let mut end = event(kind, value);
@@ -88,6 +92,7 @@ fn operations(history: &History) -> Vec<Op> {
             ended: s.ended,
             name: "send",
             call: call(body),
+            at: None,
             end,
         });
     }
@@ -139,6 +144,7 @@ fn operations(history: &History) -> Vec<Op> {
             ended: o.ended,
             name,
             call,
+            at: None,
             end,
         });
     }
@@ -155,6 +161,7 @@ fn operations(history: &History) -> Vec<Op> {
             ended: d.ended,
             name: "send-later",
             call,
+            at: None,
             end,
         });
     }
@@ -177,13 +184,14 @@ fn operations(history: &History) -> Vec<Op> {
             ended: l.ended,
             name,
             call,
+            at: None,
             end,
         });
     }
     ops
 }
 
-/// A poll; `at` says where, in a map beside the shape that Jepsen knows.
+/// A poll; `at` says where, in a map beside the value, which has the shape that Jepsen knows.
 fn poll(
     process: u64,
     (invoked, ended): (u64, u64),
@@ -196,14 +204,14 @@ fn poll(
             .map(|(key, value)| (Edn::key(key), value))
             .collect(),
     );
-    let call = list([list([Edn::key("poll")]), at.clone()]);
+    let call = list([list([Edn::key("poll")])]);
     let end = match outcome {
         Outcome::Ok(got) => {
             let got = got
                 .iter()
                 .map(|(offset, body)| list([(*offset).into(), Edn::from(&**body)]));
             let got = Edn::Map(vec![(queue.into(), list(got))]);
-            ("ok", list([list([Edn::key("poll"), got]), at]), None)
+            ("ok", list([list([Edn::key("poll"), got])]), None)
         }
         Outcome::Fail(why) => ("fail", call.clone(), Some(why.clone())),
         Outcome::Unknown(why) => ("info", call.clone(), Some(why.clone())),
@@ -214,6 +222,7 @@ fn poll(
         ended,
         name: "poll",
         call,
+        at: Some(at),
         end,
     }
 }

@@ -143,10 +143,7 @@ fn take(
             });
         }
         "poll" => {
-            let at = value
-                .list()
-                .and_then(|list| list.get(1))
-                .context("a poll of which queue?")?;
+            let at = call.get("at").context("a poll without :at")?;
             let queue = queue_of(at)?;
             let outcome = match kind {
                 "ok" => Outcome::Ok(polled(got, queue)?),
@@ -233,7 +230,7 @@ fn sent(value: &Edn) -> anyhow::Result<(u32, &Edn)> {
     Ok((u32::try_from(queue)?, op.get(2).context("no value")?))
 }
 
-/// The messages of a queue in `[[:poll {queue [[offset body] …]}] …]`.
+/// The messages of a queue in `[[:poll {queue [[offset body] …]}]]`.
 fn polled(value: &Edn, queue: u32) -> anyhow::Result<Vec<(u64, String)>> {
     let shape = || format!("{value} is not [[:poll {{queue [[offset body]]}}]]");
     let op = value
