@@ -20,7 +20,7 @@ network is silent for 20 s), kill-follower, rolling (SIGTERM and start, one node
 (leadership handed over), kill-namesrv (kill -9, started again after 2 s), none. A number behind a fault goes
 before --count, as in rolling:2.
 
---table measures what is missing in the file of the faults of PLAN, one setup after the other, and then reports.
+--table measures what is missing in the file of the faults of PLAN, in three lanes side by side, and then reports.
 It can be stopped and started again at any time; what is in the file is not measured again.
 
 Needs python3 and what scripts/clients.sh fetches; ip, unshare and nsenter for the namespaces.
@@ -39,6 +39,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 
@@ -48,15 +49,14 @@ from versus import OPENS, ROOT, JavaDledger, Rmq, rpc
 # routes every 30 s.
 SETTLE = 5
 JAVA_SETTLE = 40
-# What the tables of docs/failover.md show, in the order of worth.
+# What the tables of docs/failover.md show: three lanes side by side, each in the order of worth.
 PLAN = [
-    ("alias", "kill-leader:20,kill-follower:20,transfer:20,rolling:10"),
-    ("both", "kill-leader:20,transfer:10,stop-leader:6,cut-leader:6"),
-    ("alias", "stop-leader:8,cut-leader:8,kill-namesrv:10"),
-    ("dledger", "kill-leader:3"),
-    ("controller", "kill-leader:3"),
+    [("alias", "kill-leader:20,transfer:20,cut-leader:10")],
+    [("alias", "kill-follower:20,rolling:20,kill-namesrv:10")],
+    [("both", "kill-leader:20,stop-leader:10,transfer:10"), ("dledger", "kill-leader:3"), ("controller", "kill-leader:3")],
 ]
-PLAN_DOWN = 5
+# Faults begin when all clients have seen the routes after the one before.
+PLAN_OPTIONS = ["--down", "5", "--fresh", "31"]
 VIP = "10.79.0.100"
 
 
@@ -123,6 +123,11 @@ class Placed:
         return self.network.within(int(key[1:])) if self.network and key != "namesrv" else []
 
 
+    def struck(self, node, leader):
+        """Where clients find a node."""
+        return self.addresses[node]
+
+
 class RmqGroup(Placed, Rmq):
     KEYS = {
         "plain": "slaveReadEnable=true\n",
@@ -131,6 +136,10 @@ class RmqGroup(Placed, Rmq):
         "vip": f"brokerVip={VIP}/24@eth0\nslaveReadEnable=true\n",
         "both": f"groupAliasRoutes=true\ngroupAliasQueues=8\nbrokerVip={VIP}/24@eth0\nslaveReadEnable=true\n",
     }
+
+    def struck(self, node, leader):
+        moving = "brokerVip" in self.more and node == leader
+        return f"{VIP}:10911" if moving else self.addresses[node]
 
     def leader(self):
         for i, address in enumerate(self.addresses):
@@ -329,13 +338,15 @@ def strike_all(kinds, cluster, work, options, note):
             application.read()
         # Consumers find their queues, and the JVMs get warm.
         time.sleep(options.warm)
+        settled = 0.0
         for kind, number in [(kind, first + n) for kind, count, first in kinds for n in range(count)]:
-            time.sleep(faults.dice.uniform(0, 3))
+            time.sleep(max(0, settled - time.time()) + faults.dice.uniform(0, 3))
             busy = Busy()
             leader = faults.leader()
             target = faults.target(kind, leader)
-            ask(f"mark {leader + 1} {0 if target is None else target + 1}")
+            ask("mark" if target is None else f"mark {cluster.struck(target, leader)}")
             faults.strike(kind, target)
+            settled = time.time() + options.fresh
             time.sleep(options.settle or (JAVA_SETTLE if java else SETTLE))
             load = {"busy_cores": busy.cores(), "load": round(os.getloadavg()[0], 1)}
             for line, report in ask("report").items():
@@ -473,9 +484,9 @@ def publish(records):
         f.write(before + begin + "\n".join([said, *table(records), ""]) + end + after)
 
 
-def measure_table(path, binary):
-    """Measures what the file lacks of [`PLAN`]."""
-    for setup, faults in PLAN:
+def measure_lane(number, path, binary):
+    """Measures what the file lacks of a lane of [`PLAN`]."""
+    for setup, faults in PLAN[number]:
         done = {}
         if os.path.exists(path):
             with open(path) as f:
@@ -486,8 +497,20 @@ def measure_table(path, binary):
         missing = [(kind, done.get(kind, 0), int(count)) for kind, count in wanted]
         missing = [f"{kind}:{count - have}:{have}" for kind, have, count in missing if have < count]
         if missing:
-            command = [sys.executable, __file__, "--setup", setup, "--faults", ",".join(missing), "--json", path, "--down", str(PLAN_DOWN)]
-            subprocess.run([*command, *(["--binary", binary] if binary else [])], check=True)
+            command = [sys.executable, __file__, "--setup", setup, "--faults", ",".join(missing), "--json", path, *PLAN_OPTIONS]
+            subprocess.run([*command, "--binary", binary, "--base", str(23000 + 400 * number)], check=True)
+
+
+def measure_table(path, binary):
+    """Measures what the file lacks of [`PLAN`], all lanes at a time."""
+    if not binary:
+        subprocess.run(["cargo", "build", "--release", "--locked", "--quiet", "--bin", "rmq"], cwd=ROOT, check=True)
+        binary = f"{ROOT}/target/release/rmq"
+    lanes = [threading.Thread(target=measure_lane, args=(number, path, binary)) for number in range(len(PLAN))]
+    for lane in lanes:
+        lane.start()
+    for lane in lanes:
+        lane.join()
 
 
 def main():
@@ -501,6 +524,7 @@ def main():
     parser.add_argument("--warm", type=float, default=25, help="seconds from the start of the clients to the first fault")
     parser.add_argument("--down", type=float, default=10, help="seconds until a killed node is started again")
     parser.add_argument("--settle", type=float, help="seconds from the end of a fault to its report")
+    parser.add_argument("--fresh", type=float, default=0, help="least seconds from the end of a fault to the next, 31 for new routes")
     parser.add_argument("--poll", type=int, help="milliseconds between the Java clients' looks for routes, instead of 30,000")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="more lines for the nodes' files")
     parser.add_argument("--loopback", action="store_true", help="no network namespaces")

@@ -114,9 +114,7 @@ func main() {
 	for in := bufio.NewScanner(os.Stdin); in.Scan(); {
 		switch word, _, _ := strings.Cut(in.Text(), " "); word {
 		case "mark":
-			var leader, struck int64
-			fmt.Sscan(strings.TrimPrefix(in.Text(), word), &leader, &struck)
-			queues := readFrom(reader, topic, struck, leader)
+			queues := readFrom(reader, topic, strings.TrimSpace(strings.TrimPrefix(in.Text(), word)))
 			mu.Lock()
 			win, atMark = newWindow(), nil
 			win.ofStruck = queues
@@ -165,18 +163,20 @@ func newConsumer(ns, topic, group string, order consumer.Option) rocketmq.PushCo
 	return c
 }
 
-// readFrom gives the queues that are pulled from a node: by its id as a follower, or by 0 if it leads. The client
-// does not tell, so this looks into it.
-func readFrom(c rocketmq.PushConsumer, topic string, node, leader int64) map[int]bool {
-	table := reflect.ValueOf(c).Elem().FieldByName("defaultConsumer").Elem().FieldByName("pullFromWhichNodeTable")
-	pulls := (*sync.Map)(unsafe.Pointer(table.UnsafeAddr()))
+// readFrom gives the queues that are pulled from an address. The client does not tell, so this looks into it.
+func readFrom(c rocketmq.PushConsumer, topic, address string) map[int]bool {
+	inner := reflect.ValueOf(c).Elem().FieldByName("defaultConsumer").Elem()
+	field := func(name string) reflect.Value {
+		found := inner.FieldByName(name)
+		return reflect.NewAt(found.Type(), unsafe.Pointer(found.UnsafeAddr())).Elem()
+	}
+	routes := field("client").MethodByName("GetNameSrv").Call(nil)[0]
+	find := routes.MethodByName("FindBrokerAddressInSubscribe")
 	queues := map[int]bool{}
-	pulls.Range(func(key, value any) bool {
-		from := value.(int64)
-		if from == 0 {
-			from = leader
-		}
-		if q := key.(primitive.MessageQueue); q.Topic == topic && from == node {
+	field("pullFromWhichNodeTable").Addr().Interface().(*sync.Map).Range(func(key, id any) bool {
+		q := key.(primitive.MessageQueue)
+		from := find.Call([]reflect.Value{reflect.ValueOf(q.BrokerName), reflect.ValueOf(id), reflect.ValueOf(false)})[0]
+		if q.Topic == topic && !from.IsNil() && from.Elem().FieldByName("BrokerAddr").String() == address {
 			queues[q.QueueId] = true
 		}
 		return true

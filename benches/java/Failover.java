@@ -6,9 +6,9 @@
 //
 // 8 threads send at the rate in all, by the default settings; 2 more send 48 ordered keys by a selector, a fifth
 // of that, and try a key again after 100 ms until it is accepted, as an application that keeps order has to.
-// On standard input: "mark LEADER STRUCK" = a fault follows; both are broker ids as followers have them, STRUCK is 0 if
-// no node is struck (answered "marked"), "report" = one JSON line of what was seen since the mark, "stop" = no more
-// sends, wait for the consumers, one JSON line of what was lost or repeated.
+// On standard input: "mark [HOST:PORT]" = a fault follows, which strikes the node there, if it is one (answered
+// "marked"), "report" = one JSON line of what was seen since the mark, "stop" = no more sends, wait for the consumers,
+// one JSON line of what was lost or repeated.
 
 import java.io.*;
 import java.lang.reflect.Field;
@@ -19,6 +19,7 @@ import java.util.concurrent.atomic.*;
 import java.util.concurrent.locks.LockSupport;
 import org.apache.rocketmq.client.consumer.DefaultMQPushConsumer;
 import org.apache.rocketmq.client.consumer.listener.*;
+import org.apache.rocketmq.client.impl.FindBrokerResult;
 import org.apache.rocketmq.client.impl.consumer.PullAPIWrapper;
 import org.apache.rocketmq.client.producer.*;
 import org.apache.rocketmq.common.consumer.ConsumeFromWhere;
@@ -77,10 +78,9 @@ public final class Failover {
         BufferedReader in = new BufferedReader(new InputStreamReader(System.in));
         Set<Send> atMark = new HashSet<>();
         for (String line; (line = in.readLine()) != null; ) {
-            if (line.startsWith("mark ")) {
+            if (line.startsWith("mark")) {
                 Window next = new Window();
-                String[] ids = line.split(" ");
-                next.ofStruck = readFrom(plain, Long.parseLong(ids[2]), Long.parseLong(ids[1]));
+                next.ofStruck = readFrom(plain, line.substring(4).trim());
                 window = next;
                 atMark = new HashSet<>(flying);
                 System.out.println("{\"marked\":1}");
@@ -127,16 +127,17 @@ public final class Failover {
         return c;
     }
 
-    /** The queues that the consumer pulls from a node: by its id as a follower, or by 0 if it leads. */
-    static Set<Integer> readFrom(DefaultMQPushConsumer c, long node, long leader) throws Exception {
+    /** The queues that the consumer pulls from an address. */
+    static Set<Integer> readFrom(DefaultMQPushConsumer c, String address) throws Exception {
         Object impl = c.getDefaultMQPushConsumerImpl();
         Field field = impl.getClass().getDeclaredField("pullAPIWrapper");
         field.setAccessible(true);
         PullAPIWrapper pulls = (PullAPIWrapper) field.get(impl);
         Set<Integer> queues = new HashSet<>();
         for (MessageQueue q : c.getDefaultMQPushConsumerImpl().getRebalanceImpl().getProcessQueueTable().keySet()) {
-            long from = pulls.recalculatePullFromWhichNode(q);
-            if (!q.getTopic().startsWith("%") && (from == 0 ? leader : from) == node) queues.add(q.getQueueId());
+            long id = pulls.recalculatePullFromWhichNode(q);
+            FindBrokerResult from = c.getDefaultMQPushConsumerImpl().getmQClientFactory().findBrokerAddressInSubscribe(q.getBrokerName(), id, false);
+            if (!q.getTopic().startsWith("%") && from != null && from.getBrokerAddr().equals(address)) queues.add(q.getQueueId());
         }
         return queues;
     }

@@ -11,18 +11,57 @@ use rmq_wire::body::{
 };
 use rmq_wire::code::{request, response};
 use rmq_wire::frame::Command;
+use rmq_wire::header::GROUP_ALIAS_STRIDE;
 use rmq_wire::json::JsonError;
 use serde::Serialize;
 
 use super::Broker;
+use super::dispatch::frame;
 use crate::remoting::{Conn, Health, Reply, Request, Service};
 
 /// Answers what is asked by a further name.
-pub(super) struct AliasPort(Arc<Broker>);
+pub(super) struct AliasPort {
+    broker: Arc<Broker>,
+    /// How far the queues of this name are from those of the group's own name.
+    shift: i32,
+}
 
 impl AliasPort {
-    pub(super) fn new(broker: Arc<Broker>) -> Arc<Self> {
-        Arc::new(Self(broker))
+    /// `number` is that of the name, from 1 on.
+    pub(super) fn new(broker: Arc<Broker>, number: usize) -> Arc<Self> {
+        let number = i32::try_from(number).unwrap_or(0);
+        let shift = number.saturating_mul(GROUP_ALIAS_STRIDE);
+        Arc::new(Self { broker, shift })
+    }
+
+    /// Puts the number into a send that its queue has under the group's own name. The order of messages
+    /// hangs on it: it is the same for good.
+    fn shift(&self, request: &mut Request) {
+        let command = &mut request.command;
+        let (topic, queue) = match command.code {
+            request::SEND_MESSAGE => ("topic", "queueId"),
+            request::SEND_MESSAGE_V2 | request::SEND_BATCH_MESSAGE => ("b", "e"),
+            _ => return,
+        };
+        let asked = command.ext.get(queue).and_then(|id| id.parse::<i32>().ok());
+        // A negative number leaves the choice to the broker.
+        let Some(asked) = asked.filter(|id| *id >= 0) else {
+            return;
+        };
+        let queues = {
+            let state = self.broker.meta.read();
+            let topic = command
+                .ext
+                .get(topic)
+                .and_then(|topic| state.topics.get(topic));
+            topic.map_or(0, |topic| topic.write_queues)
+        };
+        if asked < queues && self.shift % queues != 0 {
+            command
+                .ext
+                .insert(queue, (asked + self.shift % queues) % queues);
+            request.raw = frame(command.clone().into());
+        }
     }
 }
 
@@ -31,6 +70,7 @@ impl Service for AliasPort {
         if let Some(answer) = nothing_more(&request.command) {
             return Some(answer.into());
         }
+        self.shift(&mut request);
         if request.command.code == request::HEART_BEAT {
             request.command = match producers_only(request.command.clone()) {
                 Ok(command) => command,
@@ -40,19 +80,19 @@ impl Service for AliasPort {
                 }
             };
         }
-        Arc::clone(&self.0).call(request).await
+        Arc::clone(&self.broker).call(request).await
     }
 
     fn health(&self, path: &str) -> Option<Health> {
-        self.0.health(path)
+        self.broker.health(path)
     }
 
     fn opened(&self, conn: &Arc<Conn>) {
-        self.0.opened(conn);
+        self.broker.opened(conn);
     }
 
     fn closed(&self, conn: &Arc<Conn>) {
-        self.0.closed(conn);
+        self.broker.closed(conn);
     }
 }
 
@@ -90,22 +130,24 @@ mod tests {
     use std::time::Duration;
 
     use rmq_wire::body::{ConsumerData, ProducerData};
-    use rmq_wire::header::SendMessageResponse;
+    use rmq_wire::frame::ExtFields;
+    use rmq_wire::header::{SendMessage, SendMessageResponse};
     use tokio::net::TcpListener;
 
     use super::*;
     use crate::broker::testing::Node;
     use crate::broker::tests::send;
+    use crate::meta::{Change, Topic};
     use crate::remoting::{Client, Limits, serve};
     use crate::shutdown::{Shutdown, Trigger};
 
     const LIMIT: Duration = Duration::from_secs(5);
 
-    async fn port(node: &Node) -> (String, Trigger) {
+    async fn port(node: &Node, number: usize) -> (String, Trigger) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap().to_string();
         let (trigger, shutdown) = Shutdown::new();
-        let service = AliasPort::new(Arc::clone(&node.broker));
+        let service = AliasPort::new(Arc::clone(&node.broker), number);
         tokio::spawn(serve(listener, service, Limits::default(), shutdown));
         (addr, trigger)
     }
@@ -113,7 +155,7 @@ mod tests {
     #[tokio::test]
     async fn a_send_is_stored_and_statistics_are_not_told_twice() {
         let node = Node::start().await;
-        let (addr, _trigger) = port(&node).await;
+        let (addr, _trigger) = port(&node, 1).await;
         let client = Client::default();
         let ask = |command| client.call(&addr, command, LIMIT);
         let sent = ask(send("KEYS\u{1}k", b"1")).await.unwrap();
@@ -140,9 +182,44 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn each_name_has_queues_of_its_own_for_good() {
+        let node = Node::start().await;
+        let client = Client::default();
+        let topic = Topic::with_queues(5, 6);
+        let create = Change::CreateTopics(vec![("T".to_owned(), topic)]);
+        node.broker.propose(create).await.unwrap();
+        let mut seen = Vec::new();
+        for number in 1..=2 {
+            let (addr, _trigger) = port(&node, number).await;
+            for queue in 0..5 {
+                for (code, field) in [
+                    (request::SEND_MESSAGE_V2, "e"),
+                    (request::SEND_MESSAGE, "queueId"),
+                ] {
+                    let mut command = send("", b"1");
+                    let header = SendMessage::decode(command.code, &command.ext).unwrap();
+                    let mut ext = ExtFields::default();
+                    header.encode(code, &mut ext);
+                    command.code = code;
+                    command.ext = ext.clone();
+                    command.ext.insert(field, queue);
+                    let sent = client.call(&addr, command, LIMIT).await.unwrap();
+                    let sent: SendMessageResponse = sent.header().unwrap();
+                    seen.push(sent.queue_id);
+                }
+            }
+        }
+        let twice = |ids: [i32; 5]| ids.into_iter().flat_map(|id| [id, id]);
+        let expected: Vec<_> = twice([2, 3, 4, 0, 1])
+            .chain(twice([4, 0, 1, 2, 3]))
+            .collect();
+        assert_eq!(seen, expected);
+    }
+
+    #[tokio::test]
     async fn producers_are_known_by_it_and_consumers_are_not() {
         let node = Node::start().await;
-        let (addr, _trigger) = port(&node).await;
+        let (addr, _trigger) = port(&node, 1).await;
         let client = Client::default();
         let heartbeat = Command::request(request::HEART_BEAT).with_json(&HeartbeatData {
             client_id: "c".to_owned(),

@@ -80,6 +80,7 @@ table! {
     Read GET_SUBSCRIPTIONGROUP_CONFIG => admin::group_config,
     Local RAFT_STATUS => admin::raft_status,
     Local RAFT_CONSUMERS => heartbeat::known_consumers,
+    Local RAFT_LEAVING => pull::leaving,
     Write RAFT_ADD_NODE | RAFT_PROMOTE | RAFT_REMOVE_NODE => admin::change_members,
     Write RAFT_TRANSFER_LEADER => admin::transfer_leader,
     Local RAFT_RECOVER => admin::recover,

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::dispatch::as_leader;
 use super::refusal::{Handled, Refusal};
-use super::{Broker, ForwardError, Role};
+use super::{Broker, ForwardError, Role, pull};
 use crate::remoting::{Reply, Request};
 
 /// How long the leader has for its answer. Clients that wait give up after 3 to 5 s.
@@ -29,8 +29,6 @@ const RETRY_PAUSE: Duration = Duration::from_millis(20);
 const HELD_MAX: usize = 10_000;
 /// Bytes of their frames.
 const HELD_BYTES_MAX: usize = 64 << 20;
-/// The broker id of the leader, or of who stands in for it.
-const MASTER: i64 = 0;
 /// The remark of [`no_leader`].
 pub(super) const NO_LEADER: &str = "the broker group has no leader at the moment";
 
@@ -191,11 +189,11 @@ pub(super) fn no_leader(broker: &Broker, request: &Request) -> Handled {
         // Java 4.9 and C++ consumers take any error for "no offset is stored" and start over from
         // the end or the beginning of the queue.
         request::QUERY_CONSUMER_OFFSET => Err(Refusal::Silence),
-        // Who may read here is not sent to id 0, which may be a dead leader in its route.
-        _ if is_pull(request) && broker.config.slave_read_enable => {
-            pull_again(request, broker.follower_id)
+        // Who may read here stays: the leader in its route may be dead.
+        _ if is_pull(request) => {
+            let pull = PullMessage::decode(&request.command.ext)?;
+            pull_again(request, pull::own_id(broker, &pull))
         }
-        _ if is_pull(request) => pull_again(request, MASTER),
         _ => Err(Refusal::new(response::SERVICE_NOT_AVAILABLE, NO_LEADER)),
     }
 }
@@ -232,7 +230,7 @@ fn suspension(request: &Request) -> Duration {
     match request.command.code {
         request::PULL_MESSAGE | request::LITE_PULL_MESSAGE => {
             PullMessage::decode(&request.command.ext)
-                .map(|pull| super::pull::suspension(&pull))
+                .map(|pull| pull::suspension(&pull))
                 .unwrap_or_default()
         }
         // The leader asks a client first.

@@ -140,6 +140,9 @@ impl Broker {
             // Without a successor the group elects one, or has nobody else.
             tracing::info!(%error, "leadership is not handed over");
         }
+        if self.config.slave_read_enable {
+            pull::say_goodbye(self).await;
+        }
         self.draining.store(true, Ordering::Release);
     }
 

@@ -26,7 +26,7 @@ use super::{Broker, group, heartbeat};
 use crate::meta::OffsetCommit;
 use crate::remoting::{Reply, Request};
 
-pub(super) use follower::{Readers, as_follower, others};
+pub(super) use follower::{Readers, as_follower, leaving, others, own_id, say_goodbye};
 
 /// Bytes at the end of the log that no machine that works has dropped from its page cache: far fewer than
 /// those that count as in memory for a client.
@@ -69,11 +69,7 @@ pub(super) async fn handle(broker: &Arc<Broker>, request: &Request) -> Handled {
     if code(&result, &pull) == response::PULL_OFFSET_MOVED {
         tell_of_move(broker, &pull, &result);
     }
-    let otherwise = match broker.config.slave_read_enable {
-        true => broker.follower_id,
-        false => MASTER,
-    };
-    let next_from = broker.readers.of(&pull, otherwise);
+    let next_from = broker.readers.of(broker, &pull);
     Ok(answer(request, &pull, result, next_from))
 }
 

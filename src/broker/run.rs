@@ -39,8 +39,8 @@ pub struct Listeners {
     pub clients: Port,
     /// The VIP channel, two below.
     pub vip: Port,
-    /// For requests by the further names of the group, if it has any.
-    pub alias: Option<Port>,
+    /// For requests by the further names of the group, one for each that it has.
+    pub aliases: Vec<Port>,
     /// The port of this node's `dLegerPeers` entry; none outside a group.
     pub raft: Option<TcpListener>,
 }
@@ -208,9 +208,9 @@ async fn run_on_store(
         let (listener, service) = (port.open()?, Arc::clone(&broker));
         servers.spawn(serve(listener, service, limits.clone(), serving.clone()));
     }
-    if let Some(port) = &listeners.alias {
-        let (listener, service) = (port.open()?, AliasPort::new(Arc::clone(&broker)));
-        servers.spawn(serve(listener, service, limits, serving));
+    for (number, port) in (1..).zip(&listeners.aliases) {
+        let (listener, service) = (port.open()?, AliasPort::new(Arc::clone(&broker), number));
+        servers.spawn(serve(listener, service, limits.clone(), serving.clone()));
     }
     let (registrar, stop_registering) = register(&broker);
     let (stop_moving, moving_ends) = Shutdown::new();
@@ -241,7 +241,7 @@ async fn run_on_store(
         moving.await.ok();
     }
     stop_serving.stop();
-    for port in ports.into_iter().chain(&listeners.alias) {
+    for port in ports.into_iter().chain(&listeners.aliases) {
         port.refuse();
     }
     while servers.join_next().await.is_some() {}
@@ -321,12 +321,11 @@ fn permitted(
 }
 
 fn alias(config: &BrokerConfig) -> Option<registrar::Alias> {
-    let port = config.alias_port()?;
-    // As many as followers, so that each can stand behind one.
-    let names = config.dleger_peers.len().saturating_sub(1);
+    let ports = config.alias_ports();
+    let port = ports.clone().next()?;
     Some(registrar::Alias {
         addr: format!("{}:{port}", config.broker_ip1),
-        names: i32::try_from(names).unwrap_or(i32::MAX),
+        names: i32::try_from(ports.count()).unwrap_or(i32::MAX),
         queues: config.group_alias_queues.into(),
     })
 }

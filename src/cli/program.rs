@@ -109,10 +109,10 @@ pub(super) fn broker(options: &Options) -> anyhow::Result<ExitCode> {
         let listeners = broker::Listeners {
             clients: reserve("clients", config.bind_address, config.listen_port)?,
             vip: reserve("VIP channel", config.bind_address, config.listen_port - 2)?,
-            alias: match config.alias_port() {
-                Some(port) => Some(reserve("group aliases", config.bind_address, port)?),
-                None => None,
-            },
+            aliases: config
+                .alias_ports()
+                .map(|port| reserve("group aliases", config.bind_address, port))
+                .collect::<Result<_, _>>()?,
             raft: match config.raft_bind() {
                 Some(address) => Some(bind("Raft", address.ip(), address.port()).await?),
                 None => None,

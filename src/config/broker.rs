@@ -201,10 +201,11 @@ config_struct! {
         /// fails tries another name at once. Alike on all nodes, and changed while no order of
         /// messages hangs on it.
         "groupAliasRoutes" => group_alias_routes: bool = false;
-        /// Write queues of each topic under each of these names: the topic's first ones, at most all.
+        /// Write queues of each topic under each of these names, at most all that it has.
         /// What is sent by them takes the way over a follower.
         "groupAliasQueues" => group_alias_queues: u16 = 1, in 1..=32_767;
-        /// Port for what is sent by these names; 0 for the one two above `listenPort`.
+        /// Port for what is sent by the first of these names, the next ones being for the others; 0 for the
+        /// one two above `listenPort`.
         "groupAliasPort" => group_alias_port: u16 = 0;
         /// Milliseconds that a node holds a request that only a leader may answer while there is
         /// none. An election takes about 600 ms; stock clients wait 3 s for an answer.
@@ -300,15 +301,18 @@ impl BrokerConfig {
         }
     }
 
-    /// The port for requests by the further names of the group; `None` without any.
-    pub fn alias_port(&self) -> Option<u16> {
-        if !self.group_alias_routes || !self.enable_dleger_commit_log {
-            return None;
-        }
-        match self.group_alias_port {
-            0 => Some(self.listen_port.saturating_add(2)),
-            port => Some(port),
-        }
+    /// The ports for requests by the further names of the group: as many as it has followers, so that each
+    /// can stand behind one.
+    pub fn alias_ports(&self) -> std::ops::Range<u16> {
+        let first = match self.group_alias_port {
+            0 => self.listen_port.saturating_add(2),
+            port => port,
+        };
+        let names = match self.group_alias_routes && self.enable_dleger_commit_log {
+            true => self.dleger_peers.len().saturating_sub(1),
+            false => 0,
+        };
+        first..first.saturating_add(u16::try_from(names).unwrap_or(0))
     }
 
     /// Where the Raft listener is opened: `raftBindAddress`, else `bindAddress`, at the port of this

@@ -245,7 +245,7 @@ fn check_ports(config: &BrokerConfig, settings: &mut Settings) {
             format!("listenPort {listen}")
         } else if peer.port == listen - 2 {
             format!("listenPort-2 = {}, which clients use too,", listen - 2)
-        } else if Some(peer.port) == config.alias_port() {
+        } else if config.alias_ports().contains(&peer.port) {
             format!("groupAliasPort {}", peer.port)
         } else {
             continue;

@@ -12,7 +12,7 @@ use super::routes::Routes;
 /// More topics than are asked for at a time. What comes beyond begins anew.
 const KEPT_MAX: usize = 10_000;
 
-/// The encoded routes, by topic.
+/// The encoded routes.
 #[derive(Debug, Default)]
 pub(super) struct Answers(Mutex<Kept>);
 
@@ -20,22 +20,27 @@ pub(super) struct Answers(Mutex<Kept>);
 struct Kept {
     /// Of these [`Routes::changes`].
     changes: u64,
-    bodies: HashMap<String, Bytes>,
+    /// By topic, for clients that remember which broker name has failed, and for those that do not.
+    bodies: [HashMap<String, Bytes>; 2],
 }
 
 impl Answers {
     /// The route of a topic as JSON; `None` when no broker that has it is known.
-    pub(super) fn of(&self, routes: &Routes, topic: &str) -> Option<Bytes> {
+    pub(super) fn of(&self, routes: &Routes, topic: &str, forgets: bool) -> Option<Bytes> {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.changes != routes.changes() || kept.bodies.len() >= KEPT_MAX {
+        if kept.changes != routes.changes() {
+            *kept = Kept::default();
             kept.changes = routes.changes();
-            kept.bodies.clear();
         }
-        if let Some(body) = kept.bodies.get(topic) {
+        let bodies = &mut kept.bodies[usize::from(forgets)];
+        if let Some(body) = bodies.get(topic) {
             return Some(body.clone());
         }
-        let body = Bytes::from(json::to_vec(&routes.route(topic)?));
-        kept.bodies.insert(topic.to_owned(), body.clone());
+        if bodies.len() >= KEPT_MAX {
+            bodies.clear();
+        }
+        let body = Bytes::from(json::to_vec(&routes.route(topic, forgets)?));
+        bodies.insert(topic.to_owned(), body.clone());
         Some(body)
     }
 }
@@ -52,25 +57,32 @@ mod tests {
         let (answers, mut routes) = (Answers::default(), Routes::default());
         let now = Instant::now();
         let leader = |answers: &Answers, routes: &Routes| {
-            let route: TopicRouteData = json::from_slice(&answers.of(routes, "T")?).unwrap();
+            let route: TopicRouteData = json::from_slice(&answers.of(routes, "T", false)?).unwrap();
             Some(route.broker_datas[0].broker_addrs[&0].clone())
         };
         assert_eq!(leader(&answers, &routes), None);
         routes.register(registration("a1", 0, 1), now).unwrap();
         assert_eq!(leader(&answers, &routes).unwrap(), "a1");
-        let (one, again) = (answers.of(&routes, "T"), answers.of(&routes, "T"));
+        let (one, again) = (
+            answers.of(&routes, "T", false),
+            answers.of(&routes, "T", false),
+        );
         assert_eq!(one.unwrap().as_ptr(), again.unwrap().as_ptr());
-        assert_eq!(answers.of(&routes, "U"), None);
+        assert_eq!(answers.of(&routes, "U", false), None);
 
         routes.register(registration("a2", 0, 2), now).unwrap();
         assert_eq!(leader(&answers, &routes).unwrap(), "a2");
         routes.set_write_perm("b", false);
-        let route: TopicRouteData = json::from_slice(&answers.of(&routes, "T").unwrap()).unwrap();
+        let route: TopicRouteData =
+            json::from_slice(&answers.of(&routes, "T", false).unwrap()).unwrap();
         assert_eq!(route.queue_datas[0].perm & 2, 0);
         // The end of a client's connection changes nothing.
-        let before = answers.of(&routes, "T").unwrap();
+        let before = answers.of(&routes, "T", false).unwrap();
         routes.connection_closed(99);
-        assert_eq!(answers.of(&routes, "T").unwrap().as_ptr(), before.as_ptr());
+        assert_eq!(
+            answers.of(&routes, "T", false).unwrap().as_ptr(),
+            before.as_ptr()
+        );
         routes.connection_closed(2);
         assert_eq!(leader(&answers, &routes).unwrap(), "a1");
         routes.delete_topic("T", None);

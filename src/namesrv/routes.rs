@@ -332,8 +332,9 @@ impl Routes {
         });
     }
 
-    /// `None` when no broker that has the topic is known.
-    pub(super) fn route(&self, topic: &str) -> Option<TopicRouteData> {
+    /// `None` when no broker that has the topic is known. `forgets` is for clients that forget which broker
+    /// name has just failed.
+    pub(super) fn route(&self, topic: &str, forgets: bool) -> Option<TopicRouteData> {
         let queues = self.topics.get(topic)?;
         let groups: Vec<_> = queues
             .keys()
@@ -352,7 +353,7 @@ impl Routes {
             }
         }
         let mut queues = queues.values().cloned().collect();
-        alias::add(&groups, &self.names, &mut brokers, &mut queues);
+        alias::add(forgets, &groups, &self.names, &mut brokers, &mut queues);
         (!brokers.is_empty()).then_some(TopicRouteData {
             broker_datas: brokers,
             queue_datas: queues,

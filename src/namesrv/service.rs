@@ -7,7 +7,7 @@ use std::sync::{Arc, RwLock};
 use bytes::Bytes;
 use rmq_wire::body::{DataVersion, KvTable, RegisterBrokerBody, TopicConfig, TopicList};
 use rmq_wire::code::{request, response};
-use rmq_wire::frame::Command;
+use rmq_wire::frame::{Command, Language};
 use rmq_wire::header::{
     AddWritePermResponse, BrokerIdentity, DeleteTopicInNamesrv, GetKvConfigResponse,
     GetKvListByNamespace, GetRouteInfo, GetTopicsByCluster, HeaderError, KvConfigKey, PutKvConfig,
@@ -219,15 +219,16 @@ impl NameServer {
             code: response::TOPIC_NOT_EXIST,
             remark: format!("No topic route info in name server for the topic: {topic}"),
         };
+        let forgets = command.language == Language::GO;
         if self.order_message_enable.load(Ordering::Relaxed)
             && let Some(order) = self.kv.get(ORDER_TOPIC_CONFIG, &topic).await
         {
-            let route = self.read(|routes| routes.route(&topic));
+            let route = self.read(|routes| routes.route(&topic, forgets));
             let mut route = route.ok_or_else(missing)?;
             route.order_topic_conf = Some(order);
             return Ok(ok(command, &route));
         }
-        let body = self.read(|routes| self.answers.of(routes, &topic));
+        let body = self.read(|routes| self.answers.of(routes, &topic, forgets));
         let body = body.ok_or_else(missing)?;
         Ok(command.reply(response::SUCCESS).with_body(body))
     }

@@ -20,9 +20,22 @@ fn row<'a>(output: &'a str, first: &str) -> Vec<&'a str> {
     found.unwrap_or_else(|| panic!("no line starts with {first}:\n{output}"))
 }
 
+/// The cells of the line that has this cell.
+fn row_of<'a>(output: &'a str, cell: &str) -> Vec<&'a str> {
+    let mut rows = output
+        .lines()
+        .map(|l| l.split_whitespace().collect::<Vec<_>>());
+    let found = rows.find(|cells| cells.contains(&cell));
+    found.unwrap_or_else(|| panic!("no line has {cell}:\n{output}"))
+}
+
 fn official_tools(line: Line) {
     let Some(cache) = real_clients() else { return };
-    let group = Running::start(&Options::default());
+    // Further names are in every route, and nothing is counted by them.
+    let group = Running::start(&Options {
+        more: "groupAliasRoutes=true\ngroupAliasQueues=2".to_owned(),
+        ..Options::default()
+    });
     let leader = group.addresses()[group.leader().unwrap()];
     let home = TempDir::new().unwrap();
     let mqadmin = |arguments: &[&str]| {
@@ -55,6 +68,7 @@ fn official_tools(line: Line) {
         created.contains(&format!("create topic to {leader} success")),
         "{created}"
     );
+    assert_eq!(created.matches("create topic to").count(), 1, "{created}");
     let mut client = Client::connect(leader, Duration::from_secs(10)).unwrap();
     for i in 0..10u32 {
         let sent = client.send(TOPIC, u32::from(i >= 7), &format!("admin{i}"));
@@ -76,6 +90,8 @@ fn official_tools(line: Line) {
         assert_eq!(cells[..2], ["jepsen", "jepsen"]);
         assert_eq!(cells[2] == "0", *address == leader.to_string(), "{list}");
     }
+    let listed = list.lines().filter(|l| l.starts_with("jepsen")).count();
+    assert_eq!(listed, 3, "{list}");
 
     assert!(mqadmin(&["topicList"]).lines().any(|l| l.trim() == TOPIC));
 
@@ -83,6 +99,9 @@ fn official_tools(line: Line) {
     let compact: String = route.split_whitespace().collect();
     assert!(compact.contains("\"readQueueNums\":2"), "{route}");
     assert!(addresses.iter().all(|a| compact.contains(a)), "{route}");
+    for name in ["jepsen@1", "jepsen@2"] {
+        assert!(compact.contains(name), "{route}");
+    }
 
     let status = mqadmin(&["topicStatus", "-t", TOPIC]);
     let queues: Vec<Vec<&str>> = status
@@ -153,6 +172,26 @@ fn official_tools(line: Line) {
         "{progress}"
     );
     mqadmin(&["consumerProgress"]);
+    let stats = mqadmin(&["statsAll", "-t", TOPIC]);
+    let shown = stats.lines().filter(|l| l.starts_with(TOPIC)).count();
+    assert_eq!(shown, 1, "{stats}");
+
+    // A producer may take any of the names.
+    let sent = mqadmin(&["sendMessage", "-t", TOPIC, "-p", "by a producer", "-k", "K"]);
+    let cells = row_of(&sent, "SEND_OK");
+    assert!(cells[0].starts_with("jepsen"), "{sent}");
+    let id = cells.last().expect("a message id");
+    let found = mqadmin(&["queryMsgByUniqueKey", "-t", TOPIC, "-i", id]);
+    assert_eq!(found.matches("Queue Offset:").count(), 1, "{found}");
+    let by_key = mqadmin(&["queryMsgByKey", "-t", TOPIC, "-k", "K"]);
+    let found = by_key.lines().filter(|l| l.starts_with(id)).count();
+    assert_eq!(found, 1, "{by_key}");
+
+    if line == Line::V49 {
+        let deleted = mqadmin(&["deleteTopic", "-c", "jepsen", "-t", TOPIC]);
+        assert!(deleted.contains("success"), "{deleted}");
+        assert!(!mqadmin(&["topicList"]).lines().any(|l| l.trim() == TOPIC));
+    }
 }
 
 #[test]

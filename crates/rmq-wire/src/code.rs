@@ -175,6 +175,8 @@ pub mod request {
     pub const RAFT_RECOVER: i32 = 990_006;
     /// A node that has started asks its leader which consumers there are.
     pub const RAFT_CONSUMERS: i32 = 990_007;
+    /// A node that stops tells its leader, by its broker id in the field `brokerId`.
+    pub const RAFT_LEAVING: i32 = 990_008;
     /// Has a group take nothing any more, so that all its nodes can be stopped at the same end.
     pub const RAFT_FREEZE: i32 = 990_010;
     /// Ends that.

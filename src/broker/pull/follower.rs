@@ -5,17 +5,20 @@
 //! the next ones. It never says that there is nothing or where a queue begins or ends: those pulls go to the
 //! leader, as do all that it would refuse.
 
+use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use rmq_store::GetStatus;
+use rmq_wire::code::{request, response};
+use rmq_wire::frame::Command;
 use rmq_wire::header::{PullMessage, pull_sys_flag};
 use tokio::time::Instant;
 
 use super::{MASTER, answer, check, get, suspension};
 use crate::broker::refusal::Handled;
-use crate::broker::{Broker, forward};
+use crate::broker::{Broker, dispatch, forward};
 use crate::raft::{GroupStatus, NodeId, SelfId};
 use crate::remoting::Request;
 
@@ -25,13 +28,17 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 const SILENCE_MAX_MS: u64 = 1000;
 /// Nor is one that is so many entries behind.
 const LAG_MAX: u64 = 1000;
+/// How long a node that goes waits for the leader to take note.
+const GOODBYE_LIMIT: Duration = Duration::from_millis(500);
 /// By then stock clients, which look for routes every 30 s, have found a new leader.
 const ROUTES_KNOWN: Duration = Duration::from_secs(60);
 
-/// The broker ids that consumers are sent to: the followers', or else the leader's. None on a node that does
-/// not lead.
+/// How long nobody is sent to a node that has said that it is about to go. By then it does not answer.
+const GONE: Duration = Duration::from_secs(5);
+
+/// The followers that consumers are sent to, by their broker ids. None on a node that does not lead.
 #[derive(Default)]
-pub(in crate::broker) struct Readers(RwLock<Vec<i64>>);
+pub(in crate::broker) struct Readers(RwLock<Vec<i64>>, Mutex<HashMap<i64, Instant>>);
 
 impl Readers {
     /// Keeps the list, for ever.
@@ -39,42 +46,54 @@ impl Readers {
         if !broker.config.slave_read_enable {
             return std::future::pending().await;
         }
-        let mut leads_since = None;
+        // Another node that leads or led, and when it was last seen to.
+        let mut other: Option<(i64, Instant)> = None;
+        let mut roles = broker.replica.role();
         loop {
-            let readers = match broker.is_serving() {
-                true => {
-                    // Who has an old route takes id 0 for the leader before, but knows this node too.
-                    let since = *leads_since.get_or_insert_with(Instant::now);
-                    let is_known = since.elapsed() >= ROUTES_KNOWN;
-                    let own = if is_known { MASTER } else { broker.follower_id };
-                    // Not the leader if it can be helped: what is read elsewhere goes on when it is gone,
-                    // and a stock client that tries in vain to reach it pulls nothing else meanwhile.
-                    match readable(&broker.replica.status()) {
-                        followers if followers.is_empty() => vec![own],
-                        followers => followers,
-                    }
-                }
-                false => {
-                    leads_since = None;
-                    Vec::new()
-                }
+            let status = broker.replica.status();
+            let leader = status.leader.as_ref().map(|leader| leader.node);
+            if let Some(leader) = leader.filter(|leader| *leader != status.node) {
+                other = Some((broker_id(leader), Instant::now()));
+            }
+            let mut readers = match broker.is_serving() {
+                true => readable(&status),
+                false => Vec::new(),
             };
-            *broker
-                .readers
-                .0
-                .write()
-                .unwrap_or_else(PoisonError::into_inner) = readers;
-            tokio::time::sleep(LOOK_INTERVAL).await;
+            // Whose route is from before this node led has that one as id 0, and takes another for its id.
+            let led = other.filter(|(_, seen)| seen.elapsed() < ROUTES_KNOWN);
+            readers.retain(|id| led.is_none_or(|(led, _)| led != *id));
+            broker.readers.set(readers);
+            tokio::select! {
+                () = tokio::time::sleep(LOOK_INTERVAL) => {}
+                changed = roles.changed() => if changed.is_err() {
+                    return std::future::pending().await;
+                },
+            }
         }
     }
 
+    fn set(&self, mut readers: Vec<i64>) {
+        let mut gone = self.1.lock().unwrap_or_else(PoisonError::into_inner);
+        gone.retain(|_, since| since.elapsed() < GONE);
+        readers.retain(|id| !gone.contains_key(id));
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = readers;
+    }
+
+    /// Sends nobody any more to a node that is about to go.
+    pub(in crate::broker) fn leave(&self, id: i64) {
+        let mut gone = self.1.lock().unwrap_or_else(PoisonError::into_inner);
+        gone.insert(id, Instant::now());
+        let mut readers = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        readers.retain(|reader| *reader != id);
+    }
+
     /// Where this group shall pull this queue: always from the same node while nobody comes or goes, and
-    /// evenly among all.
-    /// `otherwise` where that is not known yet.
-    pub(in crate::broker) fn of(&self, pull: &PullMessage, otherwise: i64) -> i64 {
+    /// evenly among all. Not from the leader if it can be helped: what is read elsewhere goes on when it is
+    /// gone, and a stock client that tries in vain to reach it pulls nothing else meanwhile.
+    pub(in crate::broker) fn of(&self, broker: &Broker, pull: &PullMessage) -> i64 {
         let readers = self.0.read().unwrap_or_else(PoisonError::into_inner);
         if readers.is_empty() {
-            return otherwise;
+            return own_id(broker, pull);
         }
         let mut hasher = DefaultHasher::new();
         (&pull.consumer_group, &pull.topic).hash(&mut hasher);
@@ -95,6 +114,39 @@ fn readable(status: &GroupStatus) -> Vec<i64> {
         .collect();
     ids.sort_unstable();
     ids
+}
+
+/// The broker id by which a consumer has found this node. With an old route, 0 may be this one or another.
+/// Positions come along with a pull only to id 0.
+pub(in crate::broker) fn own_id(broker: &Broker, pull: &PullMessage) -> i64 {
+    let is_master = pull.sys_flag & pull_sys_flag::COMMIT_OFFSET != 0;
+    match broker.config.slave_read_enable && !is_master {
+        true => broker.follower_id,
+        false => MASTER,
+    }
+}
+
+/// Tells the leader that consumers shall not be sent to this node any more.
+pub(in crate::broker) async fn say_goodbye(broker: &Broker) {
+    let mut notice = Command::request(request::RAFT_LEAVING);
+    notice.ext.insert("brokerId", broker.follower_id);
+    let notice = dispatch::frame(notice.into());
+    let told = broker
+        .replica
+        .forward(notice, broker.store_host, GOODBYE_LIMIT);
+    if let Err(error) = told.await {
+        tracing::debug!(%error, "the leader does not know that this node goes");
+    }
+}
+
+/// `RAFT_LEAVING`, which only nodes send.
+pub(in crate::broker) async fn leaving(broker: &Arc<Broker>, request: &Request) -> Handled {
+    let id = request.command.ext.get("brokerId");
+    match (id.and_then(|id| id.parse().ok()), &request.conn) {
+        (Some(id), None) => broker.readers.leave(id),
+        _ => return Err(dispatch::unsupported(request.command.code)),
+    }
+    Ok(request.command.reply(response::SUCCESS).into())
 }
 
 /// A node's broker id while it does not lead.
@@ -138,7 +190,8 @@ pub(in crate::broker) async fn as_follower(
         let result = get(broker, &pull, &filter).await.ok()?;
         match result.status {
             GetStatus::Found | GetStatus::NoMatchedMessage | GetStatus::Late => {
-                return Some(Ok(answer(request, &pull, result, broker.follower_id)));
+                let next_from = own_id(broker, &pull);
+                return Some(Ok(answer(request, &pull, result, next_from)));
             }
             GetStatus::OffsetOverflowOne if may_wait => {}
             _ => return None,
@@ -149,7 +202,7 @@ pub(in crate::broker) async fn as_follower(
             () = hold.woken() => {}
             // Only a leader could say that there is nothing.
             () = tokio::time::sleep_until(end) => {
-                return Some(forward::pull_again(request, broker.follower_id));
+                return Some(forward::pull_again(request, own_id(broker, &pull)));
             }
             () = conn.closed() => return None,
         }

@@ -435,6 +435,19 @@ async fn who_waits_for_a_frozen_leader_is_told_when_another_one_leads() {
     assert!(begun.elapsed() < Duration::from_secs(1));
 }
 
+/// A follower that keeps up.
+fn member(id: u64, acked_ms: u64) -> MemberStatus {
+    MemberStatus {
+        node: id << 48 | 1,
+        raft_addr: String::new(),
+        broker_addr: String::new(),
+        voter: true,
+        match_index: Some(1),
+        lag: Some(0),
+        acked_ms: Some(acked_ms),
+    }
+}
+
 /// The broker id at which a pull is to be repeated.
 async fn sent_to(node: &Node, client: &Client, pull: &PullMessage) -> i64 {
     let answer = client.call(&node.addr, pull_request(pull), LIMIT).await;
@@ -483,15 +496,6 @@ async fn who_stops_sends_its_consumers_to_other_nodes() {
 
     let node = Node::with(config()).await;
     node.sent(send("", b"1")).await;
-    let member = |id: u64, acked_ms| MemberStatus {
-        node: id << 48 | 1,
-        raft_addr: String::new(),
-        broker_addr: String::new(),
-        voter: true,
-        match_index: Some(1),
-        lag: Some(0),
-        acked_ms: Some(acked_ms),
-    };
     *node.replica.members.lock().unwrap() = vec![member(2, 10), member(3, 60_000)];
     node.broker.drain().await;
     node.broker.leave();
@@ -501,4 +505,83 @@ async fn who_stops_sends_its_consumers_to_other_nodes() {
         BTreeSet::from([3]),
         "n2 lives"
     );
+}
+
+#[tokio::test]
+async fn nobody_is_sent_to_a_node_that_says_that_it_goes() {
+    let node = Node::with(BrokerConfig {
+        slave_read_enable: true,
+        ..BrokerConfig::default()
+    })
+    .await;
+    node.sent(send("", b"1")).await;
+    *node.replica.members.lock().unwrap() = vec![member(2, 10), member(3, 10)];
+    // Has it look anew.
+    node.replica.become_leader(2);
+    let client = Client::default();
+    let suggested = || async {
+        let mut ids = BTreeSet::new();
+        for queue_id in 0..2 {
+            let wanted = PullMessage {
+                queue_id,
+                ..pull(0)
+            };
+            let answer = client.call(&node.addr, pull_request(&wanted), LIMIT).await;
+            let header: PullMessageResponse = answer.unwrap().header().unwrap();
+            ids.insert(header.suggest_which_broker_id);
+        }
+        ids
+    };
+    while suggested().await != BTreeSet::from([3, 4]) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let goodbye = || {
+        let mut command = Command::request(request::RAFT_LEAVING);
+        command.ext.insert("brokerId", 3);
+        command
+    };
+    // Only a node may say so.
+    let answer = client.call(&node.addr, goodbye(), LIMIT).await.unwrap();
+    assert_eq!(answer.code, response::REQUEST_CODE_NOT_SUPPORTED);
+    assert_eq!(node.told(goodbye()).await.code, response::SUCCESS);
+    assert_eq!(suggested().await, BTreeSet::from([4]));
+    // With the next look too.
+    node.replica.become_leader(3);
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(suggested().await, BTreeSet::from([4]));
+}
+
+#[tokio::test]
+async fn whoever_led_is_not_asked_by_its_own_id_and_answers_by_the_one_it_was_found_by() {
+    let node = Node::with(BrokerConfig {
+        dleger_self_id: "n1".to_owned(),
+        slave_read_enable: true,
+        ..BrokerConfig::default()
+    })
+    .await;
+    node.sent(send("", b"1")).await;
+    node.pulled(&pull(0)).await;
+    let client = Client::default();
+    node.replica.follow(Some("leader:1"));
+    *node.replica.leader.lock().unwrap() = Some(leader(77));
+    for (flag, id) in [(0, 2), (pull_sys_flag::COMMIT_OFFSET, 0)] {
+        let mut wanted = pull(0);
+        wanted.sys_flag |= flag;
+        let answer = client.call(&node.addr, pull_request(&wanted), LIMIT).await;
+        let header: PullMessageResponse = answer.unwrap().header().unwrap();
+        assert_eq!(header.suggest_which_broker_id, id);
+    }
+    // n6 led before; only n2 can be found by its id in routes of that time.
+    *node.replica.members.lock().unwrap() = vec![member(2, 10), member(6, 10)];
+    node.replica.become_leader(2);
+    loop {
+        let answer = client.call(&node.addr, pull_request(&pull(0)), LIMIT).await;
+        let header: PullMessageResponse = answer.unwrap().header().unwrap();
+        match header.suggest_which_broker_id {
+            3 => break,
+            // It has not looked yet.
+            2 => tokio::time::sleep(Duration::from_millis(5)).await,
+            other => panic!("{other}"),
+        }
+    }
 }

@@ -5,9 +5,11 @@
 //! further names, `NAME@1`, `NAME@2`, …, one less than it has nodes. The names never come or go while
 //! a node lives, so that a hash over the queues of a topic stays what it is; only their addresses
 //! move, to living nodes, and to the leader's only when there is no other. They can be written to and
-//! not read from, and have the first few queues of each topic: the same queues as under the group's
-//! own name, by the same numbers. What stands behind an address is the node's alias port, which has
-//! the leader answer.
+//! not read from, and show a few queues of each topic, which are queues of the group's own name. What stands
+//! behind an address is a port of the node for this name, which has the leader answer.
+//!
+//! A Go client forgets between its three attempts which name has failed, and takes the next queue of its list.
+//! It is shown so few queues of each name that one of three in a row is at another node.
 //!
 //! Tools that walk a cluster do not see the names, those that walk a topic's route do; the port tells
 //! them that there is nothing to count twice.
@@ -15,6 +17,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use rmq_wire::body::{BrokerData, QueueData, perm};
+use rmq_wire::header::GROUP_ALIAS_STRIDE;
 
 use super::{MASTER, Name};
 
@@ -24,7 +27,8 @@ const NAMES_MAX: u32 = 100;
 /// What a node registers for the further names of its group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::namesrv) struct Alias {
-    /// `host:port` where it takes requests that came by such a name.
+    /// `host:port` where it takes requests that came by the first such name; the port for the next one is the
+    /// next.
     pub(in crate::namesrv) addr: String,
     /// How many there are.
     pub(in crate::namesrv) names: u32,
@@ -67,13 +71,13 @@ impl Name {
             .filter(|(addr, ..)| Some(*addr) != leader.as_ref())
             .count();
         living.truncate(others.max(1));
-        let addrs = living.iter().map(|(_, _, alias)| (*alias).clone()).cycle();
+        let addrs = living.iter().map(|(_, _, alias)| alias.as_str()).cycle();
         (1..=aliases.names)
             .zip(addrs)
             .map(|(number, addr)| BrokerData {
                 cluster: self.cluster.clone(),
                 broker_name: alias_name(name, number),
-                broker_addrs: BTreeMap::from([(MASTER, addr)]),
+                broker_addrs: BTreeMap::from([(MASTER, port_of(addr, number))]),
                 ..BrokerData::default()
             })
             .collect()
@@ -94,8 +98,9 @@ impl Name {
 }
 
 /// Adds the further names of the groups that have a topic to its route. A broker that is really
-/// called so goes first.
+/// called so goes first. Who forgets which name has failed is shown fewer queues of each.
 pub(super) fn add(
+    forgets: bool,
     groups: &[(&String, &Name)],
     taken: &BTreeMap<String, Name>,
     brokers: &mut Vec<BrokerData>,
@@ -103,13 +108,17 @@ pub(super) fn add(
 ) {
     let mut seen = BTreeSet::new();
     for (name, group) in groups {
-        let Some(shown) = queues
-            .iter()
-            .find(|queue| queue.broker_name == **name)
-            .and_then(|queue| group.alias_queues(queue))
-        else {
+        let Some(own) = queues.iter_mut().find(|queue| queue.broker_name == **name) else {
             continue;
         };
+        let Some(mut shown) = group.alias_queues(own) else {
+            continue;
+        };
+        if forgets {
+            for queue in [own, &mut shown] {
+                queue.write_queue_nums = queue.write_queue_nums.min(GROUP_ALIAS_STRIDE);
+            }
+        }
         for data in group.alias_data(name) {
             if taken.contains_key(&data.broker_name) || !seen.insert(data.broker_name.clone()) {
                 continue;
@@ -121,6 +130,13 @@ pub(super) fn add(
             brokers.push(data);
         }
     }
+}
+
+/// The address for a name, of which the first has `addr`.
+fn port_of(addr: &str, number: u32) -> String {
+    let (host, port) = addr.rsplit_once(':').unwrap_or((addr, ""));
+    let port = port.parse::<u32>().map_or(0, |port| port + number - 1);
+    format!("{host}:{port}")
 }
 
 fn alias_name(name: &str, number: u32) -> String {
@@ -137,6 +153,8 @@ mod tests {
     use super::super::{Registration, Routes};
     use super::*;
 
+    const FIRST_PORT: u16 = 10913;
+
     struct Group {
         routes: Routes,
         now: Instant,
@@ -144,7 +162,7 @@ mod tests {
 
     fn alias(addr: &str) -> Alias {
         Alias {
-            addr: format!("{addr}-alias"),
+            addr: format!("{addr}:{FIRST_PORT}"),
             names: 2,
             queues: 1,
         }
@@ -176,14 +194,16 @@ mod tests {
 
         /// name=address of all names that can be written to, in the order of stock clients.
         fn shown(&self) -> Vec<String> {
-            let route = self.routes.route("T").unwrap();
+            let route = self.routes.route("T", false).unwrap();
             let addrs: BTreeMap<_, _> = route
                 .broker_datas
                 .iter()
                 .map(|data| {
                     (
                         data.broker_name.as_str(),
-                        data.broker_addrs[&MASTER].as_str(),
+                        data.broker_addrs[&MASTER]
+                            .replace(":10913", "-alias")
+                            .replace(":10914", "-alias"),
                     )
                 })
                 .collect();
@@ -206,12 +226,14 @@ mod tests {
     fn a_group_of_three_has_two_more_names_at_nodes_that_live() {
         let mut group = Group::new();
         assert_eq!(group.shown(), ["b=a1", "b@1=a2-alias", "b@2=a3-alias"]);
-        let route = group.routes.route("T").unwrap();
+        let route = group.routes.route("T", false).unwrap();
         let queue = &route.queue_datas[1];
         assert_eq!(
             (queue.perm, queue.read_queue_nums, queue.write_queue_nums),
             (2, 0, 1)
         );
+        let addrs = &route.broker_datas[2].broker_addrs;
+        assert_eq!(addrs[&0], "a3:10914", "a port for each name");
 
         // A stand-in has the group's name while there is no leader.
         group.die("a1");
@@ -226,7 +248,30 @@ mod tests {
         group.die("a2");
         assert_eq!(group.shown(), ["b=a3", "b@1=a3-alias", "b@2=a3-alias"]);
         group.die("a3");
-        assert_eq!(group.routes.route("T"), None);
+        assert_eq!(group.routes.route("T", false), None);
+    }
+
+    #[test]
+    fn who_forgets_what_failed_is_shown_no_three_queues_of_a_node_in_a_row() {
+        let mut group = Group::new();
+        let mut registration = registration("a1", 0, 1);
+        registration.alias = Some(Alias {
+            queues: 8,
+            ..alias("a1")
+        });
+        group.routes.register(registration, group.now).unwrap();
+        for (forgets, written) in [(false, [4, 4, 4]), (true, [2, 2, 2])] {
+            let route = group.routes.route("T", forgets).unwrap();
+            let queues = route.queue_datas.iter();
+            let shown: Vec<_> = queues.map(|queue| queue.write_queue_nums).collect();
+            assert_eq!(shown, written);
+            assert_eq!(route.queue_datas[0].read_queue_nums, 4);
+        }
+        // Without further names nothing is gained by it.
+        let plain = super::super::tests::registration("a1", 0, 2);
+        group.routes.register(plain, group.now).unwrap();
+        let route = group.routes.route("T", true).unwrap();
+        assert_eq!(route.queue_datas[0].write_queue_nums, 4);
     }
 
     #[test]

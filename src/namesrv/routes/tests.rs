@@ -72,7 +72,7 @@ impl Bench {
         let Some(broker) = info.broker_addr_table.get("b") else {
             return String::new();
         };
-        if let Some(route) = self.routes.route("T") {
+        if let Some(route) = self.routes.route("T", false) {
             assert_eq!(route.broker_datas, std::slice::from_ref(broker));
         }
         let mut seen = BTreeSet::new();
@@ -233,7 +233,7 @@ fn classic_brokers_have_java_s_rules() {
     // An address without an id does not keep the name.
     bench.close("n1");
     assert_eq!(bench.addrs(), "");
-    assert!(bench.routes.route("T").is_none());
+    assert!(bench.routes.route("T", false).is_none());
 }
 
 #[test]
@@ -284,7 +284,7 @@ fn topics_are_taken_from_id_0_when_they_are_new() {
     master.version = version(2);
     bench.routes.register(master.clone(), bench.now).unwrap();
     assert_eq!(bench.routes.all_topics(), set(["T", "U"]));
-    let queues = &bench.routes.route("T").unwrap().queue_datas[0];
+    let queues = &bench.routes.route("T", false).unwrap().queue_datas[0];
     assert_eq!(
         (queues.read_queue_nums, queues.broker_name.as_str()),
         (8, "b")
@@ -315,7 +315,7 @@ fn a_topic_on_two_brokers_lives_and_is_deleted_by_cluster() {
     let mut other = registration("n2", 0, 1);
     (other.name, other.cluster) = ("a".into(), "D".into());
     bench.routes.register(other, bench.now).unwrap();
-    let route = bench.routes.route("T").unwrap();
+    let route = bench.routes.route("T", false).unwrap();
     assert_eq!((route.broker_datas.len(), route.queue_datas.len()), (2, 2));
     assert_eq!(bench.routes.topics_of_cluster("C"), set(["T"]));
     assert!(bench.routes.topics_of_cluster("E").is_empty());
@@ -327,11 +327,11 @@ fn a_topic_on_two_brokers_lives_and_is_deleted_by_cluster() {
 
     bench.routes.delete_topic("T", Some("C"));
     assert_eq!(
-        bench.routes.route("T").unwrap().queue_datas[0].broker_name,
+        bench.routes.route("T", false).unwrap().queue_datas[0].broker_name,
         "a"
     );
     bench.close("n2");
-    assert!(bench.routes.route("T").is_none());
+    assert!(bench.routes.route("T", false).is_none());
     assert_eq!(bench.addrs(), "0=n1");
 }
 
@@ -339,7 +339,7 @@ fn a_topic_on_two_brokers_lives_and_is_deleted_by_cluster() {
 fn write_permission_is_taken_and_given() {
     let mut bench = Bench::new();
     bench.register("n1", 0, None);
-    let perm = |bench: &Bench| bench.routes.route("T").unwrap().queue_datas[0].perm;
+    let perm = |bench: &Bench| bench.routes.route("T", false).unwrap().queue_datas[0].perm;
     assert_eq!(perm(&bench), 6);
     assert_eq!(bench.routes.set_write_perm("b", false), 1);
     assert_eq!(perm(&bench), 4);

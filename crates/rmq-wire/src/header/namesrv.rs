@@ -2,6 +2,10 @@
 
 use super::headers;
 
+/// Ours: queue `i` of a topic under the `k`th further name of a group is its queue `i + k *` this, beginning
+/// anew behind the last. A name that shows so many queues, as to Go clients, shows others than its neighbours.
+pub const GROUP_ALIAS_STRIDE: i32 = 2;
+
 headers! {
     /// [`GET_ROUTEINFO_BY_TOPIC`](crate::code::request::GET_ROUTEINFO_BY_TOPIC).
     GetRouteInfo {
@@ -28,7 +32,7 @@ headers! {
         /// Ours, and the next two: where this node of a group takes requests that came by one of
         /// the further names of the group, `host:port`. Java ignores them.
         group_alias_addr: Option<String> = "groupAliasAddr",
-        /// How many further names the group wants.
+        /// How many further names the group wants. Each has a port of its own, from that one on.
         group_alias_names: Option<i32> = "groupAliasNames",
         /// How many queues of each topic they show.
         group_alias_queues: Option<i32> = "groupAliasQueues",
