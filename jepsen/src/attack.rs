@@ -16,6 +16,7 @@ use crate::history::{History, OffsetCall};
 use crate::net::Net;
 use crate::power::Disks;
 use crate::record;
+use crate::replicas;
 use crate::schedule::Schedule;
 use crate::storm::Storm;
 use crate::workload::{LIVENESS, Workload, read_back};
@@ -166,16 +167,18 @@ fn settle(
     let patience = Instant::now() + if mends { MENDING } else { Duration::ZERO };
     loop {
         match cluster.compare_logs(end)? {
-            None => return Ok(()),
+            None => break,
             Some(difference) if Instant::now() > patience => {
                 wrong.push(format!(
                     "the logs are not identical below {end}: {difference}"
                 ));
-                return Ok(());
+                break;
             }
             Some(_) => thread::sleep(Duration::from_millis(500)),
         }
     }
+    wrong.extend(replicas::compare(cluster, history)?);
+    Ok(())
 }
 
 /// No process panicked.

@@ -13,8 +13,8 @@ use rmq_wire::body::{
 use rmq_wire::code::{request, response};
 use rmq_wire::frame::{self, Command};
 use rmq_wire::header::{
-    ConsumerGroup, OffsetResponse, PullMessage, QueryConsumerOffset, SendMessage, TopicQueue,
-    UpdateConsumerOffset, pull_sys_flag,
+    ConsumerGroup, OffsetResponse, PullMessage, QueryConsumerOffset, QueryMessage, SendMessage,
+    TopicQueue, UpdateConsumerOffset, pull_sys_flag,
 };
 use rmq_wire::properties::{KEYS, NAME_VALUE_SEPARATOR, PROPERTY_SEPARATOR};
 use rmq_wire::record::Record;
@@ -261,6 +261,25 @@ impl Client {
         };
         let answer = self.call(Command::request(request::HEART_BEAT).with_json(&beat))?;
         done(&answer)
+    }
+
+    /// Whether a message whose key is its body is found by that.
+    pub fn look_up(&mut self, topic: &str, key: &str) -> io::Result<bool> {
+        let header = QueryMessage {
+            topic: topic.into(),
+            key: key.into(),
+            max_num: 8,
+            begin_timestamp: 0,
+            end_timestamp: i64::MAX,
+            ..QueryMessage::default()
+        };
+        let code = request::QUERY_MESSAGE;
+        let answer = self.call(Command::request(code).with_header(&header))?;
+        match answer.code {
+            response::SUCCESS => Ok(messages(&answer.body)?.iter().any(|(_, body)| body == key)),
+            response::QUERY_NOT_FOUND => Ok(false),
+            _ => Err(io::Error::other(describe(&answer))),
+        }
     }
 
     /// The members of a consumer group.

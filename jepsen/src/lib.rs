@@ -23,6 +23,7 @@ pub mod net;
 pub mod page;
 pub mod power;
 pub mod record;
+mod replicas;
 pub mod run;
 pub mod schedule;
 mod storm;

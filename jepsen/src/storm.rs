@@ -180,7 +180,7 @@ impl<'a> Storm<'a> {
         };
         // Whom to is its own choice. One that does not lead refuses, which is no fault then.
         let is_transfer = fault == F::TransferLeader;
-        if is_transfer && self.cluster.transfer(nodes[0], TRANSFER).is_err() {
+        if is_transfer && self.cluster.transfer(nodes[0], None, TRANSFER).is_err() {
             return Ok(false);
         }
         let stores = nodes.iter().map(|node| &*self.cluster.nodes()[*node].store);

@@ -252,7 +252,8 @@ pub struct Tally {
     acknowledged: u64,
     delivered: u64,
     cuts: u64,
-    faults: BTreeMap<String, u64>,
+    /// Of each fault that was felt, milliseconds to the next acknowledgement.
+    faults: BTreeMap<String, Vec<u64>>,
     recoveries: Vec<u64>,
     seconds: u64,
     commit: String,
@@ -287,7 +288,9 @@ impl Tally {
         self.recoveries.push(outcome.recovery);
         for fault in history.faults.iter().filter(|fault| fault.seen != Some(0)) {
             let name = fault.what.split(' ').next().unwrap_or_default();
-            *self.faults.entry(name.to_owned()).or_default() += 1;
+            let next = history.first_ack(fault.from).map(|ack| ack - fault.from);
+            let times = self.faults.entry(name.to_owned()).or_default();
+            times.push(next.unwrap_or(u64::MAX) / 1_000_000);
         }
     }
 
@@ -306,11 +309,16 @@ impl Tally {
             self.seconds / 60,
         );
         text += &format!(
-            "Code of commit {}.\n\n| fault | times felt |\n|---|---|\n",
+            "Code of commit {}.\n\n| fault | times felt | next \
+             acknowledgement after, ms: median | worst |\n|---|---|---|---|\n",
             self.commit
         );
         for (fault, times) in &self.faults {
-            text.push_str(&format!("| `{fault}` | {times} |\n"));
+            let mut times = times.clone();
+            times.sort_unstable();
+            let (median, worst) = (times[times.len() / 2], times[times.len() - 1]);
+            let count = times.len();
+            text.push_str(&format!("| `{fault}` | {count} | {median} | {worst} |\n"));
         }
         for (name, lines) in [("Anomalies", &self.anomalies), ("Void", &self.void)] {
             if !lines.is_empty() {
@@ -392,4 +400,61 @@ pub fn nightly(
         fs::write(dir.join("summary.json"), tally.to_json())?;
     }
     Ok(tally)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::Outcome;
+    use crate::history::{Fault, History, Send};
+
+    fn ended(wrong: &[&str], void: &[&str]) -> attack::Outcome {
+        let send = |n: u64| Send {
+            process: 0,
+            queue: 0,
+            body: n.to_string(),
+            invoked: n * 1_000_000,
+            ended: n * 1_000_000 + 1,
+            outcome: Outcome::Ok(n),
+        };
+        let fault = |what: &str, seen| Fault {
+            what: what.into(),
+            from: 1_500_000,
+            until: Some(3_000_000),
+            seen: Some(seen),
+        };
+        let texts = |of: &[&str]| of.iter().map(|text| (*text).to_owned()).collect();
+        attack::Outcome {
+            wrong: texts(wrong),
+            void: texts(void),
+            history: History {
+                sends: vec![send(1), send(9)],
+                faults: vec![fault("kill-leader n1", 1), fault("slow-all", 0)],
+                ..History::default()
+            },
+            cuts: 2,
+            recovery: 5,
+        }
+    }
+
+    #[test]
+    fn a_tally_counts_what_was_felt_and_names_what_was_wrong() {
+        let schedule = Schedule::draw(Workload::Queue, &[Kind::Kill], 20, 77, None).unwrap();
+        let mut tally = Tally::default();
+        tally.add(&schedule, &Ok((Verdict::Passed, ended(&[], &[]))));
+        tally.add(&schedule, &Ok((Verdict::Void, ended(&[], &["unfelt"]))));
+        assert!(tally.is_clean());
+        tally.add(&schedule, &Ok((Verdict::Failed, ended(&["lost"], &[]))));
+        tally.add(&schedule, &Err(anyhow::anyhow!("stuck")));
+        assert!(!tally.is_clean());
+        let text = tally.to_markdown();
+        assert!(text.contains("| 4 | 1 | 1 | 2 | 6 | 0 | 6 | 0 |"), "{text}");
+        assert!(text.contains("| `kill-leader` | 3 | 7 | 7 |"), "{text}");
+        assert!(!text.contains("slow-all"), "{text}");
+        for line in ["* seed 77: lost", "* seed 77: stuck", "* seed 77: unfelt"] {
+            assert!(text.contains(line), "{text}");
+        }
+        let json: serde_json::Value = serde_json::from_str(&tally.to_json()).unwrap();
+        assert_eq!(json["acknowledged"], 6);
+    }
 }

@@ -236,11 +236,20 @@ impl Cluster {
         Ok(text)
     }
 
-    /// Has a node that leads hand leadership over, to whom it likes, without waiting for
+    /// Has a node that leads hand leadership over, to this one or to whom it likes, without waiting for
     /// longer than that.
-    pub fn transfer(&self, node: usize, patience: Duration) -> anyhow::Result<()> {
+    pub fn transfer(
+        &self,
+        node: usize,
+        to: Option<usize>,
+        patience: Duration,
+    ) -> anyhow::Result<()> {
         let mut client = Client::connect(self.nodes[node].address, patience)?;
-        match client.call(Command::request(request::RAFT_TRANSFER_LEADER)) {
+        let mut command = Command::request(request::RAFT_TRANSFER_LEADER);
+        if let Some(to) = to {
+            command.ext.insert("node", format!("n{to}"));
+        }
+        match client.call(command) {
             Ok(answer) => ensure!(answer.code == 0, "{}", describe(&answer)),
             // It may be under way.
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}

@@ -28,7 +28,7 @@ const DELAYER: u64 = 45;
 const READERS: u64 = 50;
 const MEMBERS: u64 = 60;
 const LAST: u64 = 98;
-const TOPIC: &str = "jepsen_queue";
+pub(crate) const TOPIC: &str = "jepsen_queue";
 const GROUP: &str = "jepsen_group";
 /// A producer gives an operation up after this; then its outcome is unknown.
 const PATIENCE: Duration = Duration::from_secs(3);

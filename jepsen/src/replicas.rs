@@ -1,0 +1,87 @@
+//! What each node makes of the log: its queues and its index, which only a leader shows. So each leads for a
+//! moment when all is quiet.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::client::{Client, Outcome};
+use crate::cluster::Cluster;
+use crate::history::History;
+use crate::workload::{LIVENESS, TOPIC};
+
+/// How long a node may take to lead. On a machine that is too busy for that it is left out.
+const TURN: Duration = Duration::from_secs(20);
+/// How long the index may be behind.
+const BEHIND: Duration = Duration::from_secs(30);
+/// Messages that are looked up on each node.
+const LOOKUPS: usize = 100;
+
+/// Has each node lead, and reads its queues and looks messages up by their keys there. What differs from what was
+/// read before is wrong.
+pub(crate) fn compare(cluster: &Cluster, history: &History) -> anyhow::Result<Vec<String>> {
+    let mut wrong = Vec::new();
+    for node in cluster.members() {
+        if !lead(cluster, node) {
+            continue;
+        }
+        let mut client = Client::connect(cluster.addresses()[node], LIVENESS)?;
+        for (queue, before) in &history.found {
+            // One that no longer leads may refuse.
+            let Ok(now) = client.read_queue(TOPIC, *queue) else {
+                continue;
+            };
+            if now != *before {
+                let at = now.iter().zip(before).position(|(a, b)| a != b);
+                let at = at.unwrap_or_else(|| now.len().min(before.len()));
+                wrong.push(format!(
+                    "n{node} has {:?} as message {at} of queue {queue}, and another leader {:?}",
+                    now.get(at),
+                    before.get(at)
+                ));
+            }
+        }
+        wrong.extend(look_up(&mut client, node, history));
+    }
+    Ok(wrong)
+}
+
+/// Whether the node leads in the end.
+fn lead(cluster: &Cluster, node: usize) -> bool {
+    let end = Instant::now() + TURN;
+    while Instant::now() < end {
+        match cluster.leader() {
+            Ok(leader) if leader == node => return true,
+            Ok(leader) => {
+                // It refuses as long as the other one is not level.
+                cluster
+                    .transfer(leader, Some(node), Duration::from_secs(2))
+                    .ok();
+            }
+            Err(_) => {}
+        }
+        thread::sleep(Duration::from_millis(200));
+    }
+    false
+}
+
+/// Looks for acknowledged messages, spread over the whole run, by their keys.
+fn look_up(client: &mut Client, node: usize, history: &History) -> Option<String> {
+    let acknowledged = history.sends.iter();
+    let acknowledged = acknowledged.filter(|send| matches!(send.outcome, Outcome::Ok(_)));
+    let keys: Vec<&str> = acknowledged.map(|send| &*send.body).collect();
+    let end = Instant::now() + BEHIND;
+    for key in keys.iter().step_by(keys.len() / LOOKUPS + 1) {
+        loop {
+            match client.look_up(TOPIC, key) {
+                Ok(true) => break,
+                // Whoever leads now is looked at in its turn.
+                Err(_) => return None,
+                Ok(false) if Instant::now() > end => {
+                    return Some(format!("n{node} does not find {key} by its key"));
+                }
+                Ok(false) => thread::sleep(Duration::from_millis(100)),
+            }
+        }
+    }
+    None
+}
