@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Parser as _;
@@ -284,7 +285,10 @@ fn empty_nodes_take_the_history_from_the_one_that_was_migrated() {
     // The store's place is in the middle of the list: it need not be the lowest node's.
     copy(&migrated.target(), &migrated.path("n1"));
     let mut nodes: Vec<Node> = [0, 1, 2].map(|n| migrated.start(n)).into();
+    // Producers do not wait until all have it.
+    let load = Load::start(nodes[1].address);
     assert_goes_on(&migrated, &mut nodes);
+    drop(load);
     // The others have it by themselves now.
     drop(nodes.remove(1));
     migrated.assert_sent_again(&mut nodes);
@@ -321,6 +325,32 @@ fn nodes_with_different_histories_say_so_until_one_is_chosen() {
     fs::remove_dir_all(migrated.path("n2")).unwrap();
     nodes.push(migrated.start(2));
     assert_goes_on(&migrated, &mut nodes);
+}
+
+/// Sends to a queue that nothing else is sent to, until it is dropped.
+struct Load(Arc<AtomicBool>);
+
+impl Load {
+    fn start(address: SocketAddr) -> Self {
+        let goes_on = Arc::new(AtomicBool::new(true));
+        let load = Self(Arc::clone(&goes_on));
+        std::thread::spawn(move || {
+            while goes_on.load(Ordering::Relaxed) {
+                if let Ok(mut client) = Client::connect(address, PATIENCE) {
+                    let mut send = || matches!(client.send(TOPIC, 1, "load"), Outcome::Ok(_));
+                    while goes_on.load(Ordering::Relaxed) && send() {}
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        });
+        load
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
 }
 
 fn copy(from: &Path, to: &Path) {

@@ -499,9 +499,16 @@ impl Connection {
     /// Refuses extents that are damaged, at the leader or on the way: taken to the log they would end
     /// this node, which is whole.
     fn check_extents(&self, request: &AppendRequest) -> Result<(), Closed> {
+        let log = &self.shared.receiver.log;
+        // Nothing follows on a log that has nothing: Raft answers so, and the leader sends the files. A
+        // history among them is of another generation than this log, and may have other segments.
+        let is_empty = log.last_id().is_none() && log.purged_id().is_none();
+        if is_empty && request.prev_log_id.is_some() {
+            return Ok(());
+        }
         for entry in &request.entries {
             if let Body::Sealed(extent) = &entry.body {
-                let checked = self.shared.receiver.log.check_raw(&extent.raw);
+                let checked = log.check_raw(&extent.raw);
                 checked.map_err(|source| Closed::Damaged {
                     index: entry.id.index,
                     source,
