@@ -381,6 +381,10 @@ impl<'a> Storm<'a> {
             F::FullOne | F::FullMajority => {
                 for node in &nodes {
                     self.disks()?.free(*node)?;
+                    // One that has just been started may need space for its first files.
+                    if !self.are_up(&[*node])? {
+                        self.cluster.ended(*node)?;
+                    }
                 }
             }
             F::EioLeader | F::EioFollower => {
