@@ -187,8 +187,8 @@ fn remove_stores(dir: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Leaves out of a schedule that fails what is not needed to fail. Each try is a run, and because runs differ,
-/// what is left out is only what was not missed in one of [`TRIES`].
+/// Leaves out of a schedule that fails what is not needed to fail. Each try is a run. Because runs differ, a
+/// shorter schedule counts as one that passes only after three.
 pub fn shrink(
     rmq: &Path,
     dir: &Path,
