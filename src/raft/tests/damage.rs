@@ -10,6 +10,8 @@ use super::peers::{Machine, Site};
 use super::{
     Running, Sent, assert_equal_logs, assert_in_place, leader_of, send_surely, until, until_level,
 };
+use crate::raft::Role;
+use crate::raft::node::Timers;
 
 const MACHINE: Machine = Machine {
     flush: FlushMode::Sync,
@@ -156,6 +158,43 @@ async fn what_no_node_has_is_refused_and_the_rest_goes_on() {
         assert!(shown.contains(&format!("entry {holding} ")), "{shown}");
     }
     for node in &nodes {
+        node.group.shutdown().await;
+    }
+}
+
+/// Who forgot its vote could give it a second time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_lost_its_vote_votes_again_as_another_one() {
+    let (site, mut sent, _) = stopped().await;
+    fs::write(site.dirs[1].path().join("raft.vote"), [0; 8192]).unwrap();
+    let (lost, other) = tokio::join!(site.start(1, MACHINE), site.start(2, MACHINE));
+    let own = lost.group.node_id();
+    let is_voter = |node: &Running| {
+        let members = node.group.status().members;
+        members
+            .iter()
+            .any(|member| member.node == own && member.voter)
+    };
+    // Two of the three that voted would be enough.
+    tokio::time::sleep(4 * Timers::default().election_max).await;
+    for node in [&lost, &other] {
+        assert_ne!(node.group.status().role, Role::Leader);
+        assert!(!is_voter(node), "as the node that it was");
+    }
+    let nodes = [site.start(0, MACHINE).await, lost, other];
+    let all: Vec<&Running> = nodes.iter().collect();
+    until("it has the place of the node that it was", || {
+        nodes.iter().all(is_voter)
+    })
+    .await;
+    sent.extend(send_surely(&all, "second", 50).await);
+    until_level(&[leader_of(&all).await, all[0], all[1], all[2]]).await;
+    assert_equal_logs(&all);
+    let incoming = site.dirs[1].path().join("commitlog/incoming");
+    assert!(!incoming.exists(), "it has kept its log");
+    for node in &nodes {
+        assert_eq!(node.group.status().members.len(), 3);
+        assert_in_place(&node.reader, &sent);
         node.group.shutdown().await;
     }
 }
