@@ -48,7 +48,9 @@ pub(super) async fn watch(raft: &Raft, leadership: &Leadership, log: &LogReader)
         tokio::time::sleep(LOOK_INTERVAL).await;
         if let Err(error) = log.check_writable() {
             leadership.fail(&error.to_string());
-            raft.shutdown().await.ok();
+            let raft = raft.clone();
+            // On its own: this task may end before, and openraft cannot bear a shutdown half done.
+            tokio::spawn(async move { raft.shutdown().await.ok() });
             return std::future::pending().await;
         }
         if leadership.leading().is_none() {
