@@ -72,6 +72,8 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// Open files and views of the file stay readable.
     fn unlink(&self, path: &Path) -> io::Result<()>;
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+    /// Removes a directory that is empty; an absent one is fine.
+    fn remove_dir(&self, dir: &Path) -> io::Result<()>;
     /// Makes everything durable on the file system that `dir` is on. For many files at once, where a
     /// sync of each would take longer.
     fn sync_all(&self, dir: &Path) -> io::Result<()>;
@@ -162,6 +164,13 @@ impl Disk for RealDisk {
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         File::open(dir)?.sync_all()
+    }
+
+    fn remove_dir(&self, dir: &Path) -> io::Result<()> {
+        match std::fs::remove_dir(dir) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
     }
 
     fn sync_all(&self, dir: &Path) -> io::Result<()> {

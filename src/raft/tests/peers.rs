@@ -64,6 +64,9 @@ impl Disk for Booted {
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         RealDisk.sync_dir(dir)
     }
+    fn remove_dir(&self, dir: &Path) -> io::Result<()> {
+        RealDisk.remove_dir(dir)
+    }
     fn sync_all(&self, dir: &Path) -> io::Result<()> {
         RealDisk.sync_all(dir)
     }

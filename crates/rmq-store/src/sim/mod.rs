@@ -354,6 +354,17 @@ impl Disk for SimDisk {
         Ok(())
     }
 
+    fn remove_dir(&self, dir: &Path) -> io::Result<()> {
+        let mut inner = self.inner();
+        inner.check_end()?;
+        let mut within = inner.names.keys().chain(&inner.dirs);
+        if within.any(|path| path.parent() == Some(dir)) {
+            return Err(io::ErrorKind::DirectoryNotEmpty.into());
+        }
+        inner.dirs.remove(dir);
+        Ok(())
+    }
+
     fn sync_all(&self, dir: &Path) -> io::Result<()> {
         let mut inner = self.inner();
         inner.check_end()?;

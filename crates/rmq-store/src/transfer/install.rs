@@ -200,8 +200,14 @@ impl Install<'_> {
                 disk.unlink(&dir.join(&name))?;
             }
         }
-        disk.sync_dir(dir)?;
-        disk.sync_dir(from)
+        match disk.sync_dir(from) {
+            // It was removed before an interruption.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            other => other?,
+        }
+        // A Java broker of 4.9 does not load a commit log with a directory in it.
+        disk.remove_dir(from)?;
+        disk.sync_dir(dir)
     }
 
     /// Promises the sender at least what its own vote says.
