@@ -69,6 +69,7 @@ impl Workload {
         let shared = Arc::new(Shared {
             start: Instant::now(),
             stop: AtomicBool::new(false),
+            known: Mutex::new(nodes.clone()),
             nodes: Mutex::new(nodes),
             history: Mutex::default(),
             acknowledged: Mutex::default(),
@@ -144,6 +145,9 @@ impl Workload {
 
     /// Has the clients use these nodes from now on.
     pub(crate) fn set_nodes(&self, nodes: Vec<SocketAddr>) {
+        for node in &nodes {
+            self.shared.number(*node);
+        }
         *self.shared.nodes() = nodes;
     }
 
@@ -240,6 +244,8 @@ struct Shared {
     start: Instant,
     stop: AtomicBool,
     nodes: Mutex<Vec<SocketAddr>>,
+    /// All nodes that there ever were.
+    known: Mutex<Vec<SocketAddr>>,
     history: Mutex<History>,
     /// Of each queue the last offset that was acknowledged.
     acknowledged: Mutex<[Option<u64>; QUEUES as usize]>,
@@ -267,6 +273,17 @@ impl Shared {
     fn node(&self, n: usize) -> SocketAddr {
         let nodes = self.nodes();
         nodes[n % nodes.len()]
+    }
+
+    /// The number of a node, in the order in which nodes came.
+    fn number(&self, address: SocketAddr) -> u64 {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = known.iter().position(|other| *other == address);
+        let at = at.unwrap_or_else(|| {
+            known.push(address);
+            known.len() - 1
+        });
+        at as u64
     }
 
     fn stopped(&self) -> bool {

@@ -14,19 +14,17 @@ const PATIENCE: Duration = Duration::from_millis(500);
 
 pub(super) fn watch(shared: &Shared, node: usize) {
     while !shared.stopped() {
-        let status = status_within(shared.node(node), PATIENCE).unwrap_or_default();
+        let address = shared.node(node);
+        let status = status_within(address, PATIENCE).unwrap_or_default();
         let group = &status["group"];
         if group["serving"] == true
             && let Some(term) = group["term"].as_u64()
         {
+            let node = shared.number(address);
             // Under the lock, so that they stand in the order of their times.
             let mut history = shared.history();
             let at = shared.now();
-            history.leads.push(Lead {
-                at,
-                node: node as u64,
-                term,
-            });
+            history.leads.push(Lead { at, node, term });
         }
         thread::sleep(PAUSE);
     }
