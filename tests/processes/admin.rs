@@ -187,11 +187,9 @@ fn official_tools(line: Line) {
     let found = by_key.lines().filter(|l| l.starts_with(id)).count();
     assert_eq!(found, 1, "{by_key}");
 
-    if line == Line::V49 {
-        let deleted = mqadmin(&["deleteTopic", "-c", "jepsen", "-t", TOPIC]);
-        assert!(deleted.contains("success"), "{deleted}");
-        assert!(!mqadmin(&["topicList"]).lines().any(|l| l.trim() == TOPIC));
-    }
+    let deleted = mqadmin(&["deleteTopic", "-c", "jepsen", "-t", TOPIC]);
+    assert!(deleted.contains("success"), "{deleted}");
+    assert!(!mqadmin(&["topicList"]).lines().any(|l| l.trim() == TOPIC));
 }
 
 #[test]
