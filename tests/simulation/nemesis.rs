@@ -206,6 +206,15 @@ async fn strike(world: &Arc<World>, fault: Fault, rng: &mut StdRng) {
                 sleep(ms(rng, 3000)).await;
             }
         }
+        Fault::Rot => {
+            let place = victims(world, rng)[0];
+            // What has left the log of the others is gone, and so is a member that was removed.
+            let rots = !world.plan.purges && world.plan.spares == 0;
+            if rots && !world.nodes.any_lacks() && world.nodes.stop(place).await.is_some() {
+                world.nodes.rot(place, rng);
+                start_again(world, &[place], 1000, rng).await;
+            }
+        }
         Fault::Full => {
             let victims = victims(world, rng);
             let available = *[0, 5].choose(rng).expect("some");
@@ -298,11 +307,13 @@ async fn ask(world: &Arc<World>, rng: &mut StdRng, change: MemberChange, place: 
     false
 }
 
+/// Starts nodes one after the other. One may need another to start, so it does not wait for them.
 async fn start_again(world: &Arc<World>, places: &[Place], most_ms: u64, rng: &mut StdRng) {
-    for place in places {
+    for place in places.iter().copied() {
         sleep(ms(rng, most_ms)).await;
-        if world.nodes.is_down(*place) {
-            world.start(*place).await;
+        if world.nodes.is_down(place) {
+            let world = world.clone();
+            tokio::spawn(async move { world.start(place).await });
         }
     }
 }

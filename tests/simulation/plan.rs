@@ -30,6 +30,8 @@ pub(crate) enum Fault {
     Transfer,
     /// A node's store is emptied.
     Wipe,
+    /// A disk changes bytes that were written.
+    Rot,
     /// A disk has no space, for a while.
     Full,
     /// A node is added and given a vote, or removed.
@@ -37,7 +39,7 @@ pub(crate) enum Fault {
 }
 
 /// Everything that can go wrong.
-pub(crate) const ALL: [Fault; 13] = [
+pub(crate) const ALL: [Fault; 14] = [
     Fault::Kill,
     Fault::PowerCut,
     Fault::CrashPoint,
@@ -49,6 +51,7 @@ pub(crate) const ALL: [Fault; 13] = [
     Fault::BadLinks,
     Fault::Transfer,
     Fault::Wipe,
+    Fault::Rot,
     Fault::Full,
     Fault::Members,
 ];

@@ -189,6 +189,7 @@ pub(crate) async fn run(seed: u64, verbose: bool) -> Outcome {
         ("purged", world.nodes.purged()),
         ("changes", world.changes.load(Ordering::Relaxed)),
         ("installs", world.nodes.installs.load(Ordering::Relaxed)),
+        ("mended", world.nodes.mended.load(Ordering::Relaxed)),
         ("events", world.trace.events()),
     ] {
         counts.insert(what.to_owned(), count);
@@ -246,14 +247,16 @@ async fn peace(world: &Arc<World>) {
                 status.applied_index == last
                     && status.last_index == last
                     && node.queues.dispatched() == node.reader.confirm_offset()
+                    && node.reader.damages().is_empty()
             })
         });
-        if level {
+        if level && !world.nodes.any_rot() {
             break;
         }
         if begun.elapsed() > LEVEL_LIMIT {
-            let limit =
-                format!("I18: the voters are not level {LEVEL_LIMIT:?} after the last fault");
+            let limit = format!(
+                "I18: the voters are not level and whole {LEVEL_LIMIT:?} after the last fault"
+            );
             return world.insist(Err(limit));
         }
     }
@@ -268,7 +271,8 @@ async fn keep_running(world: &Arc<World>) {
     for place in world.nodes.places() {
         world.nodes.calm(place);
         if world.nodes.is_down(place) {
-            world.start(place).await;
+            let world = world.clone();
+            tokio::spawn(async move { world.start(place).await });
         }
     }
 }

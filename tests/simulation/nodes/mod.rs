@@ -1,9 +1,14 @@
-//! The nodes of the simulated group: their starts and their ends.
+//! The nodes of the simulated group: their starts and their ends. `faults` is what is done to their disks
+//! and machines, `lacks` follows what they have lost by that.
+
+mod faults;
+mod lacks;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use rmq::meta::Meta;
@@ -11,23 +16,17 @@ use rmq::raft::{
     self, Group, NodeId, PeerList, PeerOptions, RaftOptions, RetentionRules, SelfId, Timers,
 };
 use rmq_store::sim::SimDisk;
-use rmq_store::{Disk, FlushMode, LogReader, PhyOffset, Queues, Space, StoreConfig};
+use rmq_store::{Disk, FlushMode, LogReader, PhyOffset, Queues, StoreConfig};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
+use self::faults::Rot;
+use self::lacks::Lack;
 use crate::machine::{Lent, Machine};
 use crate::network::{Fabric, Place, addr};
 use crate::plan::Plan;
 use crate::trace::Trace;
-
-/// Bytes of a percent of a disk that is full.
-const PERCENT: u64 = 1 << 20;
-/// A disk that is not.
-const PLENTY: Space = Space {
-    used: 0,
-    available: u64::MAX,
-};
 
 /// Most microseconds of a sync on a healthy disk.
 const SYNC_MICROS: u64 = 1000;
@@ -81,18 +80,8 @@ struct Node {
     /// What a former life showed, for the durable part of its log while it is down.
     last: Option<(LogReader, PhyOffset)>,
     lacks: Option<Lack>,
-}
-
-/// What keeps a node from holding all that it has acknowledged, after its store was lost or, with
-/// ASYNC_FLUSH, its power.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Lack {
-    /// It has not heard a leader since.
-    Unheard,
-    /// It has not applied this much, or has no vote.
-    Behind(Option<u64>),
-    /// That it has a vote, and the node that it was has none, is not committed before this much is.
-    Unsettled(Option<u64>),
+    /// What its disk has changed of its log and is not mended yet.
+    rot: Vec<Rot>,
 }
 
 /// The nodes of a group.
@@ -105,6 +94,8 @@ pub(crate) struct Nodes {
     nodes: Mutex<Vec<Node>>,
     /// Snapshots that were installed.
     pub(crate) installs: AtomicU64,
+    /// Bytes that rotted and are right again.
+    pub(crate) mended: AtomicU64,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -139,6 +130,7 @@ impl Nodes {
             crash: None,
             last: None,
             lacks: None,
+            rot: Vec::new(),
         };
         Self {
             plan: plan.clone(),
@@ -147,6 +139,7 @@ impl Nodes {
             start: Instant::now(),
             rng: Mutex::new(StdRng::seed_from_u64(plan.seed ^ 0x6e6f_6465_7300)),
             installs: AtomicU64::new(0),
+            mended: AtomicU64::new(0),
             nodes: Mutex::new((0..plan.nodes + plan.spares).map(node).collect()),
         }
     }
@@ -211,37 +204,6 @@ impl Nodes {
             }
             None => node.last.clone(),
         }
-    }
-
-    /// The disk of a node, for faults.
-    pub(crate) fn disk(&self, place: Place) -> SimDisk {
-        let mut nodes = self.nodes();
-        nodes[place].excused = true;
-        nodes[place].disk.clone()
-    }
-
-    pub(crate) fn machine(&self, place: Place) -> Option<Arc<Machine>> {
-        let nodes = self.nodes();
-        nodes[place]
-            .running
-            .as_ref()
-            .map(|node| node.machine.clone())
-    }
-
-    /// Makes syncs of a node slow, or quick again.
-    pub(crate) fn set_slow(&self, place: Place, micros: Option<u64>) {
-        if let Some(machine) = self.machine(place) {
-            machine.set_sync_micros(micros.unwrap_or(SYNC_MICROS));
-        }
-    }
-
-    /// Leaves this much of a node's disk free, in percent; all for `None`.
-    pub(crate) fn set_free(&self, place: Place, percent: Option<u64>) {
-        let space = percent.map_or(PLENTY, |percent| Space {
-            used: (100 - percent) * PERCENT,
-            available: percent * PERCENT,
-        });
-        self.disk(place).set_space(space);
     }
 
     /// How many nodes have let go of old segments.
@@ -406,29 +368,6 @@ impl Nodes {
         };
     }
 
-    /// Has a node end within one of its next operations on its disk.
-    pub(crate) fn crash_after(&self, place: Place, operations: usize, how: End) {
-        let node = &mut self.nodes()[place];
-        node.excused = true;
-        node.crash = Some(how);
-        node.disk.end_after(operations);
-    }
-
-    /// Empties the store of a node, which comes back as another one.
-    pub(crate) fn wipe(&self, place: Place) {
-        self.end(place, End::Killed, false);
-        self.trace.event(format_args!("n{place} is wiped"));
-        let node = &mut self.nodes()[place];
-        node.disk = SimDisk::default();
-        node.last = None;
-        node.id = None;
-        // All that the group began with may be gone, or empty and about to begin another one.
-        node.joins |= self.plan.spares > 0;
-        if node.voter {
-            node.lacks = Some(Lack::Unheard);
-        }
-    }
-
     /// The nodes that a snapshot has arrived at, each once.
     pub(crate) fn to_install(&self) -> Vec<Place> {
         let running = self.all_running().into_iter();
@@ -511,105 +450,15 @@ impl Nodes {
         Ok(())
     }
 
-    /// Whether the power of one more machine may go without taking a majority's memory with it.
-    pub(crate) fn may_cut(&self, wanted: usize) -> bool {
-        if self.plan.flush == FlushMode::Sync {
-            return true;
-        }
-        let voters = self.least_voters();
-        let lacking = self
-            .nodes()
-            .iter()
-            .filter(|node| node.lacks.is_some())
-            .count();
-        lacking + wanted <= voters.saturating_sub(1) / 2
-    }
-
-    /// Whether the store of a node may go without taking what only a majority has.
-    pub(crate) fn may_wipe(&self) -> bool {
-        !self.any_lacks() && self.least_voters() >= 3
-    }
-
-    /// The voters of the smallest group that this may be.
-    pub(crate) fn least_voters(&self) -> usize {
-        self.views().iter().map(Vec::len).min().unwrap_or(0)
-    }
-
-    /// The voters, as each running node knows them.
-    pub(crate) fn views(&self) -> Vec<Vec<NodeId>> {
-        let voters = |(_, node): (Place, Running)| {
-            let members = node.group.status().members.into_iter();
-            let voters = members.filter(|member| member.voter);
-            voters.map(|member| member.node).collect::<Vec<_>>()
-        };
-        let views = self.all_running().into_iter().map(voters);
-        views.filter(|voters| !voters.is_empty()).collect()
-    }
-
-    /// Whether a node may lack what it acknowledged.
-    pub(crate) fn any_lacks(&self) -> bool {
-        self.nodes().iter().any(|node| node.lacks.is_some())
-    }
-
-    /// Follows those that lost power until they have all again.
-    pub(crate) fn follow_recovery(&self) {
-        let all = self.all_running();
-        let most = all
-            .iter()
-            .map(|(_, node)| node.group.status().last_index)
-            .max()
-            .flatten();
-        let voters = self.views().concat();
-        if !voters.is_empty() {
-            for (node, place) in self.nodes().iter_mut().zip(0..) {
-                node.voter = voters
-                    .iter()
-                    .any(|voter| SelfId::of(*voter) == SelfId(place));
-            }
-        }
-        for (place, running) in &all {
-            let status = running.group.status();
-            let voters = status.members.iter().filter(|member| member.voter);
-            let own: Vec<NodeId> = voters
-                .map(|member| member.node)
-                .filter(|node| SelfId::of(*node) == SelfId::of(status.node))
-                .collect();
-            let votes = own == [status.node];
-            let node = &mut self.nodes()[*place];
-            let applied = status.applied_index;
-            node.lacks = match node.lacks {
-                // What the leader has when it hears of the node again, or later.
-                Some(Lack::Unheard) if status.leader.is_some() => Some(Lack::Behind(most)),
-                Some(Lack::Behind(target)) if applied >= target && votes => {
-                    Some(Lack::Unsettled(most))
-                }
-                Some(Lack::Unsettled(target)) if !votes => Some(Lack::Behind(target)),
-                Some(Lack::Unsettled(target)) if applied >= target => None,
-                lacks => lacks,
-            };
-        }
-    }
-
-    /// Takes away what a fault is still to do to a node.
-    pub(crate) fn calm(&self, place: Place) {
-        let node = &mut self.nodes()[place];
-        node.disk.calm();
-        if let Some(running) = &node.running {
-            running.machine.set_sync_micros(SYNC_MICROS);
-        }
-    }
-
-    /// Waits until all run.
+    /// Waits until all run. They may need each other for that.
     pub(crate) async fn start_all(&self) -> Result<(), String> {
-        for place in self.places() {
+        let starts = self.places().into_iter().map(|place| async move {
             while self.is_starting(place) {
                 sleep(Duration::from_millis(1)).await;
             }
-            if self.is_down(place) {
-                self.start(place).await?;
-            }
-        }
-        Ok(())
+            self.start(place).await
+        });
+        join_all(starts).await.into_iter().collect()
     }
 
     fn is_starting(&self, place: Place) -> bool {

@@ -1,0 +1,147 @@
+//! What is done to the disks and machines of nodes.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rand::Rng;
+use rand::rngs::StdRng;
+use rmq_store::sim::SimDisk;
+use rmq_store::{Disk, OpenMode, Space};
+
+use super::{End, Lack, Nodes, SYNC_MICROS, store_config};
+use crate::machine::Machine;
+use crate::network::Place;
+
+/// Bytes of a percent of a disk that is full.
+const PERCENT: u64 = 1 << 20;
+/// A disk that is not.
+const PLENTY: Space = Space {
+    used: 0,
+    available: u64::MAX,
+};
+
+/// A byte that was changed.
+pub(super) struct Rot {
+    path: PathBuf,
+    pos: u64,
+    /// What it was.
+    byte: u8,
+}
+
+impl Rot {
+    /// Whether the byte is what it was, or has left the log.
+    pub(super) fn is_mended(&self, disk: &SimDisk) -> bool {
+        byte_at(disk, &self.path, self.pos).is_none_or(|byte| byte == self.byte)
+    }
+}
+
+fn byte_at(disk: &SimDisk, path: &Path, pos: u64) -> Option<u8> {
+    let file = disk.open(path, OpenMode::Read).ok()?;
+    let mut byte = [0];
+    (file.read_at(pos, &mut byte).ok()? == 1).then_some(byte[0])
+}
+
+impl Nodes {
+    /// Changes bytes of what a node that was stopped well has of the committed log, unless another
+    /// node lacks something. Says whether it did.
+    pub(crate) fn rot(&self, place: Place, rng: &mut StdRng) -> bool {
+        let others_are_whole = !self.any_lacks();
+        let config = store_config(self.plan.flush);
+        let node = &mut self.nodes()[place];
+        let was_stopped = node.running.is_none() && !node.starting;
+        let abort = node.disk.open(&config.root.join("abort"), OpenMode::Read);
+        let was_clean = abort.is_err_and(|e| e.kind() == io::ErrorKind::NotFound);
+        let Some((log, _)) = node.last.as_ref().filter(|_| was_stopped && was_clean) else {
+            return false;
+        };
+        let (from, to) = (log.base_offset().0, log.confirm_offset().0);
+        if from >= to || !others_are_whole {
+            return false;
+        }
+        for _ in 0..rng.random_range(1..=3) {
+            let at = rng.random_range(from..to);
+            let pos = at % config.segment_bytes;
+            let path = config.commit_log_dir.join(format!("{:020}", at - pos));
+            let Some(byte) = byte_at(&node.disk, &path, pos) else {
+                continue;
+            };
+            if node
+                .rot
+                .iter()
+                .any(|rot| (&rot.path, rot.pos) == (&path, pos))
+            {
+                continue;
+            }
+            node.disk.flip(&path, pos);
+            self.trace
+                .event(format_args!("n{place}: the byte at {at} of the log rots"));
+            node.rot.push(Rot { path, pos, byte });
+        }
+        true
+    }
+
+    /// The disk of a node, for faults.
+    pub(crate) fn disk(&self, place: Place) -> SimDisk {
+        let mut nodes = self.nodes();
+        nodes[place].excused = true;
+        nodes[place].disk.clone()
+    }
+
+    pub(crate) fn machine(&self, place: Place) -> Option<Arc<Machine>> {
+        let nodes = self.nodes();
+        nodes[place]
+            .running
+            .as_ref()
+            .map(|node| node.machine.clone())
+    }
+
+    /// Makes syncs of a node slow, or quick again.
+    pub(crate) fn set_slow(&self, place: Place, micros: Option<u64>) {
+        if let Some(machine) = self.machine(place) {
+            machine.set_sync_micros(micros.unwrap_or(SYNC_MICROS));
+        }
+    }
+
+    /// Leaves this much of a node's disk free, in percent; all for `None`.
+    pub(crate) fn set_free(&self, place: Place, percent: Option<u64>) {
+        let space = percent.map_or(PLENTY, |percent| Space {
+            used: (100 - percent) * PERCENT,
+            available: percent * PERCENT,
+        });
+        self.disk(place).set_space(space);
+    }
+
+    /// Has a node end within one of its next operations on its disk.
+    pub(crate) fn crash_after(&self, place: Place, operations: usize, how: End) {
+        let node = &mut self.nodes()[place];
+        node.excused = true;
+        node.crash = Some(how);
+        node.disk.end_after(operations);
+    }
+
+    /// Empties the store of a node, which comes back as another one.
+    pub(crate) fn wipe(&self, place: Place) {
+        self.end(place, End::Killed, false);
+        self.trace.event(format_args!("n{place} is wiped"));
+        let node = &mut self.nodes()[place];
+        node.disk = SimDisk::default();
+        node.last = None;
+        node.id = None;
+        node.rot.clear();
+        // All that the group began with may be gone, or empty and about to begin another one.
+        node.joins |= self.plan.spares > 0;
+        if node.voter {
+            node.lacks = Some(Lack::Unheard);
+        }
+    }
+
+    /// Takes away what a fault is still to do to a node.
+    pub(crate) fn calm(&self, place: Place) {
+        let node = &mut self.nodes()[place];
+        node.disk.calm();
+        if let Some(running) = &node.running {
+            running.machine.set_sync_micros(SYNC_MICROS);
+        }
+    }
+}
