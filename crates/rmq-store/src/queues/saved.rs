@@ -53,10 +53,12 @@ impl SavedAt {
             out.put_u64(number.0);
         }
         out.put_u64(self.file_bytes);
-        let count_at = out.len();
-        out.put_u32(0);
-        let mut count = 0_u32;
-        for (topic, state) in table.iter().filter(|(_, state)| has_units(state)) {
+        let mut queues: Vec<_> = table.iter().collect();
+        queues.retain(|(_, state)| has_units(state));
+        // Of equal queues the file is the same.
+        queues.sort_unstable_by_key(|(topic, state)| (*topic, state.queue_id));
+        out.put_u32(u32::try_from(queues.len()).expect("a queue has files"));
+        for (topic, state) in queues {
             // A topic's name is that of a directory.
             out.put_u16(u16::try_from(topic.len()).expect("a topic's name is short"));
             out.put_slice(topic.as_bytes());
@@ -64,9 +66,7 @@ impl SavedAt {
             out.put_u64(state.min.0);
             out.put_u64(state.next.0);
             out.put_u64(state.end_phy.0);
-            count += 1;
         }
-        out[count_at..][..4].copy_from_slice(&count.to_be_bytes());
         let crc = crc32c::crc32c(&out[HEAD_LEN..]);
         out[HEAD_LEN - 4..HEAD_LEN].copy_from_slice(&crc.to_be_bytes());
         out
