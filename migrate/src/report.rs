@@ -115,6 +115,13 @@ impl Report {
             None => "taken over".to_owned(),
             Some(reason) => format!("built anew: {reason}"),
         };
+        if self.segments == 0 {
+            // Nothing is known of it: what is in the way says why.
+            return vec![
+                ("source", self.from.display().to_string()),
+                ("target", self.to.display().to_string()),
+            ];
+        }
         let mut rows = vec![
             (
                 "source",

@@ -8,14 +8,13 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use rmq_store::{Disk as _, RealDisk};
-use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 use serde::Serialize;
 
 use crate::problem::{Code, Problem};
 use crate::progress::Progress;
 use crate::source::list;
-use crate::walk::read_up_to;
+use crate::walk::{data_from, is_zero, read_up_to};
 
 /// Bytes that are copied at once.
 const STEP_BYTES: usize = 1 << 20;
@@ -148,7 +147,7 @@ impl<'a> Transfer<'a> {
                 break;
             }
             let (buf, again) = (&buf[..read], &mut again[..read]);
-            if buf.iter().any(|byte| *byte != 0) {
+            if !is_zero(buf) {
                 target.write_all_at(buf, at).map_err(writing)?;
                 read_up_to(&target, at, again).map_err(writing)?;
                 if buf != again {
@@ -219,18 +218,6 @@ fn directories(dir: &Path, found: &mut Vec<PathBuf>) -> Result<(), Problem> {
         }
     }
     Ok(())
-}
-
-/// Where the next bytes lie from `at` on that are no hole, and where these end; behind the file's end if
-/// there are none.
-fn data_from(file: &File, at: u64) -> io::Result<(u64, u64)> {
-    let data = match rustix::fs::seek(file, SeekFrom::Data(at)) {
-        Err(Errno::NXIO) => return Ok((u64::MAX, u64::MAX)),
-        // A file system that knows of no holes.
-        Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok((at, u64::MAX)),
-        other => other?,
-    };
-    Ok((data, rustix::fs::seek(file, SeekFrom::Hole(data))?))
 }
 
 /// Replaces a small file; it is whole at any time.

@@ -44,7 +44,8 @@ pub(crate) fn verify(
     progress: &Progress,
 ) -> Result<Verified, Problem> {
     progress.phase("verifying", genesis.end.0 - genesis.start.0);
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    // While some wait for the disk, others work.
+    let threads = 2 * std::thread::available_parallelism().map_or(1, usize::from);
     let next = AtomicUsize::new(0);
     let found: Mutex<Result<Verified, Problem>> = Mutex::new(Ok(Verified::default()));
     let lock = || {

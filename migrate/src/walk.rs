@@ -6,7 +6,8 @@ use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt as _;
 
 use rmq_wire::record::{self, Peek, Record};
-use rustix::fs::Advice;
+use rustix::fs::{Advice, SeekFrom};
+use rustix::io::Errno;
 
 /// Bytes that are read at once.
 const READ_BYTES: usize = 4 << 20;
@@ -101,13 +102,22 @@ pub(crate) fn find(
     let mut chunk = vec![0; READ_BYTES];
     // Where the next magic may begin.
     let mut at = from + record::MAGIC_AT as u64;
-    while at < bytes {
+    loop {
+        // A magic has no zero where it begins.
+        at = at.max(data_from(file, at)?.0);
+        if at >= bytes {
+            break;
+        }
         let most = usize::try_from(bytes - at)
             .unwrap_or(READ_BYTES)
             .min(READ_BYTES);
         let read = read_up_to(file, at, &mut chunk[..most])?;
         if read < magics[0].len() {
             break;
+        }
+        if is_zero(&chunk[..read]) {
+            at += read as u64;
+            continue;
         }
         let heads = chunk[..read].windows(4);
         let head = heads
@@ -168,6 +178,24 @@ impl Window<'_> {
         let have = &self.content[skip.min(self.content.len())..];
         Ok(&have[..len.min(have.len())])
     }
+}
+
+/// Whether there is nothing but zeros; of a page at a time, which is far quicker than byte by byte.
+pub(crate) fn is_zero(bytes: &[u8]) -> bool {
+    let mut pages = bytes.chunks(4096);
+    pages.all(|page| page.iter().fold(0, |all, byte| all | byte) == 0)
+}
+
+/// Where the next bytes lie from `at` on that are no hole, and where these end; behind the file's end if
+/// there are none.
+pub(crate) fn data_from(file: &File, at: u64) -> io::Result<(u64, u64)> {
+    let data = match rustix::fs::seek(file, SeekFrom::Data(at)) {
+        Err(Errno::NXIO) => return Ok((u64::MAX, u64::MAX)),
+        // A file system that knows of no holes.
+        Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok((at, u64::MAX)),
+        other => other?,
+    };
+    Ok((data, rustix::fs::seek(file, SeekFrom::Hole(data))?))
 }
 
 /// Fills `buf` as far as the file goes.
