@@ -57,6 +57,8 @@ PLAN = [
 ]
 # Faults begin when all clients have seen the routes after the one before.
 PLAN_OPTIONS = ["--down", "5", "--fresh", "31"]
+# The processes that measure.
+LANES = []
 VIP = "10.79.0.100"
 
 
@@ -498,7 +500,10 @@ def measure_lane(number, path, binary):
         missing = [f"{kind}:{count - have}:{have}" for kind, have, count in missing if have < count]
         if missing:
             command = [sys.executable, __file__, "--setup", setup, "--faults", ",".join(missing), "--json", path, *PLAN_OPTIONS]
-            subprocess.run([*command, "--binary", binary, "--base", str(23000 + 400 * number)], check=True)
+            process = subprocess.Popen([*command, "--binary", binary, "--base", str(23000 + 400 * number)])
+            LANES.append(process)
+            if process.wait() != 0:
+                return
 
 
 def measure_table(path, binary):
@@ -534,6 +539,13 @@ def main():
     parser.add_argument("--table", metavar="FILE", help="measure what is missing there for the documents, and make them")
     parser.add_argument("--report", nargs="+", metavar="FILE", help="measure nothing, put tables and picture of these files into docs")
     options = parser.parse_args()
+    def stop(*_):
+        for process in LANES:
+            process.terminate()
+        exit("stopped")
+
+    # The end of this program is that of all it started.
+    signal.signal(signal.SIGTERM, stop)
     records = []
     if options.table:
         measure_table(options.table, options.binary)
@@ -553,8 +565,6 @@ def main():
             with open(options.json, "a") as f:
                 f.write(line + "\n")
 
-    # The end of this program is that of all it started.
-    signal.signal(signal.SIGTERM, lambda *_: exit("stopped"))
     run(options, note)
     print("\n".join(["", *table(records)]))
 
