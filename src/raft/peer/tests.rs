@@ -24,7 +24,7 @@ use crate::raft::node::{Node, Parts, Timers, config};
 use crate::raft::types::{LogId, NodeId, Proposal, Responder, TypeConfig};
 
 /// Longer than anything takes that works.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 /// Time in which something that must never happen would usually have happened.
 const A_WHILE: Duration = Duration::from_millis(1200);
 
