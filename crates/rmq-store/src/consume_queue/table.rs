@@ -112,6 +112,13 @@ impl Table {
             .iter()
             .flat_map(|(topic, queues)| queues.iter().map(move |queue| (topic, queue)))
     }
+
+    /// A copy, for what takes too long to do while others wait for the table.
+    pub(crate) fn all(&self) -> Vec<(Arc<str>, QueueState)> {
+        self.iter()
+            .map(|(topic, state)| (Arc::clone(topic), *state))
+            .collect()
+    }
 }
 
 /// One queue's share of the digest: FNV-1a, mixed so that the sum of the shares is not weak. A queue

@@ -188,7 +188,8 @@ impl Queues {
         }
         let (dispatched, digest, last_anew, table) = {
             let shared = self.shared();
-            let table = self.table_to_save(&shared, checkpoint.table, clean);
+            let table = self.table_due(&shared, checkpoint.table, clean);
+            let table = table.map(|at| (at, shared.table.all()));
             let digest = shared.table.digest();
             (shared.dispatched, digest, shared.last_anew, table)
         };
@@ -204,8 +205,8 @@ impl Queues {
             }
             return Err(e);
         }
-        if let Some((at, content)) = table {
-            match saved::write(&self.root, &*self.disk, &content) {
+        if let Some((at, queues)) = table {
+            match saved::write(&self.root, &*self.disk, &at.encode(queues)) {
                 Ok(()) => checkpoint.table = Some(at),
                 // The one before is as good, but for the time that the next start takes.
                 Err(error) => warn!(%error, "the table of the queues could not be saved"),
@@ -222,13 +223,8 @@ impl Queues {
         })
     }
 
-    /// The table of the queues, if it is time to save it again.
-    fn table_to_save(
-        &self,
-        shared: &Shared,
-        saved: Option<SavedAt>,
-        clean: bool,
-    ) -> Option<(SavedAt, Vec<u8>)> {
+    /// What the table of the queues is true of now, if it is time to save it again.
+    fn table_due(&self, shared: &Shared, saved: Option<SavedAt>, clean: bool) -> Option<SavedAt> {
         let now = SavedAt {
             dispatched: shared.dispatched,
             min: shared.expired_to,
@@ -244,7 +240,7 @@ impl Queues {
             };
             moved > pause || alike != now
         });
-        (due && shared.built_at.is_none()).then(|| (now, now.encode(&shared.table)))
+        (due && shared.built_at.is_none()).then_some(now)
     }
 
     /// Logs from time to time how far the building is.
