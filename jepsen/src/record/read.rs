@@ -104,12 +104,6 @@ fn take(
     let value = call.get("value").context("no :value")?;
     let got = end.get("value").unwrap_or(&Edn::Nil);
     let kind = end.get("type").and_then(Edn::text).context("no :type")?;
-    let why = || {
-        end.get("error")
-            .and_then(Edn::text)
-            .unwrap_or_default()
-            .to_owned()
-    };
     let process = call
         .get("process")
         .and_then(Edn::number)
@@ -123,20 +117,15 @@ fn take(
     match call.get("f").and_then(Edn::text).context("no :f")? {
         "send" => {
             let (queue, body) = sent(value)?;
-            let outcome = match kind {
-                "ok" => {
-                    let (_, answer) = sent(got)?;
-                    let offset = answer.list().and_then(|pair| pair.first()?.number());
-                    Outcome::Ok(offset.context("a send without an offset is no :ok")?)
-                }
-                "fail" => Outcome::Fail(why()),
-                _ => Outcome::Unknown(why()),
-            };
-            let body = body.text().map_or_else(|| body.to_string(), str::to_owned);
+            let outcome = outcome(end, || {
+                let (_, answer) = sent(got)?;
+                let offset = answer.list().and_then(|pair| pair.first()?.number());
+                offset.context("a send without an offset is no :ok")
+            })?;
             history.sends.push(Send {
                 process,
                 queue,
-                body,
+                body: plain(body),
                 invoked,
                 ended,
                 outcome,
@@ -145,11 +134,7 @@ fn take(
         "poll" => {
             let at = call.get("at").context("a poll without :at")?;
             let queue = queue_of(at)?;
-            let outcome = match kind {
-                "ok" => Outcome::Ok(polled(got, queue)?),
-                "fail" => Outcome::Fail(why()),
-                _ => Outcome::Unknown(why()),
-            };
+            let outcome = outcome(end, || polled(got, queue))?;
             if at.get("final").is_some() {
                 let Outcome::Ok(messages) = outcome else {
                     bail!("the final reader failed");
@@ -192,20 +177,14 @@ fn take(
                 delay: number(value, "delay").context("no :delay")?,
                 invoked,
                 ended,
-                outcome: match kind {
-                    "ok" => Outcome::Ok(()),
-                    "fail" => Outcome::Fail(why()),
-                    _ => Outcome::Unknown(why()),
-                },
+                outcome: outcome(end, || Ok(()))?,
             });
         }
         name @ ("lock" | "unlock") => {
             let call = match (name, kind) {
                 ("unlock", _) => LockCall::Unlock,
-                (_, "ok") => LockCall::Lock(Outcome::Ok(true)),
                 (_, "fail") if end.get("error").is_none() => LockCall::Lock(Outcome::Ok(false)),
-                (_, "fail") => LockCall::Lock(Outcome::Fail(why())),
-                _ => LockCall::Lock(Outcome::Unknown(why())),
+                _ => LockCall::Lock(outcome(end, || Ok(true))?),
             };
             history.locks.push(LockOp {
                 process,
@@ -220,6 +199,24 @@ fn take(
         }
     }
     Ok(())
+}
+
+/// How an operation ended; `answer` reads what it was answered.
+fn outcome<T>(end: &Edn, answer: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<Outcome<T>> {
+    let why = || {
+        let error = end.get("error").and_then(Edn::text);
+        error.unwrap_or_default().to_owned()
+    };
+    Ok(match end.get("type").and_then(Edn::text) {
+        Some("ok") => Outcome::Ok(answer()?),
+        Some("fail") => Outcome::Fail(why()),
+        _ => Outcome::Unknown(why()),
+    })
+}
+
+/// A body, which others may have written as a number.
+fn plain(body: &Edn) -> String {
+    body.text().map_or_else(|| body.to_string(), str::to_owned)
 }
 
 /// Queue and value of `[[:send queue value]]`.
@@ -247,10 +244,7 @@ fn polled(value: &Edn, queue: u32) -> anyhow::Result<Vec<(u64, String)>> {
             .list()
             .filter(|pair| pair.len() == 2)
             .with_context(shape)?;
-        let body = pair[1]
-            .text()
-            .map_or_else(|| pair[1].to_string(), str::to_owned);
-        messages.push((pair[0].number().with_context(shape)?, body));
+        messages.push((pair[0].number().with_context(shape)?, plain(&pair[1])));
     }
     Ok(messages)
 }

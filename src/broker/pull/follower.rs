@@ -38,7 +38,11 @@ const GONE: Duration = Duration::from_secs(5);
 
 /// The followers that consumers are sent to, by their broker ids. None on a node that does not lead.
 #[derive(Default)]
-pub(in crate::broker) struct Readers(RwLock<Vec<i64>>, Mutex<HashMap<i64, Instant>>);
+pub(in crate::broker) struct Readers {
+    ids: RwLock<Vec<i64>>,
+    /// Those that are about to go, and when they said so.
+    gone: Mutex<HashMap<i64, Instant>>,
+}
 
 impl Readers {
     /// Keeps the list, for ever.
@@ -73,17 +77,17 @@ impl Readers {
     }
 
     fn set(&self, mut readers: Vec<i64>) {
-        let mut gone = self.1.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
         gone.retain(|_, since| since.elapsed() < GONE);
         readers.retain(|id| !gone.contains_key(id));
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = readers;
+        *self.ids.write().unwrap_or_else(PoisonError::into_inner) = readers;
     }
 
     /// Sends nobody any more to a node that is about to go.
     pub(in crate::broker) fn leave(&self, id: i64) {
-        let mut gone = self.1.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
         gone.insert(id, Instant::now());
-        let mut readers = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut readers = self.ids.write().unwrap_or_else(PoisonError::into_inner);
         readers.retain(|reader| *reader != id);
     }
 
@@ -91,7 +95,7 @@ impl Readers {
     /// evenly among all. Not from the leader if it can be helped: what is read elsewhere goes on when it is
     /// gone, and a stock client that tries in vain to reach it pulls nothing else meanwhile.
     pub(in crate::broker) fn of(&self, broker: &Broker, pull: &PullMessage) -> i64 {
-        let readers = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let readers = self.ids.read().unwrap_or_else(PoisonError::into_inner);
         if readers.is_empty() {
             return own_id(broker, pull);
         }
