@@ -19,6 +19,7 @@ import java.util.concurrent.atomic.*;
 import java.util.concurrent.locks.LockSupport;
 import org.apache.rocketmq.client.consumer.DefaultMQPushConsumer;
 import org.apache.rocketmq.client.consumer.listener.*;
+import org.apache.rocketmq.client.exception.MQClientException;
 import org.apache.rocketmq.client.impl.FindBrokerResult;
 import org.apache.rocketmq.client.impl.consumer.PullAPIWrapper;
 import org.apache.rocketmq.client.producer.*;
@@ -62,7 +63,19 @@ public final class Failover {
     static final Map<String, long[]> underWay = new ConcurrentHashMap<>();
     static volatile Window window = new Window();
 
-    public static void main(String[] a) throws Exception {
+    public static void main(String[] a) {
+        int status = 0;
+        try {
+            application(a);
+        } catch (Throwable e) {
+            e.printStackTrace();
+            status = 1;
+        }
+        // Threads of the clients would live on.
+        System.exit(status);
+    }
+
+    static void application(String[] a) throws Exception {
         for (String o : Arrays.copyOfRange(a, 4, a.length)) options.put(o.split("=")[0], o.split("=")[1]);
         int rate = Integer.parseInt(a[3]);
         String run = Long.toString(System.currentTimeMillis(), 36);
@@ -94,7 +107,6 @@ public final class Failover {
             }
             System.out.flush();
         }
-        System.exit(0);
     }
 
     static DefaultMQProducer producer(String ns, String group) throws Exception {
@@ -106,7 +118,21 @@ public final class Failover {
         return p;
     }
 
+    /** Looking for the route once, with a time limit, is part of a start; a machine that is starting more may be late. */
     static DefaultMQPushConsumer consumer(String ns, String topic, String group, String run, boolean orderly) throws Exception {
+        for (int tries = 1; ; tries++) {
+            DefaultMQPushConsumer c = idle(ns, topic, group, run, orderly);
+            try {
+                c.start();
+                return c;
+            } catch (IllegalStateException | MQClientException e) {
+                if (tries == 5) throw e;
+                c.shutdown();
+            }
+        }
+    }
+
+    static DefaultMQPushConsumer idle(String ns, String topic, String group, String run, boolean orderly) throws Exception {
         DefaultMQPushConsumer c = new DefaultMQPushConsumer(group);
         c.setNamesrvAddr(ns);
         c.setInstanceName(group);
@@ -123,7 +149,6 @@ public final class Failover {
                 for (MessageExt m : list) see(m, run);
                 return ConsumeConcurrentlyStatus.CONSUME_SUCCESS;
             });
-        c.start();
         return c;
     }
 
