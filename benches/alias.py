@@ -1,29 +1,83 @@
 #!/usr/bin/env python3
 """What further names for a group cost in peace.
 
-    benches/alias.py [--rounds 3] [--seconds 12] [--size 1024]
+    benches/alias.py [--rounds 4] [--warm 8] [--seconds 12] [--size 1024]
 
 Three groups of three side by side on loopback: without further names, with them and one queue of a topic under
 each (groupAliasQueues=1), with them and all eight. The benchmark producer of the RocketMQ distribution (5.5.0)
-loads one after the other, round by round in changing order. Prints a JSON line a run and a table of medians:
-sends a second, CPU seconds of the nodes for a million sends, and how both compare to the group without.
+loads one after the other, round by round in changing order, which takes 6 minutes. Counted is what the leader has
+stored in the --seconds after --warm seconds, for the producer's own reports are means of its last 10 s, its start
+among them. Prints a JSON line a run and a table of medians: sends a second, CPU seconds of the nodes for a million
+sends, and how both compare to the group without. A run in which sends failed or leadership changed says so, and
+is not counted.
 """
 
 import argparse
 import json
 import os
 import random
+import re
 import shutil
 import statistics
 import subprocess
 import tempfile
+import threading
+import time
 
-from versus import ROOT, Rmq, move_to_own_network, send
+from versus import OPENS, ROOT, Rmq, move_to_own_network, rpc
+
+SETUPS = {
+    "none": "",
+    "1 queue": "groupAliasRoutes=true\n",
+    "8 queues": "groupAliasRoutes=true\ngroupAliasQueues=8\n",
+}
+
+
+def stored(cluster, leader, topic):
+    """How many messages of a topic have been stored."""
+    answer = rpc(cluster.addresses[leader], 202, {"topic": topic}, timeout=10)
+    return sum(map(int, re.findall(rb'"maxOffset":(\d+)', answer["body"])))
+
+
+def load(cluster, topic, options):
+    """Sends a second, and the nodes' CPU seconds for a million, under the producer's full load."""
+    lib = os.path.join(cluster.cache, "java-5.5")
+    logback = os.path.join(lib, "logback.xml")
+    producer = subprocess.Popen(
+        [
+            "java", "-Xms512m", "-Xmx512m", "-XX:+UseG1GC", *OPENS, f"-Duser.home={cluster.dir}", f"-Drmq.logback.configurationFile={logback}",
+            "-cp", f"{lib}/lib/*", "org.apache.rocketmq.example.benchmark.Producer",
+            "-n", cluster.namesrv, "-t", topic, "-s", str(options.size), "-w", "64", "-ri", "1000",
+        ],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    )
+    failed = [0]
+
+    def read():
+        for line in producer.stdout:
+            if found := re.search(r"Send Failed: (\d+) \| Response Failed: (\d+)", line):
+                failed[0] = sum(map(int, found.groups()))
+
+    threading.Thread(target=read, daemon=True).start()
+    try:
+        leader = cluster.leader()
+        time.sleep(options.warm)
+        sent, cpu, begun = stored(cluster, leader, topic), cluster.cpu(), time.time()
+        time.sleep(options.seconds)
+        sent, cpu, seconds = stored(cluster, leader, topic) - sent, cluster.cpu() - cpu, time.time() - begun
+    finally:
+        producer.kill()
+        producer.wait()
+    if sent == 0:
+        raise SystemExit(f"{cluster.name}: nothing was stored, see {cluster.dir}")
+    same = leader == cluster.leader()
+    return {"per_second": sent / seconds, "cpu_s_per_million": cpu / sent * 1e6, "failed": failed[0], "same_leader": same}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--warm", type=int, default=8)
     parser.add_argument("--seconds", type=int, default=12)
     parser.add_argument("--size", type=int, default=1024)
     parser.add_argument("--binary", help="the rmq executable; built in release mode by default")
@@ -38,9 +92,7 @@ def main():
     clusters = {}
     results = {}
     try:
-        for n, (name, more) in enumerate(
-            [("none", ""), ("1 queue", "groupAliasRoutes=true\n"), ("8 queues", "groupAliasRoutes=true\ngroupAliasQueues=8\n")]
-        ):
+        for n, (name, more) in enumerate(SETUPS.items()):
             cluster = type(name, (Rmq,), {"name": name.replace(" ", "-"), "more": more})(21000 + 400 * n, work, cache)
             clusters[name] = cluster
             cluster.up([f"bench{options.size}"])
@@ -48,10 +100,10 @@ def main():
         # The first round warms the nodes up and is not counted.
         for number in range(options.rounds + 1):
             for name in dice.sample(sorted(clusters), 3):
-                result = send(clusters[name], options.size, options.seconds)
-                if number > 0:
+                result = load(clusters[name], f"bench{options.size}", options)
+                if number > 0 and not result["failed"] and result["same_leader"]:
                     results.setdefault(name, []).append(result)
-                    print(json.dumps({"names": name, "round": number, **result, "load": os.getloadavg()[0]}), flush=True)
+                print(json.dumps({"names": name, "round": number, **result, "load": os.getloadavg()[0]}), flush=True)
     finally:
         for cluster in clusters.values():
             cluster.down()
@@ -61,8 +113,11 @@ def main():
         name: [statistics.median(result[key] for result in found) for key in ("per_second", "cpu_s_per_million")]
         for name, found in results.items()
     }
+    if missing := SETUPS.keys() - medians.keys():
+        raise SystemExit(f"no run of {', '.join(missing)} counts")
     rate, cpu = medians["none"]
-    for name, (own_rate, own_cpu) in medians.items():
+    for name in SETUPS:
+        own_rate, own_cpu = medians[name]
         print(f"| {name} | {own_rate:,.0f} | {own_rate / rate:.2f} | {own_cpu:,.1f} | {own_cpu / cpu:.2f} |")
 
 

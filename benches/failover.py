@@ -13,7 +13,9 @@ table. As root every node has a network namespace of its own, which ends with th
 loopback, and what needs a network is left out.
 
 Setups: plain (slaveReadEnable), alias (that and groupAliasRoutes, with all 8 queues of a topic under each
-name), alias-1 (with one), vip (slaveReadEnable and brokerVip), both (alias and vip), dledger (Java 4.9.7, DLedger mode), controller (Java 5.5.0, controller mode, two in-sync replicas).
+name), alias-1 (with one), avoid (alias, and sendLatencyFaultEnable=true in the Java producers), vip (slaveReadEnable
+and brokerVip), both (alias and vip), dledger (Java 4.9.7, DLedger mode), controller (Java 5.5.0, controller mode, two
+in-sync replicas).
 
 Faults: kill-leader (kill -9, started again after --down seconds), stop-leader (SIGSTOP for 20 s), cut-leader (its
 network is silent for 20 s), kill-follower, rolling (SIGTERM and start, one node after the other), transfer
@@ -55,8 +57,9 @@ PLAN = [
     [("alias", "kill-follower:20,rolling:20,kill-namesrv:10")],
     [("both", "kill-leader:20,stop-leader:10,transfer:10"), ("dledger", "kill-leader:3"), ("controller", "kill-leader:3")],
 ]
-# Faults begin when all clients have seen the routes after the one before.
-PLAN_OPTIONS = ["--down", "5", "--fresh", "31"]
+# Faults begin when all clients have seen the routes after the one before: a node that is started again takes a
+# moment until it is in them.
+PLAN_OPTIONS = ["--down", "5", "--fresh", "34"]
 # The processes that measure.
 LANES = []
 VIP = "10.79.0.100"
@@ -135,6 +138,7 @@ class RmqGroup(Placed, Rmq):
         "plain": "slaveReadEnable=true\n",
         "alias-1": "groupAliasRoutes=true\nslaveReadEnable=true\n",
         "alias": "groupAliasRoutes=true\ngroupAliasQueues=8\nslaveReadEnable=true\n",
+        "avoid": "groupAliasRoutes=true\ngroupAliasQueues=8\nslaveReadEnable=true\n",
         "vip": f"brokerVip={VIP}/24@eth0\nslaveReadEnable=true\n",
         "both": f"groupAliasRoutes=true\ngroupAliasQueues=8\nbrokerVip={VIP}/24@eth0\nslaveReadEnable=true\n",
     }
@@ -196,7 +200,7 @@ class Application:
         command = ["javac", "-nowarn", "-cp", f"{cache}/java-{line}/lib/*", "-d", f"{work}/classes-{line}", f"{ROOT}/benches/java/Failover.java"]
         subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
 
-    def __init__(self, cluster, line, work, rate, poll):
+    def __init__(self, cluster, line, work, rate, more):
         arguments = [cluster.namesrv, f"plain_{line.replace('.', '')}", f"ordered_{line.replace('.', '')}", str(rate)]
         if line == "go":
             command = [f"{work}/failover-go", *arguments]
@@ -207,7 +211,7 @@ class Application:
             command = [
                 "java", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", *OPENS, f"-Duser.home={cluster.dir}",
                 f"-Dlogback.configurationFile={logback}", f"-Drmq.logback.configurationFile={logback}", "-cp", f"{classes}:{base}/lib/*",
-                "Failover", *arguments, *([f"poll={poll}"] if poll else []),
+                "Failover", *arguments, *more,
             ]
         log = open(os.path.join(cluster.dir, f"application-{line}.log"), "wb")
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, bufsize=1, start_new_session=True)
@@ -323,13 +327,16 @@ def strike_all(kinds, cluster, work, options, note):
     faults = Faults(cluster, random.Random(f"{options.seed}{options.setup}"), options.down)
     java = options.setup in ("dledger", "controller")
     lines = options.clients.split(",")
+    more = [f"poll={options.poll}"] if options.poll else []
+    if options.setup == "avoid":
+        more.append("avoid=true")
     applications = {}
     try:
         for line in lines:
             for topic in ("plain", "ordered"):
                 cluster.create_topic(f"{topic}_{line.replace('.', '')}")
         for line in lines:
-            applications[line] = Application(cluster, line, work, options.rate // len(lines), options.poll)
+            applications[line] = Application(cluster, line, work, options.rate // len(lines), more)
             # One after the other, for a start is what a machine is slowest at.
             applications[line].read()
 

@@ -54,7 +54,7 @@ type window struct {
 	// The longest time from acknowledgement, but no earlier than the mark, to arrival, by queue.
 	lags map[int]time.Duration
 	// Queues that are read from the node that is struck.
-	ofStruck map[int]bool
+	ofStruck   map[int]bool
 	keyWait    [keys]time.Duration
 	keyRetries int
 	// Of the counts below, at the mark.
@@ -259,24 +259,21 @@ func sendPlain(p rocketmq.Producer, topic string, thread, rate int) {
 	})
 }
 
+// sendOrdered sends by keys, of which a third goes by each of three names by this client's hash.
 func sendOrdered(p rocketmq.Producer, topic string, thread, rate int) {
 	const mine = keys / orderedThreads
 	var next [mine]int
 	var begun, notBefore [mine]time.Time
-	pace(thread, orderedThreads, rate, func(turn int) {
-		k, now := turn%mine, time.Now()
+	try := func(k int) {
 		key := thread*mine + k
-		if now.Before(notBefore[k]) {
-			return
-		}
 		if begun[k].IsZero() {
-			begun[k] = now
+			begun[k] = time.Now()
 		}
 		mu.Lock()
 		w := win
 		mu.Unlock()
 		text := fmt.Sprintf("%s:o:%d:%d", run, key, next[k])
-		err := deliver(p, primitive.NewMessage(topic, []byte(text)).WithShardingKey(strconv.Itoa(key)), text)
+		err := deliver(p, primitive.NewMessage(topic, []byte(text)).WithShardingKey(fmt.Sprint("key-", key)), text)
 		mu.Lock()
 		defer mu.Unlock()
 		if err != "" {
@@ -291,6 +288,22 @@ func sendOrdered(p rocketmq.Producer, topic string, thread, rate int) {
 		w.keyWait[key] = max(w.keyWait[key], time.Since(from))
 		next[k]++
 		begun[k] = time.Time{}
+	}
+	at := 0
+	pace(thread, orderedThreads, rate, func(int) {
+		for k := 0; k < mine; k++ {
+			if !begun[k].IsZero() && !time.Now().Before(notBefore[k]) {
+				try(k)
+			}
+		}
+		// And the next key that does not wait.
+		for n := 0; n < mine; n++ {
+			at = (at + 1) % mine
+			if begun[at].IsZero() {
+				try(at)
+				return
+			}
+		}
 	})
 }
 

@@ -2,7 +2,7 @@
 // it saw: sends that failed, the longest silence of its producers and consumers, messages lost, repeated or
 // out of order. Compiles unchanged against 4.9 and 5.x.
 //
-//   Failover <name server> <topic> <ordered topic> <sends a second> [poll=<ms between looks for routes>]
+//   Failover <name server> <topic> <ordered topic> <sends a second> [poll=<ms between looks for routes>] [avoid=true]
 //
 // 8 threads send at the rate in all, by the default settings; 2 more send 48 ordered keys by a selector, a fifth
 // of that, and try a key again after 100 ms until it is accepted, as an application that keeps order has to.
@@ -17,6 +17,7 @@ import java.util.*;
 import java.util.concurrent.*;
 import java.util.concurrent.atomic.*;
 import java.util.concurrent.locks.LockSupport;
+import java.util.function.IntConsumer;
 import org.apache.rocketmq.client.consumer.DefaultMQPushConsumer;
 import org.apache.rocketmq.client.consumer.listener.*;
 import org.apache.rocketmq.client.exception.MQClientException;
@@ -114,6 +115,7 @@ public final class Failover {
         p.setNamesrvAddr(ns);
         p.setInstanceName(group);
         if (options.containsKey("poll")) p.setPollNameServerInterval(Integer.parseInt(options.get("poll")));
+        p.setSendLatencyFaultEnable(options.containsKey("avoid"));
         p.start();
         return p;
     }
@@ -211,12 +213,9 @@ public final class Failover {
             int[] next = new int[mine];
             long[] begun = new long[mine], again = new long[mine];
             long period = ORDERED_THREADS * 1_000_000_000L / rate, due = System.nanoTime();
-            for (int turn = 0; !stopping; turn++, due = Math.max(due + period, System.nanoTime() - period)) {
-                for (long left; (left = due - System.nanoTime()) > 0; ) LockSupport.parkNanos(left);
-                int k = turn % mine, key = thread * mine + k;
-                long now = System.nanoTime();
-                if (now < again[k]) continue;
-                if (begun[k] == 0) begun[k] = now;
+            IntConsumer attempt = k -> {
+                int key = thread * mine + k;
+                if (begun[k] == 0) begun[k] = System.nanoTime();
                 Window w = window;
                 if (send(p, new Message(topic, bytes(run + ":o:" + key + ":" + next[k])), w, key)) {
                     long from = Math.max(begun[k], w.from);
@@ -226,6 +225,17 @@ public final class Failover {
                 } else {
                     w.keyRetries.incrementAndGet();
                     again[k] = System.nanoTime() + 100_000_000L;
+                }
+            };
+            for (int at = 0; !stopping; due = Math.max(due + period, System.nanoTime() - period)) {
+                for (long left; (left = due - System.nanoTime()) > 0; ) LockSupport.parkNanos(left);
+                for (int k = 0; k < mine; k++) if (begun[k] != 0 && System.nanoTime() >= again[k]) attempt.accept(k);
+                // And the next key that does not wait.
+                for (int n = 0; n < mine; n++) {
+                    at = (at + 1) % mine;
+                    if (begun[at] != 0) continue;
+                    attempt.accept(at);
+                    break;
                 }
             }
         };

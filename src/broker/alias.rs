@@ -11,7 +11,6 @@ use rmq_wire::body::{
 };
 use rmq_wire::code::{request, response};
 use rmq_wire::frame::Command;
-use rmq_wire::header::GROUP_ALIAS_STRIDE;
 use rmq_wire::json::JsonError;
 use serde::Serialize;
 
@@ -29,8 +28,7 @@ pub(super) struct AliasPort {
 impl AliasPort {
     /// `number` is that of the name, from 1 on.
     pub(super) fn new(broker: Arc<Broker>, number: usize) -> Arc<Self> {
-        let number = i32::try_from(number).unwrap_or(0);
-        let shift = number.saturating_mul(GROUP_ALIAS_STRIDE);
+        let shift = i32::try_from(number).unwrap_or(0);
         Arc::new(Self { broker, shift })
     }
 
@@ -210,8 +208,8 @@ mod tests {
             }
         }
         let twice = |ids: [i32; 5]| ids.into_iter().flat_map(|id| [id, id]);
-        let expected: Vec<_> = twice([2, 3, 4, 0, 1])
-            .chain(twice([4, 0, 1, 2, 3]))
+        let expected: Vec<_> = twice([1, 2, 3, 4, 0])
+            .chain(twice([2, 3, 4, 0, 1]))
             .collect();
         assert_eq!(seen, expected);
     }

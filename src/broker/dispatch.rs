@@ -10,7 +10,7 @@ use rmq_wire::frame::Command;
 use super::refusal::{Handled, Refusal};
 use super::{
     Broker, admin, forward, group, heartbeat, lock, offset, pull, query, queue, reply, send,
-    send_back, topic,
+    send_back, topic, vip,
 };
 use crate::raft::NotLeader;
 use crate::remoting::{Conn, Health, Reply, Request, Service};
@@ -195,6 +195,7 @@ async fn answer(broker: &Arc<Broker>, request: &Request) -> Handled {
         // Pulls wait, here or at the leader, and must not hold up the end of a connection.
         request::PULL_MESSAGE | request::LITE_PULL_MESSAGE => tokio::select! {
             () = broker.leaving() => forward::elsewhere(broker, request),
+            () = vip::moves(broker, request) => forward::at_another_address(broker, request),
             handled = handle(broker, request) => handled,
         },
         _ => handle(broker, request).await,

@@ -98,7 +98,7 @@ pub(super) async fn to_leader(broker: &Arc<Broker>, request: &Request) -> Handle
     loop {
         let mut pause = Duration::ZERO;
         if known(&roles.borrow()) {
-            if let Some(handled) = attempt(broker, request).await {
+            if let Some(handled) = attempt(broker, request, deadline).await {
                 return handled;
             }
             // Whoever forwarded it will soon know too that another one leads.
@@ -134,7 +134,7 @@ pub(super) async fn to_leader(broker: &Arc<Broker>, request: &Request) -> Handle
 }
 
 /// The answer of this node or of the leader that it knows; `None` when nothing was done.
-async fn attempt(broker: &Arc<Broker>, request: &Request) -> Option<Handled> {
+async fn attempt(broker: &Arc<Broker>, request: &Request, deadline: Instant) -> Option<Handled> {
     if broker.is_serving() {
         return match as_leader(broker, request).await {
             Err(Refusal::NotLeader) => None,
@@ -143,13 +143,18 @@ async fn attempt(broker: &Arc<Broker>, request: &Request) -> Option<Handled> {
     }
     // What another node forwarded goes no further.
     request.conn.as_ref()?;
+    let asked = broker.replica.role().borrow().leader.clone();
     let limit = ANSWER_LIMIT + suspension(request);
     let forwarded = broker
         .replica
         .forward(request.raw.clone(), request.peer, limit);
+    let late = async {
+        succeeded(broker, &asked).await;
+        sleep(LATE_ANSWER).await;
+    };
     let answer = tokio::select! {
         answer = forwarded => answer,
-        () = succeeded(broker) => Err(ForwardError::Unknown("another node leads by now".to_owned())),
+        () = late => Err(ForwardError::Unknown("another node leads by now".to_owned())),
     };
     let counter = match &answer {
         Err(ForwardError::NoLeader) => return None,
@@ -160,20 +165,27 @@ async fn attempt(broker: &Arc<Broker>, request: &Request) -> Option<Handled> {
     Some(match answer {
         Ok(Some(frame)) => Ok(Reply::Frame(frame)),
         Ok(None) => Err(Refusal::Silence),
-        Err(error) => unknown(broker, request, &error),
+        Err(error) => {
+            // Its client tries again at once, but only so often: all in vain while nobody leads.
+            if !is_pull(request) {
+                tokio::select! {
+                    _ = timeout_at(deadline, succeeded(broker, &asked)) => {}
+                    () = closed(request) => return Some(Err(Refusal::Silence)),
+                }
+            }
+            unknown(broker, request, &error)
+        }
     })
 }
 
-/// Resolves a moment after another node leads than when it was called.
-async fn succeeded(broker: &Broker) {
+/// Resolves when another node leads than `asked`.
+async fn succeeded(broker: &Broker, asked: &Option<String>) {
     let mut roles = broker.replica.role();
-    let asked = roles.borrow().leader.clone();
-    let has_other = |role: &Role| role.serving || (role.leader.is_some() && role.leader != asked);
+    let has_other = |role: &Role| role.serving || (role.leader.is_some() && role.leader != *asked);
     let is_over = roles.wait_for(has_other).await.is_err();
     if is_over {
         std::future::pending::<()>().await;
     }
-    sleep(LATE_ANSWER).await;
 }
 
 async fn closed(request: &Request) {
@@ -251,6 +263,15 @@ pub(super) fn elsewhere(broker: &Broker, request: &Request) -> Handled {
         return Err(Refusal::NotLeader);
     }
     match broker.next_elsewhere() {
+        Some(id) => pull_again(request, id),
+        None => no_leader(broker, request),
+    }
+}
+
+/// The answer to a pull that came by the address that moves, when that is about to move or has: the consumer
+/// repeats it at the own address of another node.
+pub(super) fn at_another_address(broker: &Broker, request: &Request) -> Handled {
+    match broker.next_of(&pull::addressed(broker)) {
         Some(id) => pull_again(request, id),
         None => no_leader(broker, request),
     }

@@ -30,6 +30,9 @@ use crate::raft::{SelfId, TransferError};
 const CALM: Duration = Duration::from_millis(300);
 /// It waits no longer than this for it.
 const LEAVING_LIMIT: Duration = Duration::from_secs(2);
+/// The same for those that came by the address that moves, before leadership is handed over.
+const MOVING_CALM: Duration = Duration::from_millis(100);
+const MOVING_LIMIT: Duration = Duration::from_millis(500);
 /// Enough to have a disk read ahead, and too few to have sends wait long behind them.
 const DISK_READS: usize = 4;
 
@@ -61,6 +64,8 @@ pub struct Broker {
     pub(super) delivering: tokio::sync::Mutex<()>,
     draining: AtomicBool,
     leaving: watch::Sender<bool>,
+    /// Leadership is being handed over, and the address that moves with it.
+    pub(super) moving: watch::Sender<bool>,
     /// The broker ids that consumers are sent to when this node stops.
     others: OnceLock<Vec<i64>>,
     /// How many have been sent there.
@@ -102,6 +107,7 @@ impl Broker {
             delivering: tokio::sync::Mutex::default(),
             draining: AtomicBool::new(false),
             leaving: watch::Sender::new(false),
+            moving: watch::Sender::new(false),
             others: OnceLock::new(),
             sent_away: watch::Sender::new(0),
             clock,
@@ -149,8 +155,14 @@ impl Broker {
     /// Has the offset commits it took replicated, and hands leadership to `to`, or to the node that is
     /// most fit to lead; gives the new leader.
     pub(super) async fn hand_over(&self, to: Option<SelfId>) -> Result<SelfId, TransferError> {
+        self.moving.send_replace(true);
+        if self.config.broker_vip.is_some() {
+            self.calm(MOVING_CALM, MOVING_LIMIT).await;
+        }
         self.offsets.all_settled().await;
-        let leader = SelfId::of(self.replica.transfer_leader(to).await?);
+        let leader = self.replica.transfer_leader(to).await;
+        self.moving.send_replace(false);
+        let leader = SelfId::of(leader?);
         tracing::info!(%leader, "leadership is handed over");
         Ok(leader)
     }
@@ -175,15 +187,27 @@ impl Broker {
         if self.others.get().is_none_or(Vec::is_empty) {
             return;
         }
+        self.calm(CALM, LEAVING_LIMIT).await;
+    }
+
+    /// Waits until nobody has been sent away for a while, but no longer than `limit`.
+    async fn calm(&self, calm: Duration, limit: Duration) {
         let mut sent_away = self.sent_away.subscribe();
-        let calm = async { while timeout(CALM, sent_away.changed()).await.is_ok() {} };
-        timeout(LEAVING_LIMIT, calm).await.ok();
+        let calm = async { while timeout(calm, sent_away.changed()).await.is_ok() {} };
+        timeout(limit, calm).await.ok();
     }
 
     /// Where to send a consumer. Which node an id is in its route, and whether that one lives, is not known
     /// here: who comes back is told another id.
     pub(super) fn next_elsewhere(&self) -> Option<i64> {
-        let others = self.others.get().filter(|others| !others.is_empty())?;
+        self.next_of(self.others.get()?)
+    }
+
+    /// The next in turn of these broker ids, to send a consumer there.
+    pub(super) fn next_of(&self, others: &[i64]) -> Option<i64> {
+        if others.is_empty() {
+            return None;
+        }
         let mut turn = 0;
         self.sent_away.send_modify(|sent| {
             turn = *sent;

@@ -26,7 +26,7 @@ use super::{Broker, group, heartbeat};
 use crate::meta::OffsetCommit;
 use crate::remoting::{Reply, Request};
 
-pub(super) use follower::{Readers, as_follower, leaving, others, own_id, say_goodbye};
+pub(super) use follower::{Readers, addressed, as_follower, leaving, others, own_id, say_goodbye};
 
 /// Bytes at the end of the log that no machine that works has dropped from its page cache: far fewer than
 /// those that count as in memory for a client.

@@ -321,11 +321,10 @@ fn permitted(
 }
 
 fn alias(config: &BrokerConfig) -> Option<registrar::Alias> {
-    let ports = config.alias_ports();
-    let port = ports.clone().next()?;
+    let port = config.alias_ports().next()?;
     Some(registrar::Alias {
         addr: format!("{}:{port}", config.broker_ip1),
-        names: i32::try_from(ports.count()).unwrap_or(i32::MAX),
+        names: i32::try_from(config.dleger_peers.len() - 1).unwrap_or(i32::MAX),
         queues: config.group_alias_queues.into(),
     })
 }

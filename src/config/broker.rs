@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use rmq_store::{FlushMode, StoreConfig};
+use rmq_wire::header::group_alias_ports;
 
 use super::host;
 use super::schema::config_struct;
@@ -205,7 +206,7 @@ config_struct! {
         /// What is sent by them takes the way over a follower.
         "groupAliasQueues" => group_alias_queues: u16 = 1, in 1..=32_767;
         /// Port for what is sent by the first of these names, the next ones being for the others; 0 for the
-        /// one two above `listenPort`.
+        /// one two above `listenPort`. There are 5 in a group of two or three nodes, 7 of four, 9 of five.
         "groupAliasPort" => group_alias_port: u16 = 0;
         /// Milliseconds that a node holds a request that only a leader may answer while there is
         /// none. An election takes about 600 ms; stock clients wait 3 s for an answer.
@@ -301,18 +302,17 @@ impl BrokerConfig {
         }
     }
 
-    /// The ports for requests by the further names of the group: as many as it has followers, so that each
-    /// can stand behind one.
+    /// The ports for requests by the further names of the group, see [`group_alias_ports`].
     pub fn alias_ports(&self) -> std::ops::Range<u16> {
         let first = match self.group_alias_port {
             0 => self.listen_port.saturating_add(2),
             port => port,
         };
-        let names = match self.group_alias_routes && self.enable_dleger_commit_log {
-            true => self.dleger_peers.len().saturating_sub(1),
+        let nodes = match self.group_alias_routes && self.enable_dleger_commit_log {
+            true => u32::try_from(self.dleger_peers.len()).unwrap_or(u32::MAX),
             false => 0,
         };
-        first..first.saturating_add(u16::try_from(names).unwrap_or(0))
+        first..first.saturating_add(u16::try_from(group_alias_ports(nodes)).unwrap_or(0))
     }
 
     /// Where the Raft listener is opened: `raftBindAddress`, else `bindAddress`, at the port of this

@@ -173,9 +173,9 @@ fn a_producer_that_tries_another_name_outlives_the_leader() {
     assert_eq!(names, ["jepsen", "jepsen@1", "jepsen@2"]);
     assert_eq!(addrs[0], group.addresses()[leader]);
 
-    // Sent by another name in peace, it is a queue of the leader all the same: of four the one two further.
+    // Sent by another name in peace, it is a queue of the leader all the same: of four the next one.
     let mut other = Client::connect(addrs[1], PATIENCE).unwrap();
-    assert_eq!(other.send(TOPIC, 2, "m1"), Outcome::Ok(1));
+    assert_eq!(other.send(TOPIC, 3, "m1"), Outcome::Ok(1));
 
     // The dead leader's connections are reset, not just closed, and its successor has the next send
     // though it went out before there was one.
@@ -185,7 +185,7 @@ fn a_producer_that_tries_another_name_outlives_the_leader() {
     assert_eq!(used.send(TOPIC, 0, "m2"), Outcome::Ok(2));
     group.cluster().kill(leader).unwrap();
     let sent = loop {
-        match other.send(TOPIC, 2, "m3") {
+        match other.send(TOPIC, 3, "m3") {
             // It was forwarded before the follower saw that the leader is dead; a client tries again.
             Outcome::Unknown(_) => {}
             sent => break sent,

@@ -73,7 +73,10 @@ pub(super) fn until_it_is(rmq: &Path, pid: u32) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// First ports of runs of seven that were free a moment ago, below the range that the kernel gives to
+/// What a node of a group of five needs: see `Node::new`.
+const RUN: u16 = 12;
+
+/// First ports of runs of [`RUN`] that were free a moment ago, below the range that the kernel gives to
 /// outgoing connections. One process never gets the same run twice.
 pub(super) fn free_runs(count: usize) -> anyhow::Result<Vec<u16>> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -81,10 +84,10 @@ pub(super) fn free_runs(count: usize) -> anyhow::Result<Vec<u16>> {
     let first = 20_000 + std::process::id().wrapping_mul(331) % 9_000;
     let mut found = Vec::new();
     while found.len() < count {
-        let at = first + NEXT.fetch_add(7, Ordering::Relaxed);
+        let at = first + NEXT.fetch_add(u32::from(RUN), Ordering::Relaxed);
         let at = u16::try_from(at).ok().filter(|at| *at < 32_000);
         let at = at.context("no free ports between 20000 and 32000")?;
-        if (0..7).all(|i| TcpListener::bind(("127.0.0.1", at + i)).is_ok()) {
+        if (0..RUN).all(|i| TcpListener::bind(("127.0.0.1", at + i)).is_ok()) {
             found.push(at);
         }
     }

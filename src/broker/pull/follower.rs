@@ -170,6 +170,13 @@ pub(in crate::broker) fn others(broker: &Broker) -> Vec<i64> {
     leader.map_or_else(Vec::new, |leader| vec![MASTER, broker_id(leader.node)])
 }
 
+/// Those of [`others`] by which no address is found that moves.
+pub(in crate::broker) fn addressed(broker: &Broker) -> Vec<i64> {
+    let mut ids = others(broker);
+    ids.retain(|id| *id != MASTER);
+    ids
+}
+
 /// This follower's own answer, if it has one.
 pub(in crate::broker) async fn as_follower(
     broker: &Arc<Broker>,

@@ -1,4 +1,5 @@
 use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -11,7 +12,7 @@ use tokio::sync::Semaphore;
 
 use super::*;
 use crate::broker::ForwardError;
-use crate::config::BrokerConfig;
+use crate::config::{BrokerConfig, Vip};
 use crate::raft::MemberStatus;
 use crate::remoting::Client;
 
@@ -102,6 +103,32 @@ async fn an_answer_that_got_lost_is_an_unknown_outcome() {
         .await
         .unwrap();
     assert_eq!(answer.code, response::PULL_RETRY_IMMEDIATELY);
+}
+
+/// Stock clients try thrice, each time at once.
+#[tokio::test(start_paused = true)]
+async fn an_unknown_outcome_is_told_when_trying_again_is_of_use() {
+    let node = Node::start().await;
+    node.replica.follow(Some("dead:1"));
+    *node.replica.leader.lock().unwrap() =
+        Some(Box::new(|_| Err(ForwardError::Unknown("reset".to_owned()))));
+    let client = Client::default();
+    let ask = || {
+        let (client, addr) = (client.clone(), node.addr.clone());
+        tokio::spawn(async move { client.call(&addr, send("", b"1"), LIMIT).await.unwrap() })
+    };
+    let sending = ask();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(!sending.is_finished(), "nobody leads");
+    node.replica.follow(Some("next:2"));
+    let answer = sending.await.unwrap();
+    assert!(answer.remark.unwrap().contains("outcome unknown"));
+    // It may also be that only the connection to the leader was lost.
+    let begun = tokio::time::Instant::now();
+    let answer = ask().await.unwrap();
+    assert!(answer.remark.unwrap().contains("outcome unknown"));
+    let hold = node.broker.config.group_hold_millis;
+    assert!((hold..hold * 2).contains(&begun.elapsed()));
 }
 
 #[tokio::test]
@@ -505,6 +532,54 @@ async fn who_stops_sends_its_consumers_to_other_nodes() {
         BTreeSet::from([3]),
         "n2 lives"
     );
+}
+
+/// A Go client waits for 30 s for an answer on a connection that has ended.
+#[tokio::test]
+async fn consumers_leave_an_address_before_it_moves() {
+    let node = Node::with(BrokerConfig {
+        dleger_self_id: "n1".to_owned(),
+        slave_read_enable: true,
+        broker_vip: Some(Vip {
+            ip: Ipv4Addr::LOCALHOST,
+            prefix: 8,
+            device: "lo".to_owned(),
+        }),
+        ..BrokerConfig::default()
+    })
+    .await;
+    node.sent(send("", b"1")).await;
+    let client = Client::default();
+    *node.replica.members.lock().unwrap() = vec![member(2, 10), member(3, 60_000)];
+    let mut wanted = pull(1);
+    wanted.sys_flag |= pull_sys_flag::SUSPEND;
+    wanted.suspend_timeout_millis = 60_000;
+    let waiting = {
+        let (client, addr, wanted) = (client.clone(), node.addr.clone(), wanted.clone());
+        tokio::spawn(async move {
+            let answer = client
+                .call(&addr, pull_request(&wanted), LIMIT)
+                .await
+                .unwrap();
+            answer.header::<PullMessageResponse>().unwrap()
+        })
+    };
+    while node.broker.holds.len() == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let handing_over = {
+        let broker = Arc::clone(&node.broker);
+        tokio::spawn(async move { broker.hand_over(None).await.unwrap() })
+    };
+    let answer = waiting.await.unwrap();
+    assert!(
+        [3, 7].contains(&answer.suggest_which_broker_id),
+        "n2, or on a slow machine the next leader"
+    );
+    handing_over.await.unwrap();
+    // As long as it has the address it sends them to who leads, by its own id.
+    node.replica.is_frozen.store(true, Ordering::Relaxed);
+    assert_eq!(sent_to(&node, &client, &wanted).await, 7);
 }
 
 #[tokio::test]

@@ -22,9 +22,9 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::Broker;
+use super::{Broker, pull};
 use crate::config::Vip;
-use crate::remoting::Conn;
+use crate::remoting::{Conn, Request};
 use crate::shutdown::Shutdown;
 use link::Link;
 
@@ -42,6 +42,8 @@ const FIRST: Duration = Duration::from_secs(1);
 const ALONE: Duration = Duration::from_secs(5);
 /// How often whoever has the address looks at its lease.
 const LOOK: Duration = Duration::from_millis(50);
+/// Before a consumer is sent to another address: by an old route it comes back at once.
+const ELSEWHERE_PAUSE: Duration = Duration::from_millis(10);
 /// For the resets to leave while the address is there.
 const RESET_PAUSE: Duration = Duration::from_millis(20);
 
@@ -68,6 +70,31 @@ impl Arrived {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Arc<Conn>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Resolves when a request that came by the address had better not wait here: because leadership is handed over, or
+/// another node leads by now. Its connection ends with the address; some clients then wait for 30 s in vain.
+pub(super) async fn moves(broker: &Broker, request: &Request) {
+    let vip = broker.config.broker_vip.as_ref();
+    let by_vip = |conn: &Arc<Conn>| vip.is_some_and(|vip| conn.local().ip() == vip.ip);
+    if !request.conn.as_ref().is_some_and(by_vip) {
+        return std::future::pending().await;
+    }
+    let (mut roles, mut moving) = (broker.replica.role(), broker.moving.subscribe());
+    loop {
+        sleep(ELSEWHERE_PAUSE).await;
+        let is_over = *moving.borrow_and_update() || roles.borrow_and_update().leader.is_some();
+        if is_over && !pull::addressed(broker).is_empty() {
+            return;
+        }
+        let changed = tokio::select! {
+            changed = roles.changed() => changed,
+            changed = moving.changed() => changed,
+        };
+        if changed.is_err() {
+            return std::future::pending().await;
+        }
     }
 }
 

@@ -9,7 +9,9 @@
 //! behind an address is a port of the node for this name, which has the leader answer.
 //!
 //! A Go client forgets between its three attempts which name has failed, and takes the next queue of its list.
-//! It is shown so few queues of each name that one of three in a row is at another node.
+//! It is shown one queue of each name, and so many names more that it sends to several queues: at the leader and
+//! at the followers in turn, so that three in a row are never at one node, even if one has died and the route is
+//! from before it came back.
 //!
 //! Tools that walk a cluster do not see the names, those that walk a topic's route do; the port tells
 //! them that there is nothing to count twice.
@@ -17,7 +19,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use rmq_wire::body::{BrokerData, QueueData, perm};
-use rmq_wire::header::GROUP_ALIAS_STRIDE;
+use rmq_wire::header::group_alias_ports;
 
 use super::{MASTER, Name};
 
@@ -53,38 +55,55 @@ impl From<&Alias> for Aliases {
 }
 
 impl Name {
-    /// The further names of the group `name`, with the address of each.
-    pub(super) fn alias_data(&self, name: &str) -> Vec<BrokerData> {
-        let Some(aliases) = self.aliases else {
+    /// The further names of the group `name`, with the address of each; all that there is a port for, or as
+    /// many as there are followers.
+    fn alias_data(&self, name: &str, all: bool) -> Vec<BrokerData> {
+        let Some(Aliases { names, .. }) = self.aliases else {
             return Vec::new();
         };
+        let nodes = names + 1;
         let leader = self.addrs().remove(&MASTER);
         let mut living: Vec<_> = self
             .members
             .iter()
             .filter_map(|(addr, member)| Some((addr, member.id, member.alias_addr.as_ref()?)))
             .collect();
-        // By id, so that each name keeps its node while nobody comes or goes.
-        living.sort_by_key(|(addr, id, _)| (Some(*addr) == leader.as_ref(), *id));
-        let others = living
-            .iter()
-            .filter(|(addr, ..)| Some(*addr) != leader.as_ref())
-            .count();
-        living.truncate(others.max(1));
-        let addrs = living.iter().map(|(_, _, alias)| alias.as_str()).cycle();
-        (1..=aliases.names)
-            .zip(addrs)
-            .map(|(number, addr)| BrokerData {
-                cluster: self.cluster.clone(),
-                broker_name: alias_name(name, number),
-                broker_addrs: BTreeMap::from([(MASTER, port_of(addr, number))]),
-                ..BrokerData::default()
+        // By id, so that each name keeps its node while nobody comes or goes; the leader comes first.
+        living.sort_by_key(|(addr, id, _)| (Some(*addr) != leader.as_ref(), *id));
+        let leads = living
+            .first()
+            .is_some_and(|(addr, ..)| Some(*addr) == leader.as_ref());
+        let addrs: Vec<_> = living.iter().map(|(_, _, alias)| alias.as_str()).collect();
+        let others = addrs
+            .get(usize::from(leads)..)
+            .filter(|others| !others.is_empty());
+        let (Some(own), others) = (addrs.first(), others.unwrap_or(&addrs)) else {
+            return Vec::new();
+        };
+        let own = match &self.vip {
+            Some(vip) => at_host_of(vip, own),
+            None => (*own).to_owned(),
+        };
+        (1..=if all { group_alias_ports(nodes) } else { names })
+            .map(|number| {
+                let place = (number % nodes) as usize;
+                let addr = match place.checked_sub(1) {
+                    // Where the group's own name is.
+                    None => &own,
+                    Some(at) => others[at % others.len()],
+                };
+                BrokerData {
+                    cluster: self.cluster.clone(),
+                    broker_name: alias_name(name, number),
+                    broker_addrs: BTreeMap::from([(MASTER, port_of(addr, number))]),
+                    ..BrokerData::default()
+                }
             })
             .collect()
     }
 
     /// What each further name shows of a topic, of which the group's own name shows `queue`.
-    pub(super) fn alias_queues(&self, queue: &QueueData) -> Option<QueueData> {
+    fn alias_queues(&self, queue: &QueueData) -> Option<QueueData> {
         let write_queue_nums = self.aliases?.queues.min(queue.write_queue_nums);
         // A topic that is the model for others has no messages of its own.
         let is_plain = queue.perm & (perm::WRITE | perm::INHERIT) == perm::WRITE;
@@ -98,7 +117,7 @@ impl Name {
 }
 
 /// Adds the further names of the groups that have a topic to its route. A broker that is really
-/// called so goes first. Who forgets which name has failed is shown fewer queues of each.
+/// called so goes first. Who forgets which name has failed is shown more names and one queue of each.
 pub(super) fn add(
     forgets: bool,
     groups: &[(&String, &Name)],
@@ -116,10 +135,10 @@ pub(super) fn add(
         };
         if forgets {
             for queue in [own, &mut shown] {
-                queue.write_queue_nums = queue.write_queue_nums.min(GROUP_ALIAS_STRIDE);
+                queue.write_queue_nums = 1;
             }
         }
-        for data in group.alias_data(name) {
+        for data in group.alias_data(name, forgets) {
             if taken.contains_key(&data.broker_name) || !seen.insert(data.broker_name.clone()) {
                 continue;
             }
@@ -130,6 +149,13 @@ pub(super) fn add(
             brokers.push(data);
         }
     }
+}
+
+/// The port of `addr` at the host of `vip`.
+fn at_host_of(vip: &str, addr: &str) -> String {
+    let host = vip.rsplit_once(':').map_or(vip, |(host, _)| host);
+    let port = addr.rsplit_once(':').map_or("", |(_, port)| port);
+    format!("{host}:{port}")
 }
 
 /// The address for a name, of which the first has `addr`.
@@ -252,23 +278,48 @@ mod tests {
     }
 
     #[test]
-    fn who_forgets_what_failed_is_shown_no_three_queues_of_a_node_in_a_row() {
+    fn who_forgets_what_failed_meets_two_nodes_in_any_three_queues_in_a_row() {
         let mut group = Group::new();
-        let mut registration = registration("a1", 0, 1);
-        registration.alias = Some(Alias {
-            queues: 8,
-            ..alias("a1")
-        });
-        group.routes.register(registration, group.now).unwrap();
-        for (forgets, written) in [(false, [4, 4, 4]), (true, [2, 2, 2])] {
-            let route = group.routes.route("T", forgets).unwrap();
-            let queues = route.queue_datas.iter();
-            let shown: Vec<_> = queues.map(|queue| queue.write_queue_nums).collect();
-            assert_eq!(shown, written);
-            assert_eq!(route.queue_datas[0].read_queue_nums, 4);
+        // The nodes of the queues in the order of their names, in which Go clients go round or back.
+        let nodes = |group: &Group| {
+            let route = group.routes.route("T", true).unwrap();
+            let addrs: BTreeMap<_, _> = (route.broker_datas.iter())
+                .map(|data| (data.broker_name.clone(), data.broker_addrs[&MASTER].clone()))
+                .collect();
+            let mut queues = route.queue_datas;
+            assert!(queues.iter().all(|queue| queue.write_queue_nums == 1));
+            assert_eq!(queues[0].read_queue_nums, 4);
+            queues.sort_by(|a, b| a.broker_name.cmp(&b.broker_name));
+            let addr = |queue: &QueueData| addrs[&queue.broker_name].clone();
+            queues.iter().map(addr).collect::<Vec<_>>()
+        };
+        let all = [
+            "a1:1", "a2:10913", "a3:10914", "a1:10915", "a2:10916", "a3:10917",
+        ];
+        let all = all.map(|addr| addr.trim_end_matches(":1").to_owned());
+        assert_eq!(nodes(&group), all);
+        // One is down, and another one dies while this route is still about.
+        group.die("a1");
+        group.register("a3", 0, 2);
+        let seen = nodes(&group);
+        let at = |n: usize| seen[n % seen.len()].split(':').next().unwrap();
+        for n in 0..seen.len() {
+            let three: BTreeSet<_> = (n..n + 3).map(at).collect();
+            assert_eq!(three, BTreeSet::from(["a2", "a3"]), "{n}");
         }
+        // What is at the leader moves with it.
+        for (addr, of, id) in [("vip:1", "a3", 0), ("a2", "a2", 2)] {
+            let registration = Registration {
+                addr: addr.to_owned(),
+                vip: Some("vip:1".to_owned()),
+                alias: Some(alias(of)),
+                ..registration(of, id, 2)
+            };
+            group.routes.register(registration, group.now).unwrap();
+        }
+        assert_eq!(nodes(&group)[3], "vip:10915");
         // Without further names nothing is gained by it.
-        let plain = super::super::tests::registration("a1", 0, 2);
+        let plain = registration("a3", 0, 3);
         group.routes.register(plain, group.now).unwrap();
         let route = group.routes.route("T", true).unwrap();
         assert_eq!(route.queue_datas[0].write_queue_nums, 4);

@@ -2,9 +2,21 @@
 
 use super::headers;
 
-/// Ours: queue `i` of a topic under the `k`th further name of a group is its queue `i + k *` this, beginning
-/// anew behind the last. A name that shows so many queues, as to Go clients, shows others than its neighbours.
-pub const GROUP_ALIAS_STRIDE: i32 = 2;
+/// Names that a Go client needs of a group, so that it sends to several queues of a topic.
+const GROUP_NAMES_MIN: u32 = 6;
+
+/// Ours: how many further names a group of so many nodes has a port for. Queue `i` of a topic under the `k`th of
+/// them is its queue `i + k`, beginning anew behind the last.
+///
+/// Most clients are shown one less than there are nodes. Go clients, which are shown one queue of each name, are
+/// shown all: with the group's own name as many for each node.
+#[must_use]
+pub const fn group_alias_ports(nodes: u32) -> u32 {
+    match nodes {
+        0 | 1 => 0,
+        nodes => GROUP_NAMES_MIN.div_ceil(nodes) * nodes - 1,
+    }
+}
 
 headers! {
     /// [`GET_ROUTEINFO_BY_TOPIC`](crate::code::request::GET_ROUTEINFO_BY_TOPIC).
@@ -32,7 +44,8 @@ headers! {
         /// Ours, and the next two: where this node of a group takes requests that came by one of
         /// the further names of the group, `host:port`. Java ignores them.
         group_alias_addr: Option<String> = "groupAliasAddr",
-        /// How many further names the group wants. Each has a port of its own, from that one on.
+        /// How many further names the group wants, one less than it has nodes. Each has a port of its own, from
+        /// that one on.
         group_alias_names: Option<i32> = "groupAliasNames",
         /// How many queues of each topic they show.
         group_alias_queues: Option<i32> = "groupAliasQueues",
