@@ -17,19 +17,23 @@ use crate::net::Net;
 use crate::power::Disks;
 use crate::record;
 use crate::replicas;
-use crate::schedule::Schedule;
+use crate::schedule::{Kind, Schedule};
+pub use crate::storm::Cuts;
 use crate::storm::Storm;
-use crate::workload::{LIVENESS, Workload, read_back};
+use crate::workload::{Kind as Clients, Workload, read_back};
 
-/// Nodes of the group.
-const NODES: usize = 3;
 /// Bytes of a segment: small, so that some are full and can be damaged.
 const SEGMENT: u64 = 512 << 10;
+/// The same under load.
+const LOADED_SEGMENT: u64 = 4 << 20;
 /// Old messages are kept, whatever space is left, and damage is looked for quickly.
 const KEYS: &str = "cleanFileForciblyEnable=false\nfileReservedTime=1000\n\
-                    scrubMaxBytesPerSecond=100000000\n";
+                    scrubMaxBytesPerSecond=100000000\nmaxTransferCountOnMessageInMemory=1000\n\
+                    maxTransferCountOnMessageInDisk=1000\n";
 /// How long damage may take to be mended that no reader has found.
 const MENDING: Duration = Duration::from_secs(60);
+/// How long a Java node may take to show in its queues what is in its log.
+const JAVA_DISPATCH: Duration = Duration::from_secs(30);
 /// Names of the files of a run.
 pub const HISTORY: &str = "history.edn";
 /// See [`HISTORY`].
@@ -44,8 +48,8 @@ pub struct Outcome {
     pub void: Vec<String>,
     /// What was seen.
     pub history: History,
-    /// Power cuts of nodes.
-    pub cuts: u64,
+    /// Power cuts.
+    pub cuts: Cuts,
     /// Milliseconds from the end of the last fault to the next acknowledgement.
     pub recovery: u64,
 }
@@ -57,10 +61,27 @@ pub struct Bed {
     pub net: bool,
     /// Each node has a file system, and its own identity of its machine's run.
     pub disks: bool,
-    /// Clients that send.
+    /// Each node of such a run can have a clock.
+    pub clocks: bool,
+    /// Nodes can be traced.
+    pub traps: bool,
+    /// Clients that send one message at a time.
     pub producers: u32,
+    /// Messages a second that the workload `load` sends at most.
+    pub rate: u64,
     /// The planted bug that the nodes have, see `rmq_store::mutants`.
     pub mutant: Option<&'static str>,
+}
+
+impl Bed {
+    /// Whether this machine has what a kind of faults needs.
+    pub fn allows(self, kind: Kind) -> bool {
+        match kind {
+            Kind::Clock => self.clocks,
+            Kind::Syscall => self.traps,
+            _ => (self.net || !kind.needs_net()) && (self.disks || !kind.needs_disks()),
+        }
+    }
 }
 
 /// Runs `schedule` against nodes of `rmq` with their files under `dir`; the history and the schedule are
@@ -79,26 +100,37 @@ pub fn run(rmq: &Path, dir: &Path, schedule: &Schedule, bed: Bed) -> anyhow::Res
 fn run_here(rmq: &Path, dir: &Path, schedule: &Schedule, bed: Bed) -> anyhow::Result<Outcome> {
     for kind in schedule.kinds() {
         ensure!(
-            bed.net || !kind.needs_net(),
-            "{kind:?} needs a network of its own"
+            bed.allows(kind),
+            "{kind:?} needs what this machine has not, see `jepsen doctor`"
         );
         ensure!(
-            bed.disks || !kind.needs_disks(),
-            "{kind:?} needs file systems of its own"
+            kind.works_on(schedule.target),
+            "Java nodes promise nothing against {kind:?}"
         );
     }
-    let disks = bed.disks.then(|| Disks::mount(dir, NODES)).transpose()?;
+    let target = schedule.target;
+    ensure!(
+        !target.is_java() || matches!(schedule.workload, Clients::Queue | Clients::Offset),
+        "the workloads of Java nodes are queue and offset"
+    );
+    let nodes = target.nodes();
+    let disks = bed.disks.then(|| Disks::mount(dir, nodes)).transpose()?;
     let net = bed
         .net
-        .then(|| Net::start(NODES, schedule.seed))
+        .then(|| Net::start(nodes, schedule.seed))
         .transpose()?
         .map(Arc::new);
     let options = Options {
-        nodes: NODES,
+        target,
+        nodes,
         sync_flush: schedule.sync_flush,
-        segment: SEGMENT,
-        more: KEYS.into(),
+        segment: match schedule.workload {
+            Clients::Load => LOADED_SEGMENT,
+            _ => SEGMENT,
+        },
+        more: if target.is_java() { "" } else { KEYS }.into(),
         machines: bed.disks,
+        clocks: schedule.kinds().contains(&Kind::Clock),
         net: net.clone(),
         leashed: true,
         mutant: bed.mutant,
@@ -106,7 +138,7 @@ fn run_here(rmq: &Path, dir: &Path, schedule: &Schedule, bed: Bed) -> anyhow::Re
     };
     let mut cluster = Cluster::start(rmq, dir, &options)?;
     let (kind, seed) = (schedule.workload, schedule.seed);
-    let work = Workload::start(cluster.addresses(), kind, bed.producers, seed);
+    let work = Workload::start(&cluster, kind, (bed.producers, bed.rate), seed);
     let mut storm = Storm::new(&mut cluster, net.as_deref(), disks.as_ref(), &work);
     let struck = storm
         .run(schedule)
@@ -149,35 +181,56 @@ fn settle(
     history: &mut History,
     wrong: &mut Vec<String>,
 ) -> anyhow::Result<()> {
-    let end = cluster.wait_until_even(LIVENESS)?;
-    let patience = Instant::now() + LIVENESS;
+    let liveness = cluster.target().liveness();
+    let end = match cluster.wait_until_even(liveness) {
+        Ok(end) => Some(end),
+        Err(e) => {
+            wrong.push(format!("{e:#}"));
+            None
+        }
+    };
+    let patience = Instant::now() + liveness;
+    let is_java = cluster.target().is_java();
+    let quiet = Instant::now();
+    let is_late = || quiet.elapsed() > JAVA_DISPATCH;
     loop {
         // On a busy machine it may change while it is read from.
-        let leader = cluster.wait_for_leader(LIVENESS)?;
+        let leader = cluster.wait_for_leader(liveness)?;
         match read_back(cluster.addresses()[leader], start, history) {
+            // A Java node makes its queues of its log when it likes.
+            Ok(()) if is_java && !check::lost_bodies(history).is_empty() && !is_late() => {}
             Ok(()) => break,
             Err(e) if Instant::now() > patience => return Err(e),
-            Err(_) => thread::sleep(Duration::from_millis(200)),
+            Err(_) => {}
         }
+        thread::sleep(Duration::from_millis(200));
     }
-    let mends = history
-        .faults
-        .iter()
-        .any(|fault| fault.what.starts_with("damage"));
-    let patience = Instant::now() + if mends { MENDING } else { Duration::ZERO };
-    loop {
-        match cluster.compare_logs(end)? {
-            None => break,
-            Some(difference) if Instant::now() > patience => {
-                wrong.push(format!(
-                    "the logs are not identical below {end}: {difference}"
-                ));
-                break;
-            }
-            Some(_) => thread::sleep(Duration::from_millis(500)),
-        }
+    if let Some(end) = end.filter(|_| !cluster.target().is_java()) {
+        compare_logs(cluster, end, history, wrong)?;
     }
     wrong.extend(replicas::compare(cluster, history)?);
+    Ok(())
+}
+
+/// The logs are the same bytes below `end`, once what was damaged is mended.
+fn compare_logs(
+    cluster: &Cluster,
+    end: u64,
+    history: &History,
+    wrong: &mut Vec<String>,
+) -> anyhow::Result<()> {
+    let mut faults = history.faults.iter();
+    let mends = faults.any(|fault| fault.what.starts_with("damage"));
+    let patience = Instant::now() + if mends { MENDING } else { Duration::ZERO };
+    while let Some(difference) = cluster.compare_logs(end)? {
+        if Instant::now() > patience {
+            wrong.push(format!(
+                "the logs are not identical below {end}: {difference}"
+            ));
+            break;
+        }
+        thread::sleep(Duration::from_millis(500));
+    }
     Ok(())
 }
 
@@ -196,6 +249,7 @@ pub fn summary(outcome: &Outcome) -> String {
     let history = &outcome.history;
     let (acknowledged, unknown) = history.counts();
     let all = history.sends.len();
+    let in_batches = history.acknowledged() - acknowledged as u64;
     let polls = history.polls.iter();
     let polls = polls
         .filter(|poll| matches!(poll.outcome, client::Outcome::Ok(_)))
@@ -219,10 +273,11 @@ pub fn summary(outcome: &Outcome) -> String {
         .max()
         .unwrap_or(0);
     format!(
-        "{all} sends: {acknowledged} acknowledged, {unknown} unknown, {} refused; {polls} polls, \
+        "{all} sends: {acknowledged} acknowledged, {unknown} unknown, {} refused; {in_batches} more \
+         acknowledged in batches; {polls} polls, \
          {delivered} delivered, {repeated} of them again; {commits} commits, {} locks; \
          {} delayed, {} delivered again; {} faults, \
-         {} power cuts, term {terms}; longest time without an acknowledgement {gap} ms, {} ms \
+         {}, term {terms}; longest time without an acknowledgement {gap} ms, {} ms \
          after the last fault",
         all - acknowledged - unknown,
         history.locks.len(),

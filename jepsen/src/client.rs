@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use rmq_wire::body::{
     ConsumerData, ConsumerList, HeartbeatData, LockBatchRequest, LockBatchResponse, MessageQueue,
     SubscriptionData,
@@ -20,6 +20,9 @@ use rmq_wire::properties::{KEYS, NAME_VALUE_SEPARATOR, PROPERTY_SEPARATOR};
 use rmq_wire::record::Record;
 use rmq_wire::{msg_id, name};
 
+/// Messages that a pull asks for which wants all; a node gives as many as it is set to.
+const MOST: i32 = 1000;
+
 /// How an operation ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome<T> {
@@ -29,6 +32,17 @@ pub enum Outcome<T> {
     Fail(String),
     /// It may or may not have been done, now or later.
     Unknown(String),
+}
+
+impl<T> Outcome<T> {
+    /// The same end with what was answered made into something else.
+    pub fn map<U>(self, of: impl FnOnce(T) -> U) -> Outcome<U> {
+        match self {
+            Self::Ok(value) => Outcome::Ok(of(value)),
+            Self::Fail(why) => Outcome::Fail(why),
+            Self::Unknown(why) => Outcome::Unknown(why),
+        }
+    }
 }
 
 /// One connection to one node.
@@ -83,7 +97,38 @@ impl Client {
         properties: &str,
         body: &str,
     ) -> Outcome<u64> {
-        let mut command = Command::request(request::SEND_MESSAGE_V2);
+        let body = Bytes::copy_from_slice(body.as_bytes());
+        self.send_body(request::SEND_MESSAGE_V2, topic, queue, properties, body)
+    }
+
+    /// Sends messages to one queue as a batch. The answer is the queue offset of the first.
+    pub fn send_batch(&mut self, topic: &str, queue: u32, bodies: &[String]) -> Outcome<u64> {
+        let mut batch = BytesMut::new();
+        for body in bodies {
+            // Size, magic, CRC and flag; brokers look at none of the first three.
+            batch.put_bytes(0, 16);
+            batch.put_u32(u32::try_from(body.len()).unwrap_or(u32::MAX));
+            batch.put_slice(body.as_bytes());
+            batch.put_u16(0);
+        }
+        self.send_body(
+            request::SEND_BATCH_MESSAGE,
+            topic,
+            queue,
+            "",
+            batch.freeze(),
+        )
+    }
+
+    fn send_body(
+        &mut self,
+        code: i32,
+        topic: &str,
+        queue: u32,
+        properties: &str,
+        body: Bytes,
+    ) -> Outcome<u64> {
+        let mut command = Command::request(code);
         let header = SendMessage {
             producer_group: "jepsen",
             topic,
@@ -92,10 +137,11 @@ impl Client {
             queue_id: queue_id(queue),
             born_timestamp: 1_700_000_000_000,
             properties,
+            batch: code == request::SEND_BATCH_MESSAGE,
             ..SendMessage::default()
         };
         header.encode(command.code, &mut command.ext);
-        command.body = Bytes::copy_from_slice(body.as_bytes());
+        command.body = body;
         match self.call(command) {
             Err(e) => Outcome::Unknown(e.to_string()),
             Ok(answer) => match answer.code {
@@ -114,16 +160,29 @@ impl Client {
         }
     }
 
-    /// Every message of a queue from `from` on, as (queue offset, body), up to its present end.
+    /// Every message of a queue up to its present end, as (queue offset, body).
     pub fn read_queue(&mut self, topic: &str, queue: u32) -> io::Result<Vec<(u64, String)>> {
+        let mut found = Vec::new();
+        self.read_queue_in_parts(topic, queue, |offset, body| found.push((offset, body)))?;
+        Ok(found)
+    }
+
+    /// The same, given away message by message.
+    pub fn read_queue_in_parts(
+        &mut self,
+        topic: &str,
+        queue: u32,
+        mut take: impl FnMut(u64, String),
+    ) -> io::Result<()> {
         let end = self.queue_number(request::GET_MAX_OFFSET, topic, queue)?;
         let mut at = self.queue_number(request::GET_MIN_OFFSET, topic, queue)?;
-        let mut found = Vec::new();
         while at < end {
-            let answer = self.pull(topic, queue, at)?;
+            let answer = self.pull_for("jepsen_read", topic, queue, at, MOST)?;
             match answer.code {
                 response::SUCCESS => {
-                    found.extend(messages(&answer.body)?);
+                    for (offset, body) in messages(&answer.body)? {
+                        take(offset, body);
+                    }
                 }
                 response::PULL_RETRY_IMMEDIATELY | response::PULL_NOT_FOUND => {}
                 _ => return Err(io::Error::other(describe(&answer))),
@@ -131,7 +190,7 @@ impl Client {
             at = number(&answer, "nextBeginOffset")
                 .ok_or_else(|| io::Error::other("a pull answer without nextBeginOffset"))?;
         }
-        Ok(found)
+        Ok(())
     }
 
     /// At most 32 messages of a queue from an offset on, or what is said instead.

@@ -4,14 +4,17 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail, ensure};
 
+use crate::clock;
 use crate::net::{self, Net};
 use crate::power::{self, Disks};
 use crate::switch::Link;
+use crate::trap::Trap;
 
 /// A place that is reached answers sooner.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -56,6 +59,16 @@ pub fn examine(dir: &Path) -> Vec<Finding> {
             result: try_disk(&dir.join("eio"), dead_disk),
         },
         Finding {
+            faults: "clock",
+            recipe: "libfaketime, on nodes with disks of their own",
+            result: try_clock(&dir.join("clock")),
+        },
+        Finding {
+            faults: "syscall",
+            recipe: "strace",
+            result: try_trap(&dir.join("trap")),
+        },
+        Finding {
             faults: "damage, lost",
             recipe: "bits, lengths and files of a node that is down",
             result: Ok(()),
@@ -96,8 +109,57 @@ pub fn try_disks(dir: &Path) -> anyhow::Result<()> {
     try_disk(dir, power_cut)
 }
 
+/// Whether a process can have a clock of its own, with files under `dir`.
+pub fn try_clock(dir: &Path) -> anyhow::Result<()> {
+    const AHEAD: u64 = 3600;
+    ensure!(power::is_possible(), "it takes root");
+    fs::create_dir_all(dir)?;
+    let file = dir.join("clock");
+    clock::set(&file, Duration::from_secs(AHEAD), true)?;
+    let told = apart(|| {
+        // What the library leaves in shared memory is gone with its mount.
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c"]);
+        command.arg("mount -t tmpfs shm /dev/shm && exec \"$@\"");
+        command.arg("clock").args(clock::words(&file)?);
+        let output = command.args(["date", "+%s"]).output()?;
+        let told = String::from_utf8_lossy(&output.stdout)
+            .trim()
+            .parse::<u64>();
+        told.with_context(|| format!("date said {output:?}"))
+    });
+    fs::remove_dir_all(dir)?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+    let ahead = told?.saturating_sub(now);
+    ensure!(
+        ahead.abs_diff(AHEAD) < 60,
+        "a clock {AHEAD} s ahead is {ahead} s ahead"
+    );
+    Ok(())
+}
+
+/// Whether the system calls of a process can be changed, with files under `dir`.
+pub fn try_trap(dir: &Path) -> anyhow::Result<()> {
+    const LOOPS: &str = "while sleep 0.01; do :; done";
+    fs::create_dir_all(dir)?;
+    let mut child = Command::new("sh").args(["-c", LOOPS]).spawn()?;
+    let felt =
+        Trap::begin(child.id(), "wait4", "delay_exit=1", &dir.join("log")).and_then(|trap| {
+            let end = Instant::now() + Duration::from_secs(10);
+            while trap.seen()? == 0 {
+                ensure!(Instant::now() < end, "strace changes no call");
+                thread::sleep(Duration::from_millis(10));
+            }
+            Ok(())
+        });
+    child.kill()?;
+    child.wait()?;
+    fs::remove_dir_all(dir)?;
+    felt
+}
+
 /// In a thread of its own, which may leave this one's namespaces.
-fn apart(probe: impl FnOnce() -> anyhow::Result<()> + Send) -> anyhow::Result<()> {
+fn apart<T: Send>(probe: impl FnOnce() -> anyhow::Result<T> + Send) -> anyhow::Result<T> {
     let ended = thread::scope(|scope| scope.spawn(probe).join());
     ended.map_err(|_| anyhow::anyhow!("it panicked"))?
 }
@@ -126,7 +188,7 @@ fn power_cut(disks: &Disks, at: &Path) -> anyhow::Result<()> {
     };
     let synced = write("synced", true)?;
     let not = write("not", false)?;
-    disks.cut(&[0], &[], || Ok(()))?;
+    disks.cut(&[0], &[], None, || Ok(()))?;
     ensure!(
         fs::read(&synced)? == b"bytes",
         "what was synced is gone after the cut"

@@ -28,6 +28,40 @@ pub struct Send {
     pub outcome: Outcome<u64>,
 }
 
+/// Messages that one client sent with one request; a sender numbers its messages from 0 on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Batch {
+    /// Who.
+    pub process: u64,
+    /// The name of whom in the bodies.
+    pub sender: u32,
+    /// Where to.
+    pub queue: u32,
+    /// The number of the first message.
+    pub first: u64,
+    /// How many.
+    pub count: u64,
+    /// When it was called.
+    pub invoked: u64,
+    /// When it ended.
+    pub ended: u64,
+    /// The queue offset of the first message, if acknowledged.
+    pub outcome: Outcome<u64>,
+}
+
+/// Messages of one sender that lie one after the other, in the order of their numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stretch {
+    /// See [`Batch::sender`].
+    pub sender: u32,
+    /// The number of the first.
+    pub first: u64,
+    /// How many.
+    pub count: u64,
+    /// The queue offset of the first.
+    pub offset: u64,
+}
+
 /// One call about a consumer group's offset in a queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OffsetOp {
@@ -128,6 +162,70 @@ pub struct Delivery {
     pub body: String,
 }
 
+/// A message of a transaction: nobody sees it before its sender says so. Bodies are unique in a run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Transaction {
+    /// Who sent it.
+    pub process: u64,
+    /// What.
+    pub body: String,
+    /// When it was sent.
+    pub invoked: u64,
+    /// When the send ended.
+    pub ended: u64,
+    /// Whether it was taken.
+    pub prepared: Outcome<()>,
+    /// What its sender said of it then, also when it was asked.
+    pub ends: Vec<TransactionEnd>,
+}
+
+/// See [`Transaction`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TransactionEnd {
+    /// A commit; else a rollback.
+    pub commits: bool,
+    /// When it was called.
+    pub invoked: u64,
+    /// When it ended.
+    pub ended: u64,
+    /// Whether it was taken for certain.
+    pub acknowledged: bool,
+}
+
+/// One call that gives messages of a queue to a consumer and hides them from others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pop {
+    /// Who.
+    pub process: u64,
+    /// From which queue.
+    pub queue: u32,
+    /// For how long what was got is hidden, nanoseconds.
+    pub hidden: u64,
+    /// When it was called.
+    pub invoked: u64,
+    /// When it ended.
+    pub ended: u64,
+    /// What it got, as (offset, body).
+    pub outcome: Outcome<Vec<(u64, String)>>,
+}
+
+/// A message that was popped is done with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ack {
+    /// Who.
+    pub process: u64,
+    /// Of which queue.
+    pub queue: u32,
+    /// Which.
+    pub offset: u64,
+    /// When it was called.
+    pub invoked: u64,
+    /// When it ended.
+    pub ended: u64,
+    /// Whether it was taken for certain.
+    pub acknowledged: bool,
+}
+
 /// A node that said that it served as the leader.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lead {
@@ -157,6 +255,8 @@ pub struct Fault {
 pub struct History {
     /// Of all producers.
     pub sends: Vec<Send>,
+    /// Of all those that send many messages.
+    pub batches: Vec<Batch>,
     /// Of all members of one consumer group.
     pub offsets: Vec<OffsetOp>,
     /// Of all consumers.
@@ -167,12 +267,22 @@ pub struct History {
     pub delayed: Vec<Delayed>,
     /// By one reader, and at the end all of them once more.
     pub deliveries: Vec<Delivery>,
+    /// Of all producers.
+    pub transactions: Vec<Transaction>,
+    /// Messages of transactions, as often as they were seen.
+    pub visible: Vec<Delivery>,
+    /// Of all members of one consumer group.
+    pub pops: Vec<Pop>,
+    /// See [`pops`](Self::pops).
+    pub acks: Vec<Ack>,
     /// In the order of their times.
     pub leads: Vec<Lead>,
     /// In the order of their beginning.
     pub faults: Vec<Fault>,
     /// Queue id to the messages found in it at the end, as (queue offset, body), in queue order.
     pub found: BTreeMap<u32, Vec<(u64, String)>>,
+    /// The same of the queues for batches.
+    pub stretches: BTreeMap<u32, Vec<Stretch>>,
 }
 
 impl History {
@@ -186,7 +296,14 @@ impl History {
             .min()
     }
 
-    /// How many sends were acknowledged, and how many ended without an answer.
+    /// How many messages were acknowledged, batches included.
+    pub fn acknowledged(&self) -> u64 {
+        let batches = self.batches.iter();
+        let batches = batches.filter(|batch| matches!(batch.outcome, Outcome::Ok(_)));
+        self.counts().0 as u64 + batches.map(|batch| batch.count).sum::<u64>()
+    }
+
+    /// How many sends of single messages were acknowledged, and how many ended without an answer.
     pub fn counts(&self) -> (usize, usize) {
         let count =
             |is: fn(&Outcome<u64>) -> bool| self.sends.iter().filter(|s| is(&s.outcome)).count();
@@ -207,8 +324,20 @@ impl History {
         let leads = leads
             .chain(delayed)
             .chain(self.deliveries.iter().map(|d| d.at));
+        let ends = self.transactions.iter().flat_map(|t| &t.ends);
+        let leads = leads
+            .chain(self.transactions.iter().map(|t| t.ended))
+            .chain(ends.map(|e| e.ended))
+            .chain(self.visible.iter().map(|d| d.at))
+            .chain(self.pops.iter().map(|p| p.ended))
+            .chain(self.acks.iter().map(|a| a.ended));
         let faults = self.faults.iter().map(|f| f.until.unwrap_or(f.from));
-        let all = sends.chain(offsets).chain(polls).chain(locks);
+        let batches = self.batches.iter().map(|b| b.ended);
+        let all = sends
+            .chain(batches)
+            .chain(offsets)
+            .chain(polls)
+            .chain(locks);
         all.chain(leads).chain(faults).max().unwrap_or(0)
     }
 }

@@ -2,9 +2,9 @@
 //!
 //! `client` speaks the protocol, `cluster` owns the processes, `net` and `switch` are a network and `power`
 //! the disks of their own, `workload` has clients use them. A run either strikes fault after fault (`run`,
-//! which times each) or follows a `schedule` drawn from a seed (`attack`, with `storm` to strike and `damage`
-//! for files). `history` is what was seen, `record` its file in `edn`, `check` the promises, `page` a picture
-//! of it. `suite` runs many, `doctor` tells what works here. `burn` takes the processors away, `bench`
+//! which times each) or follows a `schedule` drawn from a seed (`attack`, with `storm` to strike, `damage` for
+//! files, `torn` for sectors, `clock` and `trap` for what a node hears from its kernel). `history` is what was seen, `record` its file in `edn`, `check` the promises, `page` a picture
+//! of it. `suite` runs many, `versus` sets brokers side by side, `doctor` tells what works here. `burn` takes the processors away, `bench`
 //! measures. The tests of whole processes use `cluster` and `client` too.
 
 pub mod attack;
@@ -12,6 +12,7 @@ pub mod bench;
 pub mod burn;
 pub mod check;
 pub mod client;
+mod clock;
 pub mod cluster;
 mod damage;
 pub mod doctor;
@@ -29,4 +30,7 @@ pub mod schedule;
 mod storm;
 pub mod suite;
 pub mod switch;
+mod torn;
+mod trap;
+pub mod versus;
 pub mod workload;

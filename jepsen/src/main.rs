@@ -15,10 +15,12 @@ use anyhow::{Context, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
 use jepsen::attack::Bed;
 use jepsen::bench::{self, Bench};
-use jepsen::check::{self, CHECKERS};
+use jepsen::check::{self, CHECKERS, Figures};
+use jepsen::cluster::Target;
 use jepsen::run::{Nemesis, Plan};
 use jepsen::schedule::{Kind, Schedule};
 use jepsen::suite::{self, Verdict};
+use jepsen::versus::{self, Versus};
 use jepsen::workload::Kind as Workload;
 use jepsen::{doctor, mutants, power, record};
 
@@ -57,6 +59,9 @@ enum Action {
         /// How long faults come and go, in seconds.
         #[arg(long)]
         time: Option<u64>,
+        /// What the nodes run, with --time; the Java brokers take the workloads queue and offset.
+        #[arg(long, value_enum, default_value = "rmq", requires = "time")]
+        target: Target,
         /// What consumers do, with --time.
         #[arg(long, value_enum, requires = "time")]
         workload: Option<Workload>,
@@ -81,6 +86,9 @@ enum Action {
         #[arg(long)]
         shrink: bool,
     },
+    /// Runs the same schedules on rmq and on Java brokers, and prints what clients saw of each. Needs the jars
+    /// that `scripts/clients.sh java` fetches.
+    Versus(Versus),
     /// Judges a history that a run has left.
     Check {
         /// Its `history.edn`.
@@ -159,6 +167,7 @@ fn main() -> Done {
         Action::Test {
             nemesis,
             time: Some(time),
+            target,
             workload,
             seed,
             sync_flush,
@@ -166,14 +175,16 @@ fn main() -> Done {
             ..
         } => {
             let bed = suite::bed(&say);
-            let kinds = suite::possible(&families(&nemesis)?, bed);
+            let kinds = families(&nemesis, target)?;
+            let kinds = suite::possible(&kinds, bed);
             if kinds.is_empty() {
                 println!("skipped: this machine has nothing that this run needs");
                 return Ok(ExitCode::SUCCESS);
             }
             let flush = (sync_flush || async_flush).then_some(sync_flush);
             let workload = workload.unwrap_or(Workload::Queue);
-            let schedule = Schedule::draw(workload, &kinds, time, seed, flush)?;
+            let mut schedule = Schedule::draw(workload, &kinds, time, seed, flush)?;
+            schedule.target = target;
             return attack(&rmq()?, &dir.unwrap_or_else(temporary), &schedule, bed);
         }
         Action::Test {
@@ -206,6 +217,12 @@ fn main() -> Done {
                 return Ok(ExitCode::SUCCESS);
             }
             return attack(&rmq()?, &dir, &schedule, suite::bed(&say));
+        }
+        Action::Versus(plan) => {
+            let (dir, bed) = (dir.unwrap_or_else(temporary), suite::bed(&say));
+            let table = versus::run(&rmq()?, &dir, &plan, bed, &say)?;
+            println!("{table}in {}", dir.display());
+            return Ok(ExitCode::SUCCESS);
         }
         Action::Check { history } => return judge_history(&history),
         Action::Doctor => return examine(),
@@ -334,12 +351,13 @@ fn cutting_power(of: Power, cuts: u32, seed: u64) -> Vec<Plan> {
     groups.zip(seed..).map(plan).collect()
 }
 
-/// The families of faults that are named.
-fn families(names: &[String]) -> anyhow::Result<Vec<Kind>> {
+/// The families of faults that are named, as far as such nodes promise anything against them.
+fn families(names: &[String], target: Target) -> anyhow::Result<Vec<Kind>> {
     let mut kinds = Vec::new();
     for name in names {
         if name == "all" {
-            kinds.extend_from_slice(Kind::value_variants());
+            let all = Kind::value_variants().iter().copied();
+            kinds.extend(all.filter(|kind| kind.works_on(target)));
         } else {
             let kind = Kind::from_str(name, false);
             kinds.push(kind.map_err(|e| anyhow::anyhow!("--nemesis {name} with --time: {e}"))?);
@@ -360,7 +378,12 @@ fn attack(rmq: &Path, dir: &Path, schedule: &Schedule, bed: Bed) -> Done {
         println!("skipped: this machine has nothing that this run needs");
         return Ok(ExitCode::SUCCESS);
     }
-    let (verdict, _) = suite::one(rmq, dir, &schedule, bed, &say)?;
+    let (verdict, outcome) = suite::one(rmq, dir, &schedule, bed, &say)?;
+    println!(
+        "  | {}\n  | {}",
+        Figures::HEAD,
+        Figures::of(&outcome.history).to_row()
+    );
     println!("  {}", dir.join(jepsen::page::PAGE).display());
     Ok(exit(verdict == Verdict::Passed))
 }

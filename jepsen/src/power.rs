@@ -5,6 +5,9 @@
 //!
 //! The order matters. A process that still runs while its file system goes down can see a sync succeed
 //! that was not, and would acknowledge what is then lost by nobody's fault.
+//!
+//! A file system that goes down loses all that was not synced; a disk may have written any of it, so that is
+//! drawn, too ([`torn`]).
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -12,12 +15,14 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use rand::rngs::StdRng;
 use rustix::fs::{FallocateFlags, fallocate, statvfs};
 use rustix::io::Errno;
 use rustix::ioctl::{Opcode, Setter, ioctl, opcode};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use crate::cluster::boot;
+use crate::torn;
 
 /// Bytes of a node's disk; its file is sparse.
 const DISK: u64 = 1 << 30;
@@ -79,16 +84,24 @@ impl Disks {
     }
 
     /// Cuts the power of `nodes`, whose processes are `pids` and were told to stop: loses what is not on
-    /// their disks, and has `kill` end them. The disks are mounted again on return.
+    /// their disks, and has `kill` end them. The disks are mounted again on return. With `dice`, of the sectors
+    /// that were not synced some are on the disks nevertheless; how many.
     pub fn cut(
         &self,
         nodes: &[usize],
         pids: &[u32],
+        dice: Option<&mut StdRng>,
         kill: impl FnOnce() -> anyhow::Result<()>,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<u64> {
         let disks = || nodes.iter().map(|node| &self.mounted[*node]);
         for pid in pids {
             until_stopped(*pid)?;
+        }
+        let mut before = Vec::new();
+        if dice.is_some() {
+            for disk in disks() {
+                before.push(torn::before(&disk.at)?);
+            }
         }
         for disk in disks() {
             disk.shut_down(NO_LOG_FLUSH)?;
@@ -98,7 +111,13 @@ impl Disks {
             run(Command::new("umount").arg(&disk.at))?;
             disk.mount()?;
         }
-        Ok(())
+        let mut kept = 0;
+        if let Some(dice) = dice {
+            for before in &before {
+                kept += torn::keep_some(before, dice)?;
+            }
+        }
+        Ok(kept)
     }
 
     /// A node's disk fails: what was written stays, but from now on every write and sync ends with EIO.

@@ -148,7 +148,7 @@ pub fn run(rmq: &Path, dir: &Path, plan: &Plan) -> anyhow::Result<Report> {
         .transpose()?;
     let mut cluster = Cluster::start(rmq, dir, &options)?;
     let term = cluster.term()?;
-    let work = Workload::start(cluster.addresses(), Kind::Queue, PRODUCERS, plan.seed);
+    let work = Workload::start(&cluster, Kind::Queue, (PRODUCERS, 0), plan.seed);
     let mut rng = StdRng::seed_from_u64(plan.seed);
     let struck = strike_all(&mut cluster, disks.as_ref(), &work, plan, &mut rng);
     let start = work.start_time();
@@ -245,10 +245,10 @@ fn strike_all(
                 }
                 Nemesis::Power => {
                     let all = cluster.members();
-                    let from = cut_power(cluster, disks, &all, work)?;
+                    let from = cut_power(cluster, disks, &all, work, rng)?;
                     if rng.random_bool(0.25) {
                         thread::sleep(Duration::from_millis(rng.random_range(0..500)));
-                        cut_power(cluster, disks, &all, work)?;
+                        cut_power(cluster, disks, &all, work, rng)?;
                     }
                     probe_ms = probe(from)?;
                     producers_ms = work.wait_for_acks(from)?;
@@ -261,7 +261,7 @@ fn strike_all(
                 }
                 Nemesis::Blackout | Nemesis::BlackoutLongest => {
                     let all = cluster.members();
-                    let from = cut_power(cluster, disks, &all, work)?;
+                    let from = cut_power(cluster, disks, &all, work, rng)?;
                     if nemesis == Nemesis::Blackout {
                         watch_quarantine(cluster)?;
                         cluster.admin(&["raftRecover", "--wait", "60"])?;
@@ -318,12 +318,14 @@ fn other_than(cluster: &Cluster, nodes: &[usize], rng: &mut StdRng) -> usize {
     others[rng.random_range(0..others.len())]
 }
 
-/// Cuts the power of `nodes` at once and switches it on again; when it was cut.
+/// Cuts the power of `nodes` at once and switches it on again; when it was cut. Every other time some of what
+/// was not synced is there nevertheless.
 fn cut_power(
     cluster: &mut Cluster,
     disks: Option<&Disks>,
     nodes: &[usize],
     work: &Workload,
+    rng: &mut StdRng,
 ) -> anyhow::Result<u64> {
     let disks = disks.context("a power cut needs disks of its own")?;
     for node in nodes {
@@ -331,7 +333,8 @@ fn cut_power(
     }
     let pids: Vec<u32> = nodes.iter().filter_map(|n| cluster.pid(*n)).collect();
     let mut from = 0;
-    disks.cut(nodes, &pids, || {
+    let torn = rng.random_bool(0.5).then_some(rng);
+    disks.cut(nodes, &pids, torn, || {
         from = work.note_strike();
         nodes.iter().try_for_each(|node| cluster.kill(*node))
     })?;
@@ -352,7 +355,7 @@ fn cut_power_of_one(
     if rng.random_bool(0.5) {
         let members = cluster.members();
         let victim = members[rng.random_range(0..members.len())];
-        let from = cut_power(cluster, disks, &[victim], work)?;
+        let from = cut_power(cluster, disks, &[victim], work, rng)?;
         return Ok((victim, from));
     }
     let behind = other_than(cluster, &[leader], rng);
@@ -361,7 +364,7 @@ fn cut_power_of_one(
     let victim = other_than(cluster, &[behind], rng);
     let witness = other_than(cluster, &[behind, victim], rng);
     cluster.kill(witness)?;
-    let from = cut_power(cluster, disks, &[victim], work)?;
+    let from = cut_power(cluster, disks, &[victim], work, rng)?;
     cluster.signal(behind, Signal::CONT)?;
     // The two that run are a majority, but what the witness acknowledged only it may have.
     thread::sleep(Duration::from_millis(rng.random_range(500..2500)));

@@ -1,13 +1,14 @@
 //! What strikes when: drawn from a seed before the run, and written down, so that it can be repeated.
 //! Only who leads at that moment is not known before.
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use clap::ValueEnum;
 use rand::rngs::StdRng;
 use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
 
+use crate::cluster::Target;
 use crate::workload::Kind as Workload;
 
 /// A family of faults, from which a schedule draws.
@@ -39,6 +40,10 @@ pub enum Kind {
     Lost,
     /// Processors that are busy with something else.
     Saturate,
+    /// Wall clocks of nodes that jump, drift, or go to and fro.
+    Clock,
+    /// Reads and syncs of a node that fail or take long.
+    Syscall,
 }
 
 impl Kind {
@@ -50,6 +55,28 @@ impl Kind {
     /// Whether it needs file systems of its own.
     pub fn needs_disks(self) -> bool {
         matches!(self, Self::Power | Self::Full | Self::Eio)
+    }
+
+    /// Whether it says anything with these clients: what is delayed comes when a leader's clock says so.
+    pub fn works_with(self, workload: Workload) -> bool {
+        !(self == Self::Clock && workload == Workload::Delay)
+    }
+
+    /// Whether the protocol of such nodes promises anything against it: Java nodes take no transfers, do not end
+    /// when a disk fails, and do not mend what was damaged or lost.
+    pub fn works_on(self, target: Target) -> bool {
+        let of_java = matches!(
+            self,
+            Self::Partition
+                | Self::Slow
+                | Self::Flaky
+                | Self::Kill
+                | Self::Pause
+                | Self::Restart
+                | Self::Power
+                | Self::Saturate
+        );
+        of_java || !target.is_java()
     }
 
     /// Its faults.
@@ -120,6 +147,8 @@ pub enum Fault {
     PowerMajority,
     /// The power of all nodes.
     PowerAll,
+    /// The power of some nodes is cut again and again, while they start and after.
+    PowerStorm,
     /// A node's disk is full.
     FullOne,
     /// Most nodes' disks.
@@ -138,6 +167,18 @@ pub enum Fault {
     LostDisk,
     /// Two busy processes for each processor.
     SaturateCpu,
+    /// Clocks of some nodes are ahead or behind, by up to hours.
+    ClockJump,
+    /// Clocks of some nodes are too fast or too slow.
+    ClockDrift,
+    /// Clocks of some nodes go to and fro.
+    ClockStrobe,
+    /// Some reads of a node's files end with EIO.
+    SyscallRead,
+    /// A sync of a node ends with EIO: it has to stop.
+    SyscallSync,
+    /// Syncs of a node take long.
+    SyscallSlow,
 }
 
 impl Fault {
@@ -178,6 +219,8 @@ pub struct Window {
 /// A whole run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Schedule {
+    /// What the nodes run.
+    pub target: Target,
     /// What the clients do.
     pub workload: Workload,
     /// From which all is drawn.
@@ -214,6 +257,10 @@ impl Schedule {
         let mut kinds = kinds.to_vec();
         kinds.sort_unstable();
         kinds.dedup();
+        if let Some(kind) = kinds.iter().find(|kind| !kind.works_with(workload)) {
+            let (kind, workload) = (value_name(kind), value_name(&workload));
+            bail!("faults of the kind {kind} say nothing with the workload {workload}");
+        }
         let mut dice = StdRng::seed_from_u64(seed);
         let cuts_power = kinds.contains(&Kind::Power);
         ensure!(
@@ -258,6 +305,7 @@ impl Schedule {
         ensure!(!windows.is_empty(), "no fault fits into {time} s");
         windows.sort_by_key(|window| window.at);
         Ok(Self {
+            target: Target::Rmq,
             workload,
             seed,
             time,
@@ -281,6 +329,7 @@ impl Schedule {
             json!({"at_ms": w.at, "lasts_ms": w.lasts, "fault": w.fault.name(), "dice": w.dice})
         });
         let schedule = json!({
+            "target": value_name(&self.target),
             "workload": value_name(&self.workload),
             "seed": self.seed,
             "time_s": self.time,
@@ -323,6 +372,7 @@ impl Schedule {
                 .iter()
                 .map(|kind| named(kind, "drawn_from"))
                 .collect::<Result<_, _>>()?,
+            target: named(&value["target"], "target")?,
             workload: named(&value["workload"], "workload")?,
             seed: number(&value, "seed")?,
             time: number(&value, "time_s")?,

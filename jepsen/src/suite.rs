@@ -14,10 +14,12 @@ use rand::{Rng, SeedableRng};
 use rustix::process::{Pid, test_kill_process};
 use serde_json::json;
 
-use crate::attack::{self, Bed};
+use crate::attack::{self, Bed, Cuts};
 use crate::check;
+use crate::cluster::Target;
 use crate::doctor;
 use crate::page::{self, About, PAGE};
+
 use crate::schedule::{Kind, Schedule, value_name};
 use crate::workload::Kind as Workload;
 
@@ -29,6 +31,11 @@ const PREFIX: &str = "jepsen-";
 const TRIES: u32 = 3;
 /// Clients that send in a run of a schedule.
 const PRODUCERS: u32 = 8;
+/// Of the runs of `nightly`, from 0 to 1: those with a load, and those with power cuts before all.
+const LOAD_RUNS: f64 = 0.4;
+const POWER_RUNS: f64 = 0.3;
+/// Messages a second under load, unless told otherwise.
+pub const RATE: u64 = 20_000;
 
 /// What a run came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,16 +60,20 @@ pub fn bed(say: Say<'_>) -> Bed {
         }
         tried.is_ok()
     };
+    let disks = works(
+        "disks for each run, so power, full and eio",
+        doctor::try_disks(&dir),
+    );
     Bed {
         net: works(
             "a network for each run, so partition, slow and flaky",
             doctor::try_net(),
         ),
-        disks: works(
-            "disks for each run, so power, full and eio",
-            doctor::try_disks(&dir),
-        ),
+        disks,
+        clocks: disks && works("clocks of nodes", doctor::try_clock(&dir)),
+        traps: works("tracing of nodes, so syscall", doctor::try_trap(&dir)),
         producers: PRODUCERS,
+        rate: RATE,
         mutant: None,
     }
 }
@@ -70,9 +81,7 @@ pub fn bed(say: Say<'_>) -> Bed {
 /// The kinds among these that have what they need.
 pub fn possible(kinds: &[Kind], bed: Bed) -> Vec<Kind> {
     let kinds = kinds.iter().copied();
-    kinds
-        .filter(|kind| (bed.net || !kind.needs_net()) && (bed.disks || !kind.needs_disks()))
-        .collect()
+    kinds.filter(|kind| bed.allows(*kind)).collect()
 }
 
 /// A directory for a run, which no other run of this process has.
@@ -106,7 +115,11 @@ pub fn sweep() -> anyhow::Result<()> {
 pub fn command(schedule: &Schedule) -> String {
     let kinds: Vec<String> = schedule.drawn_from.iter().map(value_name).collect();
     format!(
-        "cargo run --release -p jepsen -- test --workload {} --nemesis {} --time {} --seed {} {}",
+        "cargo run --release -p jepsen -- test{} --workload {} --nemesis {} --time {} --seed {} {}",
+        match schedule.target {
+            Target::Rmq => String::new(),
+            target => format!(" --target {}", value_name(&target)),
+        },
         value_name(&schedule.workload),
         kinds.join(","),
         schedule.time,
@@ -225,9 +238,14 @@ pub fn shrink(
 /// The schedule of one of many runs: workload, kinds, length and flush are all drawn.
 pub fn draw(seed: u64, bed: Bed) -> anyhow::Result<Schedule> {
     let mut dice = StdRng::seed_from_u64(seed ^ 0x5bd1_e995);
-    let workload = Workload::value_variants().choose(&mut dice);
-    let workload = *workload.context("no workloads")?;
-    let all = possible(Kind::value_variants(), bed);
+    let workloads = Workload::value_variants().iter().copied();
+    let others: Vec<Workload> = workloads.filter(|of| *of != Workload::Load).collect();
+    let workload = match dice.random_bool(LOAD_RUNS) {
+        true => Workload::Load,
+        false => *others.choose(&mut dice).context("no workloads")?,
+    };
+    let all = possible(Kind::value_variants(), bed).into_iter();
+    let all: Vec<Kind> = all.filter(|kind| kind.works_with(workload)).collect();
     // From one kind alone to many at once.
     let share = dice.random_range(0.15..0.8);
     let mut kinds: Vec<Kind> = all
@@ -235,10 +253,15 @@ pub fn draw(seed: u64, bed: Bed) -> anyhow::Result<Schedule> {
         .copied()
         .filter(|_| dice.random_bool(share))
         .collect();
+    // Nothing finds as much as power cuts: some runs have hardly anything else.
+    if all.contains(&Kind::Power) && dice.random_bool(POWER_RUNS) {
+        kinds.truncate(1);
+        kinds.push(Kind::Power);
+    }
     if kinds.is_empty() {
         kinds.extend(all.choose(&mut dice));
     }
-    let time = *[25, 30, 45].choose(&mut dice).context("no lengths")?;
+    let time = *[20, 25, 30].choose(&mut dice).context("no lengths")?;
     Schedule::draw(workload, &kinds, time, seed, None)
 }
 
@@ -251,11 +274,12 @@ pub struct Tally {
     anomalies: Vec<String>,
     acknowledged: u64,
     delivered: u64,
-    cuts: u64,
+    cuts: Cuts,
     /// Of each fault that was felt, milliseconds to the next acknowledgement.
     faults: BTreeMap<String, Vec<u64>>,
     recoveries: Vec<u64>,
     seconds: u64,
+    begun: String,
     commit: String,
 }
 
@@ -277,14 +301,17 @@ impl Tally {
                 .void
                 .push(format!("seed {seed}: {}", first(&outcome.void))),
             Verdict::Failed => {
+                let (line, again) = (first(&outcome.wrong), command(schedule));
                 self.anomalies
-                    .push(format!("seed {seed}: {}", first(&outcome.wrong)));
+                    .push(format!("seed {seed}: {line} (`{again}`)"));
             }
         }
         let history = &outcome.history;
-        self.acknowledged += history.counts().0 as u64;
+        self.acknowledged += history.acknowledged();
         self.delivered += check::deliveries(history).0;
-        self.cuts += outcome.cuts;
+        self.cuts.times += outcome.cuts.times;
+        self.cuts.nodes += outcome.cuts.nodes;
+        self.cuts.sectors += outcome.cuts.sectors;
         self.recoveries.push(outcome.recovery);
         for fault in history.faults.iter().filter(|fault| fault.seen != Some(0)) {
             let name = fault.what.split(' ').next().unwrap_or_default();
@@ -298,20 +325,23 @@ impl Tally {
     pub fn to_markdown(&self) -> String {
         let mut text = format!(
             "| runs | passed | void | anomalies | acknowledged, all checked | read by consumers | power \
-             cuts | minutes |\n|---|---|---|---|---|---|---|---|\n| {} | {} | {} | {} | {} | {} | {} | {} |\n\n",
+             cuts | of nodes | torn sectors | minutes |\n|---|---|---|---|---|---|---|---|---|---|\n\
+             | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |\n\n",
             self.runs,
             self.passed,
             self.void.len(),
             self.anomalies.len(),
             self.acknowledged,
             self.delivered,
-            self.cuts,
+            self.cuts.times,
+            self.cuts.nodes,
+            self.cuts.sectors,
             self.seconds / 60,
         );
         text += &format!(
-            "Code of commit {}.\n\n| fault | times felt | next \
+            "Begun {} UTC; code of commit {}.\n\n| fault | times felt | next \
              acknowledgement after, ms: median | worst |\n|---|---|---|---|\n",
-            self.commit
+            self.begun, self.commit
         );
         for (fault, times) in &self.faults {
             let mut times = times.clone();
@@ -334,6 +364,7 @@ impl Tally {
     /// For a file that programs read.
     pub fn to_json(&self) -> String {
         let tally = json!({
+            "begun": self.begun,
             "commit": self.commit,
             "runs": self.runs,
             "passed": self.passed,
@@ -341,7 +372,9 @@ impl Tally {
             "anomalies": self.anomalies,
             "acknowledged": self.acknowledged,
             "read_by_consumers": self.delivered,
-            "power_cuts": self.cuts,
+            "power_cuts": self.cuts.times,
+            "power_cuts_of_nodes": self.cuts.nodes,
+            "torn_sectors": self.cuts.sectors,
             "seconds": self.seconds,
             "faults": self.faults,
             "recoveries_ms": self.recoveries,
@@ -355,10 +388,9 @@ impl Tally {
     }
 }
 
-fn commit() -> String {
-    let output = Command::new("git")
-        .args(["rev-parse", "--short", "HEAD"])
-        .output();
+/// What a command prints.
+fn told(command: &str, arguments: &[&str]) -> String {
+    let output = Command::new(command).args(arguments).output();
     let output = output.ok().filter(|output| output.status.success());
     output.map_or_else(
         || "unknown".into(),
@@ -378,7 +410,8 @@ pub fn nightly(
 ) -> anyhow::Result<Tally> {
     let start = Instant::now();
     let mut tally = Tally {
-        commit: commit(),
+        begun: told("date", &["-u", "+%F %R"]),
+        commit: told("git", &["rev-parse", "--short", "HEAD"]),
         ..Tally::default()
     };
     for seed in first.. {
@@ -432,7 +465,11 @@ mod tests {
                 faults: vec![fault("kill-leader n1", 1), fault("slow-all", 0)],
                 ..History::default()
             },
-            cuts: 2,
+            cuts: Cuts {
+                times: 2,
+                nodes: 3,
+                sectors: 4,
+            },
             recovery: 5,
         }
     }
@@ -448,7 +485,10 @@ mod tests {
         tally.add(&schedule, &Err(anyhow::anyhow!("stuck")));
         assert!(!tally.is_clean());
         let text = tally.to_markdown();
-        assert!(text.contains("| 4 | 1 | 1 | 2 | 6 | 0 | 6 | 0 |"), "{text}");
+        assert!(
+            text.contains("| 4 | 1 | 1 | 2 | 6 | 0 | 6 | 9 | 12 | 0 |"),
+            "{text}"
+        );
         assert!(text.contains("| `kill-leader` | 3 | 7 | 7 |"), "{text}");
         assert!(!text.contains("slow-all"), "{text}");
         for line in ["* seed 77: lost", "* seed 77: stuck", "* seed 77: unfelt"] {

@@ -2,17 +2,25 @@
 //! empty list is a pass. Each is tried on hand-made bad histories below, because a checker that cannot
 //! fail proves nothing.
 
+mod batches;
 mod consume;
 mod delay;
+mod figures;
 mod group;
+mod pop;
+mod transaction;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::time::Duration;
 
+pub use batches::batches;
 pub use consume::{delivered, deliveries, polled, stale};
 pub use delay::{delayed, delayed_again};
+pub use figures::Figures;
 pub use group::{group_offset, leaders, locks};
+pub use pop::pops;
+pub use transaction::transactions;
 
 use crate::client::Outcome;
 use crate::history::{History, OffsetCall, Send};
@@ -24,7 +32,7 @@ pub type Checker = fn(&History) -> Vec<String>;
 pub const WITHOUT_OFFSETS: usize = 4;
 
 /// All checkers with their names.
-pub const CHECKERS: [(&str, Checker); 12] = [
+pub const CHECKERS: [(&str, Checker); 15] = [
     ("no acknowledged message is lost", lost),
     ("no message is found that was not sent", phantom),
     ("one message at one offset, offsets without gaps", offsets),
@@ -32,12 +40,18 @@ pub const CHECKERS: [(&str, Checker); 12] = [
         "messages stand in the order of their acknowledgements",
         order,
     ),
+    ("batches are whole, at their place, in order", batches),
     ("a poll sees all that was acknowledged before", stale),
     ("what is polled is what lies there at the end", polled),
     ("what a group has behind it was delivered to it", delivered),
     ("a group's offset never goes back", group_offset),
     ("a lock has one holder", locks),
     ("what is delayed comes, and not before its time", delayed),
+    (
+        "what is committed is visible, and nothing else",
+        transactions,
+    ),
+    ("what is popped is hidden, and done with for good", pops),
     ("a term has one leader that serves", leaders),
     ("the run exercised its faults", exercised),
 ];

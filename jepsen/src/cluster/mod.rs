@@ -2,6 +2,7 @@
 //! network namespace.
 
 mod process;
+mod target;
 
 use std::fs;
 use std::io;
@@ -17,8 +18,10 @@ use rmq_wire::frame::Command;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::client::{Client, Outcome, describe};
+use crate::clock;
 use crate::net::{self, Net};
 use process::{free_runs, output_of, spawn, until_it_is};
+pub use target::Target;
 
 /// Bytes of a segment unless told otherwise: small, so that segments roll within a run.
 pub const SEGMENT: u64 = 8 << 20;
@@ -28,10 +31,14 @@ const MESSAGE: u64 = 1 << 20;
 const FIRST: u16 = 10_909;
 /// How long a single question to a node may take.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// Exit code of a Java process that was told to end.
+const JAVA_TERMINATED: i32 = 128 + 15;
 
 /// What to start.
 #[derive(Debug, Clone)]
 pub struct Options {
+    /// What the nodes run.
+    pub target: Target,
     /// Nodes of the group; 1 is a single broker without `enableDLegerCommitLog`.
     pub nodes: usize,
     /// SYNC_FLUSH instead of ASYNC_FLUSH.
@@ -45,6 +52,8 @@ pub struct Options {
     /// The nodes run on machines of their own, as far as the identity of a machine's run goes: each
     /// reads its one from `boot` beside its store.
     pub machines: bool,
+    /// Each node has a wall clock of its own, see [`Cluster::set_clock`]; with [`machines`](Self::machines).
+    pub clocks: bool,
     /// Nodes and name server have a place in this network each, instead of ports on loopback.
     pub net: Option<Arc<Net>>,
     /// All processes end with the thread that started them, also when that is killed.
@@ -56,12 +65,14 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
+            target: Target::Rmq,
             nodes: 3,
             sync_flush: false,
             namesrv: None,
             segment: SEGMENT,
             more: String::new(),
             machines: false,
+            clocks: false,
             net: None,
             leashed: false,
             mutant: None,
@@ -118,11 +129,15 @@ impl Cluster {
                 };
                 let conf = dir.join("namesrv.conf");
                 fs::write(&conf, format!("listenPort={port}\nbindAddress={ip}\n"))?;
-                let mut command = Process::new(rmq);
+                let program = options.target.program(rmq, "namesrv", &conf)?;
+                let mut command = Process::new(&program.words[0]);
+                command
+                    .args(&program.words[1..])
+                    .envs(program.environment());
                 if let Some(net) = &options.net {
                     net.run_at(net.namesrv(), &mut command)?;
                 }
-                own_namesrv = Some(spawn(command, "namesrv", &conf, options.leashed)?);
+                own_namesrv = Some(spawn(command, &conf, options.leashed)?);
                 SocketAddr::from((ip, port))
             }
         };
@@ -138,10 +153,13 @@ impl Cluster {
             nodes,
         };
         for n in 0..options.nodes {
+            if options.clocks {
+                cluster.set_clock(n, Duration::ZERO, true)?;
+            }
             cluster.configure(n, false)?;
             cluster.start_node(n)?;
         }
-        cluster.wait_for_leader(Duration::from_secs(60))?;
+        cluster.wait_for_leader(options.target.liveness())?;
         Ok(cluster)
     }
 
@@ -159,23 +177,29 @@ impl Cluster {
             "brokerClusterName=jepsen\nbrokerName=jepsen\nbrokerIP1={ip}\n\
              bindAddress={ip}\nnamesrvAddr={}\nlistenPort={}\ngroupAliasPort={}\n\
              storePathRootDir={}\nflushDiskType={flush}\n\
-             mappedFileSizeCommitLog={}\nmaxMessageSize={}\n\
-             mappedFileSizeConsumeQueue=60000\nmaxHashSlotNum=50000\nmaxIndexNum=200000\n{}",
+             mappedFileSizeConsumeQueue=60000\nmaxHashSlotNum=50000\nmaxIndexNum=200000\n{}\n",
             self.namesrv,
             n.address.port(),
             n.address.port() + 1,
             n.store.display(),
-            options.segment,
-            MESSAGE.min(options.segment / 2),
             options.more,
         );
+        let members = self.nodes.iter().filter(|n| !n.retired);
+        let peers: Vec<&str> = members.map(|n| n.peer.as_str()).collect();
+        let peers = peers.join(";");
+        if options.target.is_java() {
+            text += &options.target.java_keys(node, ip, &n.store, &peers);
+            return Ok(fs::write(&n.conf, text)?);
+        }
+        text += &format!(
+            "mappedFileSizeCommitLog={}\nmaxMessageSize={}\n",
+            options.segment,
+            MESSAGE.min(options.segment / 2),
+        );
         if options.nodes > 1 {
-            let members = self.nodes.iter().filter(|n| !n.retired);
-            let peers: Vec<&str> = members.map(|n| n.peer.as_str()).collect();
             text += &format!(
-                "\nenableDLegerCommitLog=true\ndLegerGroup=jepsen\ndLegerPeers={}\n\
+                "enableDLegerCommitLog=true\ndLegerGroup=jepsen\ndLegerPeers={peers}\n\
                  dLegerSelfId=n{node}\nraftJoin={joins}\n",
-                peers.join(";"),
             );
         }
         Ok(fs::write(&n.conf, text)?)
@@ -261,11 +285,21 @@ impl Cluster {
     /// Starts a node that is not running.
     pub fn start_node(&mut self, node: usize) -> anyhow::Result<()> {
         ensure!(self.nodes[node].child.is_none(), "node {node} is running");
+        let conf = &self.nodes[node].conf;
+        let program = self.options.target.program(&self.rmq, "broker", conf)?;
         let mut command = if self.options.machines {
-            self.on_own_machine(node)
+            let mut machine = self.machine(node);
+            if self.options.clocks {
+                machine.args(clock::words(&clock_of(conf))?);
+            }
+            machine.arg(&program.words[0]);
+            machine
         } else {
-            Process::new(&self.rmq)
+            Process::new(&program.words[0])
         };
+        command
+            .args(&program.words[1..])
+            .envs(program.environment());
         if let Some(net) = &self.options.net {
             net.run_at(node, &mut command)?;
         }
@@ -274,22 +308,23 @@ impl Cluster {
         }
         let n = &mut self.nodes[node];
         n.earlier = fs::metadata(output_of(&n.conf)).map_or(0, |file| file.len());
-        let started = spawn(command, "broker", &n.conf, self.options.leashed)?;
+        let started = spawn(command, &n.conf, self.options.leashed)?;
         let child = n.child.insert(started);
         if self.options.machines {
             // Until then it has the other nodes' file systems mounted.
-            until_it_is(&self.rmq, child.id())?;
+            until_it_is(Path::new(&program.words[0]), child.id())?;
         }
         Ok(())
     }
 
-    /// The executable in a mount namespace where the machine's run has an identity of its own, see
-    /// [`Options::machines`].
-    fn on_own_machine(&self, node: usize) -> Process {
+    /// What executes the words after it in a mount namespace where the machine's run has an identity of its
+    /// own, see [`Options::machines`].
+    fn machine(&self, node: usize) -> Process {
         // A file system of another node is in use, and never mounted anew, for as long as it is
         // mounted anywhere.
         const SCRIPT: &str = "boot=$1; shift; \
             until [ \"$1\" = -- ]; do umount \"$1\" || exit; shift; done; shift; \
+            mount -t tmpfs shm /dev/shm && \
             mount --bind \"$boot\" /proc/sys/kernel/random/boot_id && exec \"$@\"";
         let others = self.nodes.iter().enumerate().filter(|(n, _)| *n != node);
         let mut command = Process::new("unshare");
@@ -297,8 +332,7 @@ impl Cluster {
             .args(["--mount", "sh", "-c", SCRIPT, "machine"])
             .arg(boot(&self.nodes[node].store))
             .args(others.map(|(_, other)| &other.store))
-            .arg("--")
-            .arg(&self.rmq);
+            .arg("--");
         command
     }
 
@@ -309,6 +343,21 @@ impl Cluster {
         let output = fs::read(&path).with_context(|| path.display().to_string())?;
         let from = usize::try_from(n.earlier)?.min(output.len());
         Ok(String::from_utf8_lossy(&output[from..]).into_owned())
+    }
+
+    /// Whether a node has come up since it was started last.
+    pub fn is_up(&self, node: usize) -> anyhow::Result<bool> {
+        Ok(self.last_life(node)?.contains(self.options.target.is_up()))
+    }
+
+    /// What the nodes run.
+    pub fn target(&self) -> Target {
+        self.options.target
+    }
+
+    /// Sets a node's wall clock ahead of the machine's, or behind.
+    pub fn set_clock(&self, node: usize, by: Duration, ahead: bool) -> anyhow::Result<()> {
+        Ok(clock::set(&clock_of(&self.nodes[node].conf), by, ahead)?)
     }
 
     /// SIGKILL.
@@ -342,14 +391,17 @@ impl Cluster {
         Ok(kill_process(pid, signal)?)
     }
 
-    /// SIGTERM, and waits for the end; whether the node drained and left with exit code 0.
+    /// SIGTERM, and waits for the end; whether the node drained and left with exit code 0, or a Java one with
+    /// that of the signal.
     pub fn stop(&mut self, node: usize) -> anyhow::Result<bool> {
         self.signal(node, Signal::TERM)?;
         let mut child = self.nodes[node]
             .child
             .take()
             .context("the node is not running")?;
-        Ok(child.wait()?.success())
+        let status = child.wait()?;
+        let of_signal = self.options.target.is_java() && status.code() == Some(JAVA_TERMINATED);
+        Ok(status.success() || of_signal)
     }
 
     /// How a node's process ended that nobody has ended; it can be started again then.
@@ -404,20 +456,9 @@ impl Cluster {
 
     /// The node that the name server shows as broker id 0.
     pub fn leader(&self) -> anyhow::Result<usize> {
-        let mut command = Command::request(request::GET_ROUTEINFO_BY_TOPIC);
-        // A broker has a topic of its own name.
-        command.ext.insert("topic", "jepsen");
-        command.ext.insert("acceptStandardJsonOnly", "true");
-        let answer = Client::connect(self.namesrv, PATIENCE)?.call(command)?;
-        let route: serde_json::Value = serde_json::from_slice(&answer.body)
-            .with_context(|| format!("route answer {}", describe(&answer)))?;
-        let shown = route["brokerDatas"][0]["brokerAddrs"]["0"]
-            .as_str()
-            .unwrap_or_default();
-        self.nodes
-            .iter()
-            .position(|n| n.address.to_string() == shown)
-            .with_context(|| format!("the name server shows no leader: {route}"))
+        let shown = shown_leader(self.namesrv)?;
+        let node = self.nodes.iter().position(|n| n.address == shown);
+        node.with_context(|| format!("the name server shows {shown} as leader, which is no node"))
     }
 
     /// Waits until the name server shows a running node as leader and that node takes writes.
@@ -430,8 +471,15 @@ impl Cluster {
                     "the name server still shows dead node {n}"
                 );
                 let mut client = Client::connect(self.nodes[n].address, PATIENCE)?;
-                match client.commit_offset("jepsen_ready", "jepsen", 0) {
-                    Outcome::Ok(()) => Ok(n),
+                // A Java broker takes offsets in any role.
+                let ready = match self.options.target.is_java() {
+                    true => client.send("jepsen_ready", 0, "ready"),
+                    false => client
+                        .commit_offset("jepsen_ready", "jepsen", 0)
+                        .map(|()| 0),
+                };
+                match ready {
+                    Outcome::Ok(_) => Ok(n),
                     other => bail!("node {n}: {other:?}"),
                 }
             });
@@ -537,9 +585,28 @@ impl Drop for Cluster {
     }
 }
 
+/// The file with what a node's clock is off by.
+fn clock_of(conf: &Path) -> PathBuf {
+    conf.with_extension("clock")
+}
+
 /// The file with the identity of the run of the machine where a node has its store.
 pub(crate) fn boot(store: &Path) -> PathBuf {
     store.with_extension("boot")
+}
+
+/// The node that a name server shows as broker id 0.
+pub(crate) fn shown_leader(namesrv: SocketAddr) -> anyhow::Result<SocketAddr> {
+    let mut command = Command::request(request::GET_ROUTEINFO_BY_TOPIC);
+    // A broker has a topic of its own name.
+    command.ext.insert("topic", "jepsen");
+    command.ext.insert("acceptStandardJsonOnly", "true");
+    let answer = Client::connect(namesrv, PATIENCE)?.call(command)?;
+    let route: serde_json::Value = serde_json::from_slice(&answer.body)
+        .with_context(|| format!("route answer {}", describe(&answer)))?;
+    let shown = route["brokerDatas"][0]["brokerAddrs"]["0"].as_str();
+    let shown = shown.and_then(|address| address.parse().ok());
+    shown.with_context(|| format!("the name server shows no leader: {route}"))
 }
 
 /// What a node says of itself and its group, as `mqadmin raftStatus` shows it.

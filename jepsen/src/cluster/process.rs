@@ -20,21 +20,13 @@ pub(super) fn output_of(conf: &Path) -> PathBuf {
     conf.with_extension("log")
 }
 
-/// Starts a process of ours; its output goes beside its properties file. A leashed one ends with this
-/// thread.
-pub(super) fn spawn(
-    mut command: Process,
-    role: &str,
-    conf: &Path,
-    leashed: bool,
-) -> anyhow::Result<Child> {
+/// Starts a process; its output goes beside its properties file. A leashed one ends with this thread.
+pub(super) fn spawn(mut command: Process, conf: &Path, leashed: bool) -> anyhow::Result<Child> {
     let log = fs::File::options()
         .create(true)
         .append(true)
         .open(output_of(conf))?;
     command
-        .args([role, "-c"])
-        .arg(conf)
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log);
@@ -58,15 +50,15 @@ pub(super) fn spawn(
         .with_context(|| format!("cannot start {command:?}"))
 }
 
-/// Waits until a process that is to become `rmq` is it.
-pub(super) fn until_it_is(rmq: &Path, pid: u32) -> anyhow::Result<()> {
-    let rmq = fs::canonicalize(rmq)?;
+/// Waits until a process that is to become `program` is it.
+pub(super) fn until_it_is(program: &Path, pid: u32) -> anyhow::Result<()> {
+    let program = fs::canonicalize(program)?;
     let end = Instant::now() + START_LIMIT;
-    while fs::read_link(format!("/proc/{pid}/exe"))? != rmq {
+    while fs::read_link(format!("/proc/{pid}/exe"))? != program {
         ensure!(
             Instant::now() < end,
             "process {pid} does not become {}",
-            rmq.display()
+            program.display()
         );
         std::thread::sleep(Duration::from_millis(1));
     }

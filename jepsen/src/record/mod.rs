@@ -86,15 +86,36 @@ fn operations(history: &History) -> Vec<Op> {
             Outcome::Fail(why) => ("fail", call(body.clone()), Some(why.clone())),
             Outcome::Unknown(why) => ("info", call(body.clone()), Some(why.clone())),
         };
-        ops.push(Op {
-            process: s.process,
-            invoked: s.invoked,
-            ended: s.ended,
-            name: "send",
-            call: call(body),
-            at: None,
+        ops.push(op(s.process, (s.invoked, s.ended), "send", call(body), end));
+    }
+    for b in &history.batches {
+        let call = |offset: Option<u64>| {
+            let mut entries = vec![
+                ("sender", u64::from(b.sender)),
+                ("queue", u64::from(b.queue)),
+                ("first", b.first),
+                ("count", b.count),
+            ];
+            entries.extend(offset.map(|offset| ("offset", offset)));
+            let entries = entries.into_iter();
+            Edn::Map(
+                entries
+                    .map(|(key, value)| (Edn::key(key), value.into()))
+                    .collect(),
+            )
+        };
+        let end = match &b.outcome {
+            Outcome::Ok(offset) => ("ok", call(Some(*offset)), None),
+            Outcome::Fail(why) => ("fail", call(None), Some(why.clone())),
+            Outcome::Unknown(why) => ("info", call(None), Some(why.clone())),
+        };
+        ops.push(op(
+            b.process,
+            (b.invoked, b.ended),
+            "send-batch",
+            call(None),
             end,
-        });
+        ));
     }
     for p in &history.polls {
         let mut value = vec![("queue", p.queue.into()), ("from", p.from.into())];
@@ -138,15 +159,7 @@ fn operations(history: &History) -> Vec<Op> {
                 ("committed", call, ("ok", got, None))
             }
         };
-        ops.push(Op {
-            process: o.process,
-            invoked: o.invoked,
-            ended: o.ended,
-            name,
-            call,
-            at: None,
-            end,
-        });
+        ops.push(op(o.process, (o.invoked, o.ended), name, call, end));
     }
     for d in &history.delayed {
         let call = Edn::map([("body", Edn::from(&*d.body)), ("delay", d.delay.into())]);
@@ -155,16 +168,10 @@ fn operations(history: &History) -> Vec<Op> {
             Outcome::Fail(why) => ("fail", call.clone(), Some(why.clone())),
             Outcome::Unknown(why) => ("info", call.clone(), Some(why.clone())),
         };
-        ops.push(Op {
-            process: d.process,
-            invoked: d.invoked,
-            ended: d.ended,
-            name: "send-later",
-            call,
-            at: None,
-            end,
-        });
+        ops.push(op(d.process, (d.invoked, d.ended), "send-later", call, end));
     }
+    ops.extend(popped(history));
+    ops.extend(transactions(history));
     for l in &history.locks {
         let call = Edn::map([("queue", l.queue.into())]);
         let (name, end) = match &l.call {
@@ -178,17 +185,74 @@ fn operations(history: &History) -> Vec<Op> {
                 ("lock", ("info", call.clone(), Some(why.clone())))
             }
         };
-        ops.push(Op {
-            process: l.process,
-            invoked: l.invoked,
-            ended: l.ended,
-            name,
-            call,
-            at: None,
-            end,
-        });
+        ops.push(op(l.process, (l.invoked, l.ended), name, call, end));
     }
     ops
+}
+
+fn popped(history: &History) -> Vec<Op> {
+    let pops = history.pops.iter().map(|p| {
+        let call = Edn::map([("queue", p.queue.into()), ("hidden", p.hidden.into())]);
+        let end = match &p.outcome {
+            Outcome::Ok(got) => {
+                let got = got
+                    .iter()
+                    .map(|(offset, body)| list([(*offset).into(), Edn::from(&**body)]));
+                ("ok", list(got), None)
+            }
+            Outcome::Fail(why) => ("fail", call.clone(), Some(why.clone())),
+            Outcome::Unknown(why) => ("info", call.clone(), Some(why.clone())),
+        };
+        op(p.process, (p.invoked, p.ended), "pop", call, end)
+    });
+    let acks = history.acks.iter().map(|a| {
+        let call = Edn::map([("queue", a.queue.into()), ("offset", a.offset.into())]);
+        let end = (sure(a.acknowledged), call.clone(), None);
+        op(a.process, (a.invoked, a.ended), "ack", call, end)
+    });
+    pops.chain(acks).collect()
+}
+
+fn transactions(history: &History) -> Vec<Op> {
+    let mut ops = Vec::new();
+    for t in &history.transactions {
+        let body = ("body", Edn::from(&*t.body));
+        let call = Edn::map([body.clone()]);
+        let end = match &t.prepared {
+            Outcome::Ok(()) => ("ok", call.clone(), None),
+            Outcome::Fail(why) => ("fail", call.clone(), Some(why.clone())),
+            Outcome::Unknown(why) => ("info", call.clone(), Some(why.clone())),
+        };
+        ops.push(op(t.process, (t.invoked, t.ended), "prepare", call, end));
+        for e in &t.ends {
+            let call = Edn::map([body.clone(), ("commit", Edn::Bool(e.commits))]);
+            let end = (sure(e.acknowledged), call.clone(), None);
+            ops.push(op(t.process, (e.invoked, e.ended), "end", call, end));
+        }
+    }
+    ops
+}
+
+fn sure(acknowledged: bool) -> &'static str {
+    if acknowledged { "ok" } else { "info" }
+}
+
+fn op(
+    process: u64,
+    (invoked, ended): (u64, u64),
+    name: &'static str,
+    call: Edn,
+    end: (&'static str, Edn, Option<String>),
+) -> Op {
+    Op {
+        process,
+        invoked,
+        ended,
+        name,
+        call,
+        at: None,
+        end,
+    }
 }
 
 /// A poll; `at` says where, in a map beside the value, which has the shape that Jepsen knows.
@@ -254,10 +318,27 @@ fn notes(history: &History) -> Vec<(u64, Vec<(&'static str, Edn)>)> {
         let value = Edn::map([("node", lead.node.into()), ("term", lead.term.into())]);
         notes.push((lead.at, note("monitor", "leader", value)));
     }
-    for d in &history.deliveries {
-        let body = ("body", Edn::from(&*d.body));
-        let value = Edn::map([("queue", d.queue.into()), ("offset", d.offset.into()), body]);
-        notes.push((d.at, note("reader", "delivered", value)));
+    for (queue, stretches) in &history.stretches {
+        for s in stretches {
+            let value = Edn::map([
+                ("queue", (*queue).into()),
+                ("sender", s.sender.into()),
+                ("first", s.first.into()),
+                ("count", s.count.into()),
+                ("offset", s.offset.into()),
+            ]);
+            notes.push((history.end(), note("reader", "stretch", value)));
+        }
+    }
+    for (name, all) in [
+        ("delivered", &history.deliveries),
+        ("visible", &history.visible),
+    ] {
+        for d in all {
+            let body = ("body", Edn::from(&*d.body));
+            let value = Edn::map([("queue", d.queue.into()), ("offset", d.offset.into()), body]);
+            notes.push((d.at, note("reader", name, value)));
+        }
     }
     notes
 }
@@ -269,7 +350,10 @@ fn list(values: impl IntoIterator<Item = Edn>) -> Edn {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::history::{Delayed, Delivery, Fault, Lead, LockOp, OffsetOp, Poll, Send};
+    use crate::history::{
+        Ack, Batch, Delayed, Delivery, Fault, Lead, LockOp, OffsetOp, Poll, Pop, Send, Stretch,
+        Transaction, TransactionEnd,
+    };
 
     #[test]
     fn a_history_survives_being_written() {
@@ -312,7 +396,77 @@ mod tests {
             ended: 20 * n + 3,
             outcome,
         };
+        let batch = |n: u64, outcome| Batch {
+            process: 80,
+            sender: 1,
+            queue: 2,
+            first: 7 * n,
+            count: 7,
+            invoked: 15 * n,
+            ended: 15 * n + 9,
+            outcome,
+        };
+        let stretch = |first| Stretch {
+            sender: 1,
+            first,
+            count: 7,
+            offset: first,
+        };
+        let pop = |n: u64, outcome| Pop {
+            process: 46,
+            queue: 1,
+            hidden: 9,
+            invoked: 40 * n,
+            ended: 40 * n + 6,
+            outcome,
+        };
+        let ack = |n: u64, acknowledged| Ack {
+            process: 46,
+            queue: 1,
+            offset: n,
+            invoked: 40 * n + 10,
+            ended: 40 * n + 12,
+            acknowledged,
+        };
+        let transaction = |n: u64, prepared, ends| Transaction {
+            process: 47,
+            body: format!("t:{n}"),
+            invoked: 100 * n,
+            ended: 100 * n + 9,
+            prepared,
+            ends,
+        };
+        let end = |n: u64, commits| TransactionEnd {
+            commits,
+            invoked: 10 * n,
+            ended: 10 * n + 3,
+            acknowledged: commits,
+        };
         let history = History {
+            pops: vec![
+                pop(1, Outcome::Ok(vec![(0, "3:1".into()), (1, "3:2".into())])),
+                pop(2, Outcome::Ok(Vec::new())),
+                pop(3, Outcome::Fail("code 1".into())),
+                pop(4, Outcome::Unknown("reset".into())),
+            ],
+            acks: vec![ack(1, true), ack(2, false)],
+            transactions: vec![
+                transaction(1, Outcome::Ok(()), vec![end(11, true), end(12, false)]),
+                transaction(2, Outcome::Fail("code 14".into()), vec![]),
+                transaction(3, Outcome::Unknown("reset".into()), vec![]),
+            ],
+            visible: vec![Delivery {
+                at: 400,
+                queue: 1,
+                offset: 9,
+                body: "t:1".into(),
+            }],
+            batches: vec![
+                batch(1, Outcome::Ok(7)),
+                batch(2, Outcome::Fail("code 14".into())),
+                batch(3, Outcome::Unknown("reset".into())),
+            ],
+            stretches: [(2, vec![stretch(7), stretch(21)])].into(),
             sends: vec![
                 send(1, Outcome::Ok(4)),
                 send(2, Outcome::Unknown("timed \"out\"".into())),

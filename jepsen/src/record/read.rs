@@ -8,7 +8,8 @@ use super::CLIENTS;
 use crate::client::Outcome;
 use crate::edn::Edn;
 use crate::history::{
-    Delayed, Delivery, Fault, History, Lead, LockCall, LockOp, OffsetCall, OffsetOp, Poll, Send,
+    Ack, Batch, Delayed, Delivery, Fault, History, Lead, LockCall, LockOp, OffsetCall, OffsetOp,
+    Poll, Pop, Send, Stretch, Transaction, TransactionEnd,
 };
 
 /// Reads a history that [`write`](super::write) wrote, or another tool in the same shapes.
@@ -82,12 +83,28 @@ fn take_note(history: &mut History, time: u64, event: &Edn) -> anyhow::Result<()
             node: number("node").context("no :node")?,
             term: number("term").context("no :term")?,
         }),
-        Some("delivered") => history.deliveries.push(Delivery {
-            at: time,
-            queue: u32::try_from(number("queue").context("no :queue")?)?,
-            offset: number("offset").context("no :offset")?,
-            body: text("body").context("no :body")?,
-        }),
+        Some("stretch") => {
+            let number = |key| number(key).with_context(|| format!("no :{key}"));
+            let queue = u32::try_from(number("queue")?)?;
+            history.stretches.entry(queue).or_default().push(Stretch {
+                sender: u32::try_from(number("sender")?)?,
+                first: number("first")?,
+                count: number("count")?,
+                offset: number("offset")?,
+            });
+        }
+        Some(name @ ("delivered" | "visible")) => {
+            let list = match name {
+                "visible" => &mut history.visible,
+                _ => &mut history.deliveries,
+            };
+            list.push(Delivery {
+                at: time,
+                queue: u32::try_from(number("queue").context("no :queue")?)?,
+                offset: number("offset").context("no :offset")?,
+                body: text("body").context("no :body")?,
+            });
+        }
         // What other tools note.
         _ => {}
     }
@@ -170,14 +187,64 @@ fn take(
             });
         }
         "send-later" => {
-            let body = value.get("body").and_then(Edn::text).context("no :body")?;
             history.delayed.push(Delayed {
                 process,
-                body: body.into(),
+                body: body_of(value)?,
                 delay: number(value, "delay").context("no :delay")?,
                 invoked,
                 ended,
                 outcome: outcome(end, || Ok(()))?,
+            });
+        }
+        "send-batch" => {
+            let of = |key| number(value, key).with_context(|| format!("no :{key}"));
+            history.batches.push(Batch {
+                process,
+                sender: u32::try_from(of("sender")?)?,
+                queue: queue_of(value)?,
+                first: of("first")?,
+                count: of("count")?,
+                invoked,
+                ended,
+                outcome: outcome(end, || {
+                    number(got, "offset").context("a batch without :offset is no :ok")
+                })?,
+            });
+        }
+        "pop" => history.pops.push(Pop {
+            process,
+            queue: queue_of(value)?,
+            hidden: number(value, "hidden").context("no :hidden")?,
+            invoked,
+            ended,
+            outcome: outcome(end, || pairs(got.list().context("no list of messages")?))?,
+        }),
+        "ack" => history.acks.push(Ack {
+            process,
+            queue: queue_of(value)?,
+            offset: number(value, "offset").context("no :offset")?,
+            invoked,
+            ended,
+            acknowledged: kind == "ok",
+        }),
+        "prepare" => history.transactions.push(Transaction {
+            process,
+            body: body_of(value)?,
+            invoked,
+            ended,
+            prepared: outcome(end, || Ok(()))?,
+            ends: Vec::new(),
+        }),
+        "end" => {
+            let body = body_of(value)?;
+            let mut all = history.transactions.iter_mut();
+            let of = all.rfind(|transaction| transaction.body == body);
+            let of = of.with_context(|| format!("{body} was never prepared"))?;
+            of.ends.push(TransactionEnd {
+                commits: value.get("commit") == Some(&Edn::Bool(true)),
+                invoked,
+                ended,
+                acknowledged: kind == "ok",
             });
         }
         name @ ("lock" | "unlock") => {
@@ -195,10 +262,18 @@ fn take(
             });
         }
         other => {
-            bail!(":f {other} is none of send, send-later, poll, commit, committed, lock, unlock")
+            bail!(
+                ":f {other} is none of send, send-batch, send-later, poll, commit, committed, lock, \
+                 unlock, prepare, end, pop, ack"
+            )
         }
     }
     Ok(())
+}
+
+fn body_of(value: &Edn) -> anyhow::Result<String> {
+    let body = value.get("body").and_then(Edn::text).context("no :body")?;
+    Ok(body.into())
 }
 
 /// How an operation ended; `answer` reads what it was answered.
@@ -238,13 +313,17 @@ fn polled(value: &Edn, queue: u32) -> anyhow::Result<Vec<(u64, String)>> {
         return Ok(Vec::new());
     };
     let of_queue = queues.iter().filter(|(of, _)| *of == queue.into());
-    let mut messages = Vec::new();
-    for message in of_queue.flat_map(|(_, list)| list.list().unwrap_or_default()) {
-        let pair = message
-            .list()
-            .filter(|pair| pair.len() == 2)
-            .with_context(shape)?;
-        messages.push((pair[0].number().with_context(shape)?, plain(&pair[1])));
-    }
-    Ok(messages)
+    pairs(of_queue.flat_map(|(_, list)| list.list().unwrap_or_default())).with_context(shape)
+}
+
+/// Messages as [offset body].
+fn pairs<'a>(list: impl IntoIterator<Item = &'a Edn>) -> anyhow::Result<Vec<(u64, String)>> {
+    let of = |message: &Edn| {
+        let pair = message.list().filter(|pair| pair.len() == 2)?;
+        Some((pair[0].number()?, plain(&pair[1])))
+    };
+    let shape = |message: &Edn| format!("{message} is not [offset body]");
+    list.into_iter()
+        .map(|message| of(message).with_context(|| shape(message)))
+        .collect()
 }

@@ -43,11 +43,7 @@ pub(super) fn send(shared: &Shared) {
         let sent = client.send_with(TOPIC, seq % QUEUES, &properties, &body);
         let ended = shared.now();
         // The offset is that of the queue where it waits.
-        let outcome = match sent {
-            Outcome::Ok(_) => Outcome::Ok(()),
-            Outcome::Fail(why) => Outcome::Fail(why),
-            Outcome::Unknown(why) => Outcome::Unknown(why),
-        };
+        let outcome = sent.map(drop);
         if outcome == Outcome::Ok(()) {
             connection = Some(client);
         } else {

@@ -64,10 +64,11 @@ pub(super) fn share(shared: &Shared, member: u64, present: &AtomicBool) {
         if shared.stopped() {
             return;
         }
-        let connected = Client::connect(shared.node(node), PATIENCE);
-        if let Ok(mut client) = connected {
+        let address = shared.coordinator(node);
+        if let Ok(mut client) = Client::connect(address, PATIENCE) {
+            let is_right = || shared.coordinator(node) == address;
             // The next node may know more.
-            share_through(shared, &mut client, member, present).ok();
+            share_through(shared, &mut client, member, present, is_right).ok();
         }
         thread::sleep(REST);
     }
@@ -78,12 +79,13 @@ fn share_through(
     client: &mut Client,
     member: u64,
     present: &AtomicBool,
+    is_right: impl Fn() -> bool,
 ) -> io::Result<()> {
     let process = process(member);
     // Queue to the next offset.
     let mut own: BTreeMap<u32, u64> = BTreeMap::new();
     let mut asked: Option<Instant> = None;
-    while !shared.stopped() {
+    while !shared.stopped() && is_right() {
         if !present.load(Ordering::Relaxed) {
             own.clear();
             asked = None;

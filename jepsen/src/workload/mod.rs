@@ -3,6 +3,7 @@
 
 mod consumers;
 mod delayed;
+mod load;
 mod members;
 mod monitor;
 
@@ -17,6 +18,7 @@ use anyhow::Context;
 use clap::ValueEnum;
 
 use crate::client::{Client, Outcome};
+use crate::cluster::Cluster;
 use crate::history::{Fault, History, Lead, OffsetCall, OffsetOp, PROBE, Send};
 
 /// Queues; the producers have them in turn.
@@ -27,6 +29,7 @@ const COMMITTER: u64 = 40;
 const DELAYER: u64 = 45;
 const READERS: u64 = 50;
 const MEMBERS: u64 = 60;
+const LOADERS: u64 = 80;
 const LAST: u64 = 98;
 pub(crate) const TOPIC: &str = "jepsen_queue";
 const GROUP: &str = "jepsen_group";
@@ -37,8 +40,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 const PROBE_PATIENCE: Duration = Duration::from_millis(100);
 /// After so long without an answer probes become patient, for a machine that is slow.
 const PROBE_HURRY: Duration = Duration::from_secs(10);
-/// Within this a leader must be back after every fault, or the run fails. It is far beyond what is
-/// expected, because a slow machine must not fail a test; the report tells what it really was.
+/// How long the last questions of a run may take.
 pub(crate) const LIVENESS: Duration = Duration::from_secs(60);
 
 /// What consumers do beside the producers.
@@ -54,6 +56,8 @@ pub enum Kind {
     Ordered,
     /// Messages with a delay are sent, and a reader looks when they come.
     Delay,
+    /// What `queue` does, and clients that send batches, many messages in all.
+    Load,
 }
 
 /// Clients at work from [`Workload::start`] until [`Workload::stop`].
@@ -63,12 +67,22 @@ pub(crate) struct Workload {
 }
 
 impl Workload {
-    /// Starts `producers` and what `kind` says as clients of `nodes`.
-    pub(crate) fn start(nodes: Vec<SocketAddr>, kind: Kind, producers: u32, seed: u64) -> Self {
+    /// Starts `producers` and what `kind` says as clients of a cluster; a load has at most `rate` messages a
+    /// second.
+    pub(crate) fn start(
+        cluster: &Cluster,
+        kind: Kind,
+        (producers, rate): (u32, u64),
+        seed: u64,
+    ) -> Self {
+        let nodes = cluster.addresses();
         let count = nodes.len();
+        let target = cluster.target();
         let shared = Arc::new(Shared {
             start: Instant::now(),
             stop: AtomicBool::new(false),
+            liveness: target.liveness(),
+            by_route: target.is_java(),
             known: Mutex::new(nodes.clone()),
             nodes: Mutex::new(nodes),
             history: Mutex::default(),
@@ -81,11 +95,20 @@ impl Workload {
         for producer in 0..producers {
             work.add(move |shared| produce(shared, producer));
         }
-        for node in 0..count {
-            work.add(move |shared| monitor::watch(shared, node));
+        if target.is_java() {
+            let namesrv = cluster.namesrv;
+            work.add(move |shared| monitor::watch_route(shared, namesrv));
+        } else {
+            for node in 0..count {
+                work.add(move |shared| monitor::watch(shared, node));
+            }
         }
         match kind {
-            Kind::Queue => {
+            Kind::Queue | Kind::Load => {
+                let loads = if kind == Kind::Load { load::SENDERS } else { 0 };
+                for sender in 0..loads {
+                    work.add(move |shared| load::send(shared, sender, rate, seed));
+                }
                 work.add(commit);
                 for node in 0..count {
                     work.add(move |shared| consumers::look(shared, node));
@@ -175,9 +198,7 @@ impl Workload {
 
     /// Who was seen to lead in the highest term.
     pub(crate) fn leader(&self) -> Option<Lead> {
-        let history = self.shared.history();
-        let newest = history.leads.iter().rev().take(20);
-        newest.max_by_key(|lead| (lead.term, lead.at)).cloned()
+        self.shared.leader()
     }
 
     /// Notes that the last fault strikes only now: what was acknowledged before belongs to the time
@@ -193,14 +214,15 @@ impl Workload {
     /// Waits for an acknowledgement of a producer's send that was invoked after `from`; answers after how
     /// many milliseconds it came.
     pub(crate) fn wait_for_acks(&self, from: u64) -> anyhow::Result<u64> {
-        let end = Instant::now() + LIVENESS;
+        let liveness = self.shared.liveness;
+        let end = Instant::now() + liveness;
         loop {
             if let Some(ack) = self.shared.history().first_ack(from) {
                 return Ok((ack - from) / 1_000_000);
             }
             anyhow::ensure!(
                 Instant::now() < end,
-                "nothing was acknowledged for {LIVENESS:?}"
+                "nothing was acknowledged for {liveness:?}"
             );
             thread::sleep(Duration::from_millis(20));
         }
@@ -221,6 +243,7 @@ pub(crate) fn read_back(
     history: &mut History,
 ) -> anyhow::Result<()> {
     delayed::read_back(address, start, history)?;
+    load::read_back(address, history).context("final read")?;
     let mut client = Client::connect(address, LIVENESS)?;
     let end = history.end();
     for queue in 0..QUEUES {
@@ -243,6 +266,10 @@ pub(crate) fn read_back(
 struct Shared {
     start: Instant,
     stop: AtomicBool,
+    /// Within this a leader must be back after every fault.
+    liveness: Duration,
+    /// Groups are known to the leader alone, which the name server shows.
+    by_route: bool,
     nodes: Mutex<Vec<SocketAddr>>,
     /// All nodes that there ever were.
     known: Mutex<Vec<SocketAddr>>,
@@ -273,6 +300,20 @@ impl Shared {
     fn node(&self, n: usize) -> SocketAddr {
         let nodes = self.nodes();
         nodes[n % nodes.len()]
+    }
+
+    /// Whom the `n`th try asks about a group's members and offsets: of rmq any node may be asked.
+    fn coordinator(&self, n: usize) -> SocketAddr {
+        let leader = if self.by_route { self.leader() } else { None };
+        let at = leader.map_or(n, |lead| usize::try_from(lead.node).unwrap_or(n));
+        self.node(at)
+    }
+
+    /// See [`Workload::leader`].
+    fn leader(&self) -> Option<Lead> {
+        let history = self.history();
+        let newest = history.leads.iter().rev().take(20);
+        newest.max_by_key(|lead| (lead.term, lead.at)).cloned()
     }
 
     /// The number of a node, in the order in which nodes came.
@@ -346,7 +387,8 @@ fn probe(shared: &Shared, from: u64, name: &str) -> anyhow::Result<u64> {
     for (seq, node) in (0u32..).zip(0usize..) {
         let address = shared.node(node);
         let waited = shared.since(from);
-        anyhow::ensure!(waited < LIVENESS, "no node answered for {LIVENESS:?}");
+        let liveness = shared.liveness;
+        anyhow::ensure!(waited < liveness, "no node answered for {liveness:?}");
         let patience = if waited < PROBE_HURRY {
             PROBE_PATIENCE
         } else {
@@ -425,13 +467,13 @@ fn produce(shared: &Shared, producer: u32) {
 fn commit(shared: &Shared) {
     let (mut node, mut offset) = (0, 0);
     while !shared.stopped() {
-        let address = shared.node(node);
+        let address = shared.coordinator(node);
         let Ok(mut client) = Client::connect(address, PATIENCE) else {
             node += 1;
             thread::sleep(Duration::from_millis(5));
             continue;
         };
-        while !shared.stopped() {
+        while !shared.stopped() && shared.coordinator(node) == address {
             offset += 1;
             shared.commit(&mut client, COMMITTER, 0, offset);
             if shared.committed(&mut client, COMMITTER, 0).is_err() {

@@ -1,6 +1,8 @@
 //! Strikes as a schedule says, and undoes it when its time is over. Faults may overlap; a node suffers one
 //! fault of its process or disk at a time, and links as many as there are.
 
+mod machine;
+
 use std::collections::BTreeMap;
 use std::thread;
 use std::time::Duration;
@@ -19,12 +21,12 @@ use crate::net::Net;
 use crate::power::Disks;
 use crate::schedule::{Fault, Kind, Schedule, Window};
 use crate::switch::{Direction, Link};
+use crate::trap::Trap;
 use crate::workload::Workload;
+pub use machine::Cuts;
 
 /// Between two looks at what is due.
 const TICK: Duration = Duration::from_millis(10);
-/// How long a node with a dead disk may take to end.
-const DEATH: Duration = Duration::from_secs(30);
 /// How long a node may take to hand over leadership.
 const TRANSFER: Duration = Duration::from_millis(500);
 /// A storm of kills kills so often.
@@ -42,8 +44,8 @@ pub(crate) struct Storm<'a> {
     rotten: Option<usize>,
     /// What was wrong on the way.
     pub(crate) wrong: Vec<String>,
-    /// How often the power of a node was cut.
-    pub(crate) cuts: u64,
+    /// What was cut.
+    pub(crate) cuts: Cuts,
 }
 
 /// A fault that lasts.
@@ -59,6 +61,11 @@ struct Active {
     /// Frames hit before it, or what it has hit.
     seen: u64,
     burn: Option<Burn>,
+    trap: Option<Trap>,
+    /// Nodes whose clocks it has, by how many milliseconds these are off, and to which side.
+    clocks: Vec<usize>,
+    off: u64,
+    ahead: bool,
     /// Of what comes again and again: milliseconds since the start.
     next: u64,
     dice: StdRng,
@@ -79,7 +86,7 @@ impl<'a> Storm<'a> {
             active: Vec::new(),
             rotten: None,
             wrong: Vec::new(),
-            cuts: 0,
+            cuts: Cuts::default(),
         }
     }
 
@@ -148,6 +155,8 @@ impl<'a> Storm<'a> {
             F::KillLeader | F::PauseLeader | F::EioLeader | F::TransferLeader => vec![leader],
             F::KillFollower | F::PauseFollower | F::EioFollower => others[..1].to_vec(),
             F::KillStorm | F::PowerOne | F::FullOne => some(1, dice),
+            F::SyscallRead | F::SyscallSync | F::SyscallSlow => some(1, dice),
+            F::PowerStorm => some(dice.random_range(1..=members.len()), dice),
             F::KillMajority | F::PauseMajority | F::PowerMajority | F::FullMajority => {
                 some(majority, dice)
             }
@@ -197,6 +206,10 @@ impl<'a> Storm<'a> {
             links,
             seen: 0,
             burn: None,
+            trap: None,
+            clocks: Vec::new(),
+            off: 0,
+            ahead: true,
             next: 0,
             dice,
         };
@@ -219,8 +232,8 @@ impl<'a> Storm<'a> {
                 active.seen = 1;
                 active.until = 0;
             }
-            F::PowerOne | F::PowerMajority | F::PowerAll => {
-                self.cut_power(&nodes)?;
+            F::PowerOne | F::PowerMajority | F::PowerAll | F::PowerStorm => {
+                self.cut_power(&nodes, &mut active.dice)?;
                 active.seen = nodes.len() as u64;
             }
             F::FullOne | F::FullMajority => {
@@ -249,6 +262,25 @@ impl<'a> Storm<'a> {
                     active.seen += 1;
                 }
             }
+            F::ClockJump | F::ClockDrift | F::ClockStrobe => {
+                let all = self.cluster.members();
+                let count = active.dice.random_range(1..=all.len());
+                active.clocks = all
+                    .choose_multiple(&mut active.dice, count)
+                    .copied()
+                    .collect();
+                // From a tenth of a second to hours, each power of ten as often.
+                active.off = 10_f64.powf(active.dice.random_range(2.0..7.0)) as u64;
+                active.ahead = active.dice.random_bool(0.5);
+            }
+            F::SyscallRead | F::SyscallSync | F::SyscallSlow => {
+                let pid = self
+                    .cluster
+                    .pid(nodes[0])
+                    .context("the node does not run")?;
+                let log = self.cluster.nodes()[nodes[0]].store.with_extension("trap");
+                active.trap = Some(Trap::set(pid, fault, &log, &mut active.dice)?);
+            }
             F::SaturateCpu => {
                 active.burn = Some(Burn::start()?);
                 active.seen = 1;
@@ -261,24 +293,6 @@ impl<'a> Storm<'a> {
         self.active.push(active);
         self.set_links();
         Ok(true)
-    }
-
-    fn disks(&self) -> anyhow::Result<&'a Disks> {
-        self.disks.context("it needs file systems of its own")
-    }
-
-    /// Cuts the power of nodes at once and leaves them without.
-    fn cut_power(&mut self, nodes: &[usize]) -> anyhow::Result<()> {
-        for node in nodes {
-            self.cluster.signal(*node, Signal::STOP)?;
-        }
-        let pids: Vec<u32> = nodes.iter().filter_map(|n| self.cluster.pid(*n)).collect();
-        let disks = self.disks()?;
-        disks.cut(nodes, &pids, || {
-            nodes.iter().try_for_each(|node| self.cluster.kill(*node))
-        })?;
-        self.cuts += nodes.len() as u64;
-        Ok(())
     }
 
     /// What a fault does to links.
@@ -312,6 +326,20 @@ impl<'a> Storm<'a> {
                 continue;
             }
             match self.active[n].fault {
+                Fault::PowerStorm => {
+                    let mut active = self.active.remove(n);
+                    let again = self.cut_again(&mut active);
+                    active.next = now + active.dice.random_range(200..2_500);
+                    self.active.insert(n, active);
+                    again?;
+                }
+                Fault::ClockJump | Fault::ClockDrift | Fault::ClockStrobe => {
+                    let mut active = self.active.remove(n);
+                    let at = now.saturating_sub(active.from / 1_000_000);
+                    let next = self.set_clocks(&mut active, at);
+                    self.active.insert(n, active);
+                    self.active[n].next = now.saturating_add(next?);
+                }
                 Fault::KillStorm => {
                     let node = self.active[n].nodes[0];
                     if self.cluster.pid(node).is_some() {
@@ -355,9 +383,9 @@ impl<'a> Storm<'a> {
 
     /// Whether these nodes have all come up since they were started.
     fn are_up(&self, nodes: &[usize]) -> anyhow::Result<bool> {
-        nodes.iter().try_fold(true, |all, node| {
-            Ok(all && self.cluster.last_life(*node)?.contains("the broker is up"))
-        })
+        nodes
+            .iter()
+            .try_fold(true, |all, node| Ok(all && self.cluster.is_up(*node)?))
     }
 
     fn undo(&mut self, active: Active) -> anyhow::Result<()> {
@@ -369,9 +397,15 @@ impl<'a> Storm<'a> {
             links,
             mut seen,
             burn,
+            trap,
+            clocks,
             ..
         } = active;
         drop(burn);
+        self.mend_clocks(&clocks)?;
+        if let Some(trap) = &trap {
+            seen += trap.seen()?;
+        }
         match fault {
             F::PauseLeader | F::PauseFollower | F::PauseMajority => {
                 for node in &nodes {
@@ -387,6 +421,13 @@ impl<'a> Storm<'a> {
                     }
                 }
             }
+            F::SyscallSync if seen > 0 => {
+                self.bury(nodes[0])?;
+            }
+            // It may have had to read.
+            F::SyscallRead => {
+                self.cluster.ended(nodes[0])?;
+            }
             F::EioLeader | F::EioFollower => {
                 for node in &nodes {
                     seen += self.bury(*node)?;
@@ -395,6 +436,7 @@ impl<'a> Storm<'a> {
             }
             _ => {}
         }
+        drop(trap);
         if let Some(net) = self.net
             && !links.is_empty()
         {
@@ -408,28 +450,6 @@ impl<'a> Storm<'a> {
         }
         self.work.note_end(from, seen);
         Ok(())
-    }
-
-    /// Waits until a node with a dead disk has ended by itself, which it has to.
-    fn bury(&mut self, node: usize) -> anyhow::Result<u64> {
-        let end = std::time::Instant::now() + DEATH;
-        loop {
-            match self.cluster.ended(node)? {
-                Some(status) if status.success() => {
-                    self.wrong
-                        .push(format!("n{node}'s disk failed, and it ended with {status}"));
-                    return Ok(1);
-                }
-                Some(_) => return Ok(1),
-                None if std::time::Instant::now() > end => {
-                    self.wrong
-                        .push(format!("n{node}'s disk failed, and it goes on"));
-                    self.cluster.kill(node)?;
-                    return Ok(1);
-                }
-                None => thread::sleep(TICK),
-            }
-        }
     }
 
     /// No node ends without a reason.

@@ -1,0 +1,53 @@
+//! A wall clock for each node: the distribution's libfaketime adds to the kernel's what a file says, which may
+//! change at any time. The clock that counts on steadily, by which rmq measures spans of time, stays.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context;
+
+/// Below it each architecture has a directory.
+const LIBRARIES: &str = "/usr/lib";
+const LIBRARY: &str = "faketime/libfaketimeMT.so.1";
+
+/// What has to stand before a program so that it has the clock of `file`.
+///
+/// # Errors
+/// If the library is not installed.
+pub(crate) fn words(file: &Path) -> anyhow::Result<Vec<OsString>> {
+    let library = library()?.context("no libfaketime (Debian: apt-get install faketime)")?;
+    let variable = |name: &str, value: &Path| -> OsString {
+        let mut word = OsString::from(name);
+        word.push("=");
+        word.push(value);
+        word
+    };
+    Ok(vec![
+        "env".into(),
+        variable("LD_PRELOAD", &library),
+        variable("FAKETIME_TIMESTAMP_FILE", file),
+        "FAKETIME_NO_CACHE=1".into(),
+        "FAKETIME_DONT_FAKE_MONOTONIC=1".into(),
+    ])
+}
+
+/// Sets the clock of `file` ahead of the kernel's, or behind.
+pub(crate) fn set(file: &Path, by: Duration, ahead: bool) -> io::Result<()> {
+    let sign = if ahead { '+' } else { '-' };
+    let new = file.with_extension("new");
+    fs::write(&new, format!("{sign}{:.3}\n", by.as_secs_f64()))?;
+    fs::rename(new, file)
+}
+
+fn library() -> io::Result<Option<PathBuf>> {
+    for entry in fs::read_dir(LIBRARIES)? {
+        let path = entry?.path().join(LIBRARY);
+        if path.is_file() {
+            return Ok(Some(path));
+        }
+    }
+    Ok(None)
+}

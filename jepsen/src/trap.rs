@@ -1,0 +1,113 @@
+//! System calls of a running node that fail or take long, injected by `strace`: reads that end with EIO, a sync
+//! that does, syncs of a slow disk. Nothing of the node is changed, and it goes on at full speed when the tracer
+//! is gone.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use rand::Rng;
+use rand::rngs::StdRng;
+
+use crate::schedule::Fault;
+
+/// How long the tracer may take to begin.
+const START: Duration = Duration::from_secs(10);
+
+/// A tracer at work on a process. Dropping it lets go of the process.
+pub(crate) struct Trap {
+    tracer: Child,
+    log: PathBuf,
+}
+
+impl Trap {
+    /// Begins to trace; `log` is a file that it may write.
+    pub(crate) fn set(
+        pid: u32,
+        fault: Fault,
+        log: &Path,
+        dice: &mut StdRng,
+    ) -> anyhow::Result<Self> {
+        let (calls, how) = match fault {
+            Fault::SyscallSync => ("fsync,fdatasync", "error=EIO:when=1".to_owned()),
+            Fault::SyscallSlow => {
+                let micros = dice.random_range(20_000..300_000);
+                ("fsync,fdatasync", format!("delay_exit={micros}"))
+            }
+            // Counted for each thread.
+            _ => {
+                let every = dice.random_range(1..20);
+                ("pread64", format!("error=EIO:when=1+{every}"))
+            }
+        };
+        Self::begin(pid, calls, &how, log)
+    }
+
+    /// Has these calls end so.
+    pub(crate) fn begin(pid: u32, calls: &str, how: &str, log: &Path) -> anyhow::Result<Self> {
+        fs::File::create(log)?;
+        let tracer = Command::new("strace")
+            .args([
+                "-f",
+                "-p",
+                &pid.to_string(),
+                "-e",
+                &format!("trace={calls}"),
+            ])
+            .args(["-e", &format!("inject={calls}:{how}"), "-o"])
+            .arg(log)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .context("cannot run strace (Debian: apt-get install strace)")?;
+        let mut trap = Self {
+            tracer,
+            log: log.into(),
+        };
+        let end = Instant::now() + START;
+        while !is_traced(pid)? {
+            let ended = trap.tracer.try_wait()?;
+            ensure!(ended.is_none(), "strace cannot trace process {pid}");
+            ensure!(Instant::now() < end, "strace does not trace process {pid}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(trap)
+    }
+
+    /// How many calls it has changed so far.
+    pub(crate) fn seen(&self) -> anyhow::Result<u64> {
+        let log = fs::read(&self.log).with_context(|| self.log.display().to_string())?;
+        let log = String::from_utf8_lossy(&log);
+        let changed = log
+            .lines()
+            .filter(|line| line.ends_with("(INJECTED)") || line.contains("(DELAYED)"));
+        Ok(changed.count() as u64)
+    }
+}
+
+impl Drop for Trap {
+    fn drop(&mut self) {
+        // The kernel lets go of what a tracer leaves.
+        if let Err(e) = self
+            .tracer
+            .kill()
+            .and_then(|()| self.tracer.wait().map(drop))
+        {
+            eprintln!("cannot end strace: {e}");
+        }
+    }
+}
+
+/// Whether all threads of a process have a tracer.
+fn is_traced(pid: u32) -> anyhow::Result<bool> {
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let status = fs::read_to_string(task?.path().join("status")).unwrap_or_default();
+        if status.lines().any(|line| line == "TracerPid:\t0") {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
