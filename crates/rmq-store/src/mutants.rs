@@ -10,13 +10,14 @@
 compile_error!("planted bugs in a release: ask for them with --cfg rmq_mutants_in_release");
 
 /// Their names, and what each does.
-pub const ALL: [(&str, &str); 9] = [
+pub const ALL: [(&str, &str); 10] = [
     ("M1", "acknowledges what only the leader has"),
     ("M2", "acknowledges what is not synced"),
     ("M3", "does not sync votes"),
     ("M4", "keeps the queue offsets of truncated messages"),
     ("M5", "serves when its lease is over"),
     ("M6", "keeps metadata on the node where it was proposed"),
+    ("M7", "cuts the log at its first damaged entry"),
     ("M8", "goes on after a failed sync"),
     ("M13", "sends snapshots without metadata"),
     (

@@ -31,6 +31,7 @@ use crate::disk::{Disk, OpenMode};
 use crate::extent::Tail;
 use crate::genesis::{GENESIS_FILE, Genesis, GenesisMismatch};
 use crate::log::{Log, Parts, Recovered};
+use crate::mutant;
 use crate::raft_index::RaftIndex;
 use crate::reader::Shared;
 use crate::segment::{MENDED, Segment, Segments, file_name, parse_name};
@@ -127,7 +128,12 @@ pub(crate) fn open_log(config: &StoreConfig, disk: &Arc<dyn Disk>) -> Result<Log
             .map_or(config.generation, |genesis| genesis.generation),
         ..config.clone()
     };
-    let notes = Notes::open(config, disk, genesis.as_ref())?;
+    let mut notes = Notes::open(config, disk, genesis.as_ref())?;
+    if mutant!(M7) {
+        let checkpoint = &mut notes.checkpoint;
+        (checkpoint.committed, checkpoint.confirm) = (None, checkpoint.base);
+        checkpoint.clean_end = None;
+    }
     Opening::new(config, disk, notes)?.run(lock, genesis)
 }
 
@@ -220,7 +226,7 @@ impl<'a> Opening<'a> {
         let lost = match checkpoint.clean_end {
             Some(clean_end) => end < clean_end,
             // Without a power cut all is there that was written, and the cell is written last.
-            None => boot_id == checkpoint.boot_id && self.was_written(next)?,
+            None => boot_id == checkpoint.boot_id && self.was_written(next)? && !mutant!(M7),
         };
         if lost {
             // It may have been acknowledged, and only the others know what it was.
