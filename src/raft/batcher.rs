@@ -13,6 +13,7 @@ use futures_util::stream::{FuturesOrdered, StreamExt};
 use openraft::errors::{ClientWriteError, ForwardReason};
 use openraft::raft::ClientWriteResult;
 use rmq_store::{Batch, PendingRecord, Position, SealedCell, mutant};
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 
@@ -132,8 +133,14 @@ impl Batcher {
         not_leading(&self.leadership)?;
         self.space.check_messages(bytes)?;
         let share = u32::try_from(bytes.min(IN_FLIGHT_BYTES)).expect("the budget fits u32");
-        let permit = self.budget.clone().acquire_many_owned(share).await;
-        let permit = permit.expect("the budget is never closed");
+        // A wait, even for nothing, is counted against the sends that one turn of a task can make.
+        let permit = match self.budget.clone().try_acquire_many_owned(share) {
+            Ok(permit) => permit,
+            Err(_) => {
+                let permit = self.budget.clone().acquire_many_owned(share).await;
+                permit.expect("the budget is never closed")
+            }
+        };
         // Whoever waited for the guard of `quiet` learns here what was applied under it.
         if self.meta.is_frozen() {
             return Err(ProposeError::Frozen);
@@ -145,7 +152,11 @@ impl Batcher {
             reply,
             permit,
         };
-        if self.queue.send(submission).await.is_err() {
+        let queued = match self.queue.try_send(submission) {
+            Err(TrySendError::Full(submission)) => self.queue.send(submission).await.is_ok(),
+            sent => sent.is_ok(),
+        };
+        if !queued {
             return Err(stopped(&self.leadership));
         }
         outcome.await.unwrap_or(Err(ProposeError::Unknown))

@@ -1,5 +1,5 @@
-//! One connection, the same from both ends: a task that reads frames and starts their handlers,
-//! a task that writes, and the handle through which requests are sent to the other side.
+//! One connection, the same from both ends: a task that reads frames and works on their requests, a
+//! task that writes, and the handle through which requests are sent to the other side.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -287,6 +287,7 @@ pub(super) async fn run<S: Service>(
         timeout(bounds.limits.drain, drain).await.ok();
     }
     conn.close();
+    reader.leave();
     service.closed(&conn);
 }
 

@@ -37,7 +37,7 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// What a request costs beside its bytes: its task and its state.
+    /// What a request costs beside its bytes: its state.
     pub const REQUEST_BYTES_MIN: usize = 8 * 1024;
 }
 

@@ -1,12 +1,14 @@
 //! The reading half of a connection: frames out of bytes, handlers out of frames.
 
-use std::future::Future;
+use std::convert::Infallible;
+use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes, BytesMut};
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use rmq_wire::code::response;
 use rmq_wire::frame::{self, Command, FrameError};
 use tokio::io::{AsyncRead, AsyncReadExt};
@@ -59,6 +61,8 @@ pub(super) struct Reader<'a, S> {
     shutdown: Shutdown,
     in_flight: Arc<Semaphore>,
     in_flight_units: u32,
+    /// Requests that were begun and wait for something.
+    working: FuturesUnordered<Working>,
 }
 
 impl<'a, S: Service> Reader<'a, S> {
@@ -84,16 +88,23 @@ impl<'a, S: Service> Reader<'a, S> {
             shutdown,
             in_flight: Arc::new(Semaphore::new(units as usize)),
             in_flight_units: units,
+            working: FuturesUnordered::new(),
         }
     }
 
-    /// Reads no more and waits until no request is in flight.
-    pub(super) async fn in_flight_done(self) {
-        self.in_flight
-            .acquire_many(self.in_flight_units)
-            .await
-            .expect("never closed")
-            .forget();
+    /// Waits until no request is in flight.
+    pub(super) async fn in_flight_done(&mut self) {
+        let all = self.in_flight.acquire_many(self.in_flight_units);
+        let all = meanwhile(&mut self.working, all).await;
+        all.expect("never closed").forget();
+    }
+
+    /// Has what is still in flight go on without the connection: what was begun is not cut short.
+    pub(super) fn leave(self) {
+        let mut working = self.working;
+        if !working.is_empty() {
+            tokio::spawn(async move { while working.next().await.is_some() {} });
+        }
     }
 
     pub(super) async fn run(&mut self) -> Ended {
@@ -120,6 +131,7 @@ impl<'a, S: Service> Reader<'a, S> {
             self.make_room();
             tokio::select! {
                 biased;
+                never = work_on(&mut self.working) => match never {},
                 read = self.input.read_buf(&mut self.buffer) => match read {
                     Ok(0) | Err(_) => return Ok(Ended::Over),
                     Ok(count) => {
@@ -229,7 +241,7 @@ impl<'a, S: Service> Reader<'a, S> {
             return Ok(());
         }
         // A peer that does not read its answers gets no new ones made.
-        self.conn.outbox.has_room().await;
+        meanwhile(&mut self.working, self.conn.outbox.has_room()).await;
         let in_flight = self.admit(raw.len()).await;
         let answer = Answer::to(&command, self.conn, (in_flight, large));
         let request = Request {
@@ -238,20 +250,13 @@ impl<'a, S: Service> Reader<'a, S> {
             conn: Some(Arc::clone(self.conn)),
             peer: self.conn.peer(),
         };
-        let mut work = Guarded(Box::pin(Arc::clone(self.service).call(request)));
-        match std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut work).poll(cx))).await {
-            Poll::Ready(outcome) => {
-                if let Some(reply) = answer.try_send(outcome) {
-                    tokio::spawn(async move { answer.push(reply).await });
-                }
-            }
-            Poll::Pending => {
-                tokio::spawn(async move {
-                    if let Some(reply) = answer.try_send(work.await) {
-                        answer.push(reply).await;
-                    }
-                });
-            }
+        let mut working = Working {
+            work: Guarded(Box::pin(Arc::clone(self.service).call(request))),
+            answer: Some(answer),
+        };
+        let begun = poll_fn(|cx| Poll::Ready(Pin::new(&mut working).poll(cx)));
+        if begun.await.is_pending() {
+            self.working.push(working);
         }
         Ok(())
     }
@@ -259,10 +264,39 @@ impl<'a, S: Service> Reader<'a, S> {
     async fn admit(&mut self, bytes: usize) -> OwnedSemaphorePermit {
         let bytes = bytes.max(Limits::REQUEST_BYTES_MIN);
         let units = u32::try_from(bytes / UNIT_BYTES).unwrap_or(u32::MAX);
-        Arc::clone(&self.in_flight)
-            .acquire_many_owned(units.min(self.in_flight_units))
-            .await
-            .expect("never closed")
+        let units = units.min(self.in_flight_units);
+        let in_flight = || Arc::clone(&self.in_flight);
+        // A wait, even for nothing, is counted against the requests that one turn of this task begins.
+        match in_flight().try_acquire_many_owned(units) {
+            Ok(admitted) => admitted,
+            Err(_) => {
+                let admitted = in_flight().acquire_many_owned(units);
+                let admitted = meanwhile(&mut self.working, admitted).await;
+                admitted.expect("never closed")
+            }
+        }
+    }
+}
+
+/// Goes on with requests, for as long as it is polled. Those that have become ready together are
+/// answered together: the writer is not run in between.
+async fn work_on(working: &mut FuturesUnordered<Working>) -> Infallible {
+    poll_fn(|cx| {
+        while let Poll::Ready(Some(())) = working.poll_next_unpin(cx) {}
+        Poll::Pending
+    })
+    .await
+}
+
+/// Waits for something while requests go on.
+async fn meanwhile<T>(
+    working: &mut FuturesUnordered<Working>,
+    something: impl Future<Output = T>,
+) -> T {
+    tokio::select! {
+        biased;
+        never = work_on(working) => match never {},
+        done = something => done,
     }
 }
 
@@ -341,14 +375,37 @@ impl Answer {
     }
 }
 
+/// A request that is worked on, up to its answer.
+struct Working {
+    work: Guarded,
+    /// Until it is answered.
+    answer: Option<Answer>,
+}
+
+impl Future for Working {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let Poll::Ready(outcome) = Pin::new(&mut self.work).poll(cx) else {
+            return Poll::Pending;
+        };
+        if let Some(answer) = self.answer.take()
+            && let Some(reply) = answer.try_send(outcome)
+        {
+            tokio::spawn(async move { answer.push(reply).await });
+        }
+        Poll::Ready(())
+    }
+}
+
 /// A handler panicked; the panic hook has said where.
 struct Panicked;
 
 /// Turns a panic of a handler into a value (release builds abort instead).
-struct Guarded<F>(Pin<Box<F>>);
+struct Guarded(Pin<Box<dyn Future<Output = Option<Reply>> + Send>>);
 
-impl<F: Future> Future for Guarded<F> {
-    type Output = Result<F::Output, Panicked>;
+impl Future for Guarded {
+    type Output = Result<Option<Reply>, Panicked>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         // A handler that panicked is never polled again; what it shared is its own to protect.

@@ -262,6 +262,17 @@ async fn a_suspended_request_does_not_delay_later_ones() {
 }
 
 #[tokio::test]
+async fn requests_in_flight_go_on_without_their_connection() {
+    let server = start(Limits::default());
+    let mut io = server.port.connect(1 << 16).await.unwrap();
+    send(&mut io, &request(SUSPEND, 1, "")).await;
+    until(|| server.probe.suspended.load(Ordering::SeqCst) == 1).await;
+    drop(io);
+    until(|| server.probe.closed.load(Ordering::SeqCst) == 1).await;
+    until(|| server.probe.suspended.load(Ordering::SeqCst) == 0).await;
+}
+
+#[tokio::test]
 async fn oneway_requests_start_in_order_and_are_not_answered() {
     let server = start(Limits::default());
     let mut io = server.port.connect(1 << 16).await.unwrap();
