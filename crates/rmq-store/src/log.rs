@@ -263,6 +263,7 @@ impl Log {
             })?;
             self.flusher.wrote(tail.end - self.tail.end);
             self.tail = tail;
+            self.shared.remember(bytes.headers);
             self.shared.publish(&tail);
             for (cell, positions) in bytes.sealed {
                 assert!(cell.set(positions).is_ok(), "a batch is sealed once");
@@ -388,6 +389,7 @@ impl Log {
         let (shared, keeper) = (&self.shared, &self.keeper);
         self.flusher.while_cut(end, || {
             shared.publish(&self.tail);
+            shared.forget();
             shared.damages.keep(PhyOffset(0), end);
             shared.index.cut(from)?;
             keeper.discard()?;

@@ -1,8 +1,9 @@
 //! Reading the log, from any thread, while it grows.
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use bytes::Bytes;
 use rmq_wire::record::{self, Peek};
@@ -14,6 +15,9 @@ use crate::raft_index::RaftIndex;
 use crate::scrub::Cold;
 use crate::segment::{Segments, reserve_bytes};
 use crate::types::{EntryId, LogIndex, PhyOffset, StoredEntry};
+
+/// Headers that are kept in memory: of more entries than are usually under way.
+const RECENT: usize = 32;
 
 /// Why an entry that is in the log could not be read.
 #[derive(Debug, Error)]
@@ -45,6 +49,9 @@ pub(crate) struct Shared {
     synced: AtomicU64,
     /// The next file could not be made ahead of need.
     short: AtomicBool,
+    /// Headers of the last entries, the last one at the back: whoever sends or applies what was just
+    /// appended need not read it.
+    recent: Mutex<VecDeque<(Header, PhyOffset)>>,
     pub(crate) damages: Damages,
     /// What was there before this process and may not be what was written.
     pub(crate) cold: Cold,
@@ -71,6 +78,7 @@ impl Shared {
             confirm: AtomicU64::new(base.0),
             synced: AtomicU64::new(base.0),
             short: AtomicBool::new(false),
+            recent: Mutex::default(),
             damages: Damages::default(),
             cold: Cold::new(base, confirm),
             poison: OnceLock::new(),
@@ -99,6 +107,35 @@ impl Shared {
     pub(crate) fn publish(&self, tail: &Tail) {
         *self.tail.write().unwrap_or_else(PoisonError::into_inner) = *tail;
         self.end.store(tail.end.0, Ordering::Release);
+    }
+
+    /// Keeps the headers of entries that follow the last one.
+    pub(crate) fn remember(&self, headers: Vec<(Header, PhyOffset)>) {
+        let mut recent = self.recent();
+        let surplus = (recent.len() + headers.len()).saturating_sub(RECENT);
+        let old = surplus.min(recent.len());
+        recent.drain(..old);
+        recent.extend(headers.into_iter().skip(surplus - old));
+    }
+
+    /// Forgets the headers of entries that are cut off.
+    pub(crate) fn forget(&self) {
+        self.recent().clear();
+    }
+
+    fn recent(&self) -> MutexGuard<'_, VecDeque<(Header, PhyOffset)>> {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn remembered(&self, index: LogIndex) -> Option<(Header, PhyOffset)> {
+        let recent = self.recent();
+        let first = recent.front()?.0.id.index;
+        let nth = usize::try_from(index.0.checked_sub(first.0)?).ok()?;
+        // There is a gap where entries were purged that had not been appended.
+        recent
+            .get(nth)
+            .filter(|(header, _)| header.id.index == index)
+            .cloned()
     }
 
     pub(crate) fn end(&self) -> PhyOffset {
@@ -138,6 +175,9 @@ impl Shared {
     pub(crate) fn header(&self, index: LogIndex) -> Result<Option<(Header, PhyOffset)>, ReadError> {
         if !self.tail().holds(index) {
             return Ok(None);
+        }
+        if let Some(found) = self.remembered(index) {
+            return Ok(Some(found));
         }
         // Once more, should it have been cut off and written anew in between.
         match self.read_header(index).or_else(|_| self.read_header(index)) {

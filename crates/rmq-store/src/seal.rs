@@ -102,6 +102,8 @@ pub(crate) struct Output {
     /// One for each entry.
     pub(crate) cells: Vec<Cell>,
     pub(crate) sealed: Vec<(Arc<SealedCell>, Vec<Position>)>,
+    /// One for each entry, with the position of its record.
+    pub(crate) headers: Vec<(Header, PhyOffset)>,
 }
 
 /// Entries on their way to the disk.
@@ -151,7 +153,8 @@ impl<'a> Gathered<'a> {
             len: header.len,
             term: header.id.term,
         });
-        self.runs.extend(header.runs);
+        self.runs.extend_from_slice(&header.runs);
+        self.bytes.headers.push((header, pos));
         Ok(())
     }
 
@@ -257,7 +260,8 @@ impl<'a> Gathered<'a> {
         let segment_bytes = self.shared.segments.bytes;
         let wrong = |source| AppendError::Extent { id, source };
         let parts = split(self.tail.end, bytes, segment_bytes);
-        let (header, pos) = verify(&parts, self.shared.generation, segment_bytes).map_err(wrong)?;
+        let (mut header, pos) =
+            verify(&parts, self.shared.generation, segment_bytes).map_err(wrong)?;
         self.tail.check(&header).map_err(wrong)?;
         if header.id != id {
             return Err(wrong(ExtentError::Header("of another entry")));
@@ -282,6 +286,8 @@ impl<'a> Gathered<'a> {
         self.bytes
             .pieces
             .extend(parts.into_iter().map(|part| Piece::Shared(part.bytes)));
+        // Else the header, which is kept, would keep the whole entry.
+        header.meta = Bytes::copy_from_slice(&header.meta);
         Ok((header, pos))
     }
 }
