@@ -91,6 +91,11 @@ impl Holds {
         }
     }
 
+    /// Whether no pull waits.
+    pub(super) fn is_empty(&self) -> bool {
+        self.count.load(Ordering::SeqCst) == 0
+    }
+
     /// Pulls that wait now.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {

@@ -306,7 +306,7 @@ pub fn arrival_listener(broker: &Arc<Broker>) -> ArrivalListener {
     let broker = Arc::downgrade(broker);
     Arc::new(move |arrivals| {
         let Some(broker) = broker.upgrade() else {
-            return;
+            return false;
         };
         for Arrival {
             topic,
@@ -320,6 +320,7 @@ pub fn arrival_listener(broker: &Arc<Broker>) -> ArrivalListener {
                 .holds
                 .arrived(topic, *queue_id, next.as_i64(), *tags_code);
         }
+        !broker.holds.is_empty()
     })
 }
 

@@ -303,6 +303,7 @@ async fn wait(
     let hold = broker
         .holds
         .enter(&pull.topic, pull.queue_id, pull.queue_offset, filter);
+    broker.queues.hurry();
     let closed = async {
         match &request.conn {
             Some(conn) => conn.closed().await,

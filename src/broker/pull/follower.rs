@@ -198,6 +198,7 @@ pub(in crate::broker) async fn as_follower(
             pull.queue_offset,
             Arc::clone(&filter),
         );
+        broker.queues.hurry();
         let result = get(broker, &pull, &filter).await.ok()?;
         match result.status {
             GetStatus::Found | GetStatus::NoMatchedMessage | GetStatus::Late => {

@@ -174,7 +174,7 @@ impl Site {
         let config = store_config(root, machine.flush);
         let store = open_store(&config, disk.clone()).await;
         let reader = store.log.reader();
-        store.queues.start(Arc::new(|_| {})).unwrap();
+        store.queues.start(Arc::new(|_| true)).unwrap();
         let meta = Meta::new();
         let group = crate::raft::start(options, store, &config, disk, meta.clone()).await;
         Running {

@@ -84,7 +84,7 @@ async fn an_applied_state_that_nothing_can_make_again_is_not_done_without() {
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
     let store = open_store(&config, disk.clone()).await;
     let reader = store.log.reader();
-    store.queues.start(Arc::new(|_| {})).unwrap();
+    store.queues.start(Arc::new(|_| true)).unwrap();
     let meta = Meta::new();
     let options = RaftOptions {
         group: "broker-a".to_owned(),

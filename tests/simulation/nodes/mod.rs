@@ -267,7 +267,9 @@ impl Nodes {
         let disk = Arc::new(disk.clone());
         let store = rmq_store::open(&config, disk.clone()).map_err(|e| e.to_string())?;
         let (reader, queues) = (store.log.reader(), store.queues.clone());
-        queues.start(Arc::new(|_| {})).map_err(|e| e.to_string())?;
+        queues
+            .start(Arc::new(|_| false))
+            .map_err(|e| e.to_string())?;
         let meta = Meta::new();
         let fatal = Arc::new(Mutex::new(None));
         let told = fatal.clone();

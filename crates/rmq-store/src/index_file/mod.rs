@@ -22,6 +22,8 @@ use crate::types::PhyOffset;
 
 /// Slots whose changes are written together, 4 KiB.
 const PAGE_SLOTS: usize = 1024;
+/// Most pages of one write.
+const WRITE_PAGES: usize = 64;
 
 /// The state of the index that a dispatch checkpoint keeps: what its newest file was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -237,18 +239,25 @@ impl Newest {
         if !self.dirty.contains(&true) {
             return Ok(false);
         }
-        let mut bytes = Vec::with_capacity(PAGE_SLOTS * SLOT_BYTES);
-        for (page, slots) in self
-            .slots
-            .chunks(PAGE_SLOTS)
-            .enumerate()
-            .filter(|(page, _)| self.dirty[*page])
-        {
-            bytes.clear();
-            bytes.extend(slots.iter().flat_map(|slot| slot.to_be_bytes()));
-            let first = u32::try_from(page * PAGE_SLOTS).expect("slots are counted in 32 bits");
-            self.file
-                .write_at(self.layout.slot_at(first), &[IoSlice::new(&bytes)])?;
+        let mut bytes = Vec::new();
+        let mut page = 0;
+        // Under load most pages are dirty: neighbours are written together.
+        for run in self.dirty.chunk_by(|one, next| one == next) {
+            let pages = page..page + run.len();
+            page = pages.end;
+            if !run[0] {
+                continue;
+            }
+            for first in pages.step_by(WRITE_PAGES) {
+                let first = first * PAGE_SLOTS;
+                let end = (first + WRITE_PAGES * PAGE_SLOTS).min(page * PAGE_SLOTS);
+                let slots = &self.slots[first..end.min(self.slots.len())];
+                bytes.clear();
+                bytes.extend(slots.iter().flat_map(|slot| slot.to_be_bytes()));
+                let first = u32::try_from(first).expect("slots are counted in 32 bits");
+                self.file
+                    .write_at(self.layout.slot_at(first), &[IoSlice::new(&bytes)])?;
+            }
         }
         self.file
             .write_at(0, &[IoSlice::new(&self.header.encode())])?;

@@ -39,8 +39,9 @@ use crate::transfer::InstalledEnds;
 use crate::types::{PhyOffset, QueueOffset, Run};
 use crate::worker::Worker;
 
-/// Told of the messages of every dispatched batch, by the dispatcher.
-pub type ArrivalListener = Arc<dyn Fn(&[Arrival]) + Send + Sync>;
+/// Told of the messages of every dispatched batch, by the dispatcher. Says whether anybody waits for
+/// more; who begins to wait later says so with [`Queues::hurry`].
+pub type ArrivalListener = Arc<dyn Fn(&[Arrival]) -> bool + Send + Sync>;
 
 /// All consume queues and the index of a store.
 ///
@@ -87,6 +88,8 @@ struct Shared {
     /// While the queues are being built: where in the log that ends.
     built_at: Option<PhyOffset>,
     holes: Vec<Hole>,
+    /// The dispatcher lets messages gather for a moment, and is not woken for each of them.
+    gathering: bool,
     /// Why dispatch stands still, if it does.
     failure: Option<String>,
     stopping: bool,
@@ -149,8 +152,18 @@ impl Queues {
             shared.table.put(&topic, state);
         }
         self.log.set_confirm_offset(end);
+        let gathering = shared.gathering;
         drop(shared);
-        self.wake(|workers| &workers.dispatch);
+        if !gathering {
+            self.wake(|workers| &workers.dispatch);
+        }
+    }
+
+    /// Has what is committed dispatched at once, for somebody waits for it.
+    pub fn hurry(&self) {
+        if std::mem::take(&mut self.shared().gathering) {
+            self.wake(|workers| &workers.dispatch);
+        }
     }
 
     fn shared(&self) -> MutexGuard<'_, Shared> {

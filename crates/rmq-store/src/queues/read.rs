@@ -467,6 +467,9 @@ impl Queues {
             if left.is_zero() {
                 return false;
             }
+            if std::mem::take(&mut shared.gathering) {
+                self.wake(|workers| &workers.dispatch);
+            }
             let waited = self.progress.wait_timeout(shared, left);
             shared = waited.unwrap_or_else(PoisonError::into_inner).0;
         }

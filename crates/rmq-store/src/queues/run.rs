@@ -15,6 +15,9 @@ use crate::worker::{Turn, Worker};
 
 /// Bytes of the log that one batch goes through, its last record apart.
 const BATCH_BYTES: usize = 4 << 20;
+/// How long messages gather that nobody waits for: a write of each queue for many of them costs what it
+/// costs for one.
+pub(super) const GATHER: Duration = Duration::from_millis(5);
 /// How often the progress of building is logged.
 const TELL_INTERVAL: Duration = Duration::from_secs(10);
 /// Pause before a failed write is tried again.
@@ -63,7 +66,9 @@ impl Queues {
     /// # Errors
     /// The disk's; the store is sound then, but the next start has to catch up.
     pub fn stop(&self) -> io::Result<()> {
-        self.shared().stopping = true;
+        let mut shared = self.shared();
+        (shared.stopping, shared.gathering) = (true, false);
+        drop(shared);
         if let Some(Workers { dispatch, upkeep }) = self.workers.get() {
             for worker in [dispatch, upkeep] {
                 worker.wake();
@@ -254,18 +259,26 @@ impl Queues {
         }
     }
 
-    fn dispatch_turn(&self, listener: &ArrivalListener) -> Turn {
+    pub(super) fn dispatch_turn(&self, listener: &ArrivalListener) -> Turn {
         if !self.is_built() && self.shared().stopping {
             return Turn::End;
         }
+        self.gather(false);
         match self.step().and_then(|arrivals| {
             self.note_built()?;
             Ok(arrivals)
         }) {
             Ok(Some(arrivals)) if arrivals.is_empty() => Turn::Again,
             Ok(Some(arrivals)) => {
-                listener(&arrivals);
-                Turn::Again
+                // Before the listener looks: who begins to wait after that finds it set.
+                self.gather(true);
+                if listener(&arrivals) {
+                    self.gather(false);
+                }
+                match self.shared().gathering {
+                    true => Turn::WaitFor(GATHER),
+                    false => Turn::Again,
+                }
             }
             Ok(None) if self.shared().stopping => Turn::End,
             Ok(None) => Turn::Wait,
@@ -279,6 +292,11 @@ impl Queues {
                 Turn::Pause(RETRY_PAUSE)
             }
         }
+    }
+
+    fn gather(&self, on: bool) {
+        let mut shared = self.shared();
+        shared.gathering = on && !shared.stopping && shared.built_at.is_none();
     }
 
     fn upkeep_turn(&self, flushing: &mut Flushing, now: Duration) -> Turn {

@@ -51,7 +51,7 @@ fn stop(store: Store) {
 fn filled() -> SimDisk {
     let sim = SimDisk::default();
     let mut store = open_store(&sim);
-    store.queues.start(Arc::new(|_| {})).unwrap();
+    store.queues.start(Arc::new(|_| true)).unwrap();
     (0..ENTRIES).for_each(|index| append(&mut store, index));
     stop(store);
     sim
@@ -123,7 +123,7 @@ fn lost_queues_are_built_while_the_log_is_written_to() {
             let entry = store.log.reader().entry(LogIndex(index)).unwrap().unwrap();
             store.queues.commit(entry.end, &entry.runs);
         }
-        store.queues.start(Arc::new(|_| {})).unwrap();
+        store.queues.start(Arc::new(|_| true)).unwrap();
         until_built(&store);
         store.log.seed_missing_queue_offsets(store.queues.maxima());
         assert_whole(&store, ENTRIES + 5);
@@ -155,7 +155,7 @@ fn queues_wait_for_the_log_to_be_mended() {
     sim.flip(&path, damaged.end.0 - base - 3);
     remove_all(&sim, &settings().consume_queue_dir());
     let mut store = open_store(&sim);
-    store.queues.start(Arc::new(|_| {})).unwrap();
+    store.queues.start(Arc::new(|_| true)).unwrap();
     let reader = store.log.reader();
     let end = Instant::now() + Duration::from_secs(60);
     while store.queues.failure().is_none() {

@@ -44,7 +44,7 @@ impl Bed {
         let disk: Arc<dyn Disk> = Arc::new(sim.clone());
         let config = settings();
         let Store { log, queues } = store::open(&config, Arc::clone(&disk)).unwrap();
-        queues.start(Arc::new(|_| {})).unwrap();
+        queues.start(Arc::new(|_| true)).unwrap();
         let retention = Retention::new(log.reader(), Arc::clone(&queues), disk, &config);
         Self {
             sim: sim.clone(),

@@ -139,7 +139,7 @@ fn assert_is(store: Store, source: &Source) {
         assert_eq!(log.next_queue_offset(topic, queue_id), next, "{topic}");
         assert_eq!(queues.max_offset(topic, queue_id), next, "{topic}");
     }
-    queues.start(Arc::new(|_| {})).unwrap();
+    queues.start(Arc::new(|_| true)).unwrap();
     let deadline = Instant::now() + Duration::from_secs(60);
     while !queues.is_built() {
         assert!(Instant::now() < deadline, "not built in time");

@@ -90,7 +90,7 @@ proptest! {
             }
         }
         let queues = early.unwrap_or_else(|| open(&log, &disk));
-        queues.start(Arc::new(|_| {})).unwrap();
+        queues.start(Arc::new(|_| true)).unwrap();
         let read = [read_all(&queues, 0), read_all(&queues, 1)];
         queues.stop().unwrap();
         prop_assert_eq!(read, positions);

@@ -67,7 +67,7 @@ fn the_dispatch_thread_says_why_it_stands_still_and_goes_on() {
     let (log, disk) = (FakeLog::default(), SimDisk::default());
     let queues = open(&log, &disk);
     disk.fail(Fault::Full, "consumequeue", 0);
-    queues.start(Arc::new(|_| {})).unwrap();
+    queues.start(Arc::new(|_| true)).unwrap();
     append(&log, &queues, 0..3);
     let deadline = Instant::now() + Duration::from_secs(60);
     let mut failure = None;

@@ -8,8 +8,10 @@ use rmq_wire::record::{Record, sys_flag, tags_code};
 use super::fake_log::{FIRST_TIME, FakeLog, Send};
 use crate::consume_queue::Unit;
 use crate::dispatch::{Arrival, CommittedLog};
-use crate::queues::{Boundary, GetResult, GetStatus, Queues};
+use crate::queues::run::GATHER;
+use crate::queues::{ArrivalListener, Boundary, GetResult, GetStatus, Queues};
 use crate::types::{PhyOffset, QueueOffset};
+use crate::worker::Turn;
 
 const TOPIC: &str = "Topic";
 
@@ -241,6 +243,7 @@ fn arrivals_are_told_after_their_units_are_there() {
                 late.fetch_add(usize::from(unit.is_none()), Ordering::Relaxed);
             }
             seen.lock().unwrap().extend_from_slice(arrivals);
+            true
         })
     };
     queues.start(listener).unwrap();
@@ -414,12 +417,43 @@ fn a_query_is_exact() {
 }
 
 #[test]
+fn messages_gather_only_while_nobody_waits() {
+    let (log, _dir, queues) = queue_of(0..1);
+    let send = |offset| {
+        let new = Send::new(TOPIC, 0, offset);
+        log.append(&new);
+        queues.commit(log.end(), &[new.run()]);
+    };
+    let nobody: ArrivalListener = Arc::new(|_| false);
+    let somebody: ArrivalListener = Arc::new(|_| true);
+    let late: ArrivalListener = {
+        let queues = Arc::clone(&queues);
+        Arc::new(move |_| {
+            queues.hurry();
+            false
+        })
+    };
+    send(1);
+    assert_eq!(queues.dispatch_turn(&somebody), Turn::Again);
+    assert_eq!(queues.dispatch_turn(&somebody), Turn::Wait);
+    send(2);
+    assert_eq!(queues.dispatch_turn(&nobody), Turn::WaitFor(GATHER));
+    send(3);
+    assert_eq!(queues.dispatch_turn(&nobody), Turn::WaitFor(GATHER));
+    assert_eq!(queues.dispatch_turn(&nobody), Turn::Wait);
+    send(4);
+    assert_eq!(queues.dispatch_turn(&late), Turn::Again);
+    assert_eq!(queues.max_offset(TOPIC, 0), QueueOffset(5));
+    assert_eq!(queues.dispatched(), log.end());
+}
+
+#[test]
 fn readers_follow_a_writer_without_a_gap() {
     const MESSAGES: u64 = 3000;
     let log = FakeLog::default();
     let dir = tempfile::tempdir().unwrap();
     let queues = log.open(dir.path());
-    queues.start(Arc::new(|_| {})).unwrap();
+    queues.start(Arc::new(|_| true)).unwrap();
     std::thread::scope(|scope| {
         for queue_id in [0, 1, 1] {
             let queues = &queues;
