@@ -1,202 +1,46 @@
 #!/usr/bin/env python3
-"""rmq beside Java DLedger 4.9.7 on this machine, in one run, taking turns.
+"""rmq beside other brokers on this machine, in one run, taking turns.
 
-    benches/versus.py [--rounds 3] [--seconds 16] [--only send,latency,failover,idle]
+    benches/versus.py [--rounds 3] [--seconds 12] [--only send,bench,...] [--targets rmq,...] [--json FILE]
+    benches/versus.py --json benches/versus.jsonl --publish   # goes on where it was stopped, writes docs/versus.md and .svg
 
-Both are three nodes and a name server on loopback with default settings (asynchronous flush, quorum
-acknowledgement), loaded by the same unmodified Java clients: throughput by the benchmark producer of the
-RocketMQ distribution (5.5.0), latency by benches/java/OpenLoop.java on client 4.9.8. Failover is timed
-with plain requests to all three nodes in turn, from kill -9 of the leader to the first acknowledged send.
-Prints a table of medians and ratios, and one JSON line a measurement to --json FILE.
+Beside rmq are a Java DLedger group 4.9.7, a Java pair of SYNC_MASTER and slave 4.9.7 (two nodes, the others have
+three) and NATS JetStream with three replicas, with default settings but for what a row says. Rows:
 
-Needs python3 and what scripts/clients.sh fetches. Machines differ and are noisy: believe ratios.
+    idle      memory and CPU without clients; before it, the time from the launch to the first acknowledged send
+    send      64 threads of the benchmark producer of the RocketMQ distribution (5.5.0), then one; NATS by benches/nats
+    bench     the same by `rmq bench`; NATS by benches/nats
+    latency   1 KiB at 1,000 and 5,000 a second, counted from the due time (benches/java/OpenLoop.java, benches/nats)
+    failover  from kill -9 of the leader to the first send that a plain client, which asks all nodes in turn, gets acknowledged
+    restart   the same from the start of all nodes after kill -9 of all under load, and what is missing then
+    sync      `send` with flushDiskType=SYNC_FLUSH
+    full      `rmq bench` as fast as it goes: 4 x 512 under way, 128 B; also with SYNC_FLUSH, and a group of one
+    backlog   a stock Java push consumer (4.9.8) reads --backlog messages of 1 KiB; bytes of the log for each
+    catch-up  a follower that was killed gets --catch-up messages of 4 KiB, until it has them
+
+`send`, `bench` and `latency` take some 25 minutes in three rounds. Each measurement is a JSON line; one that the
+file has is not made again. Needs what `scripts/clients.sh java` and `scripts/clients.sh nats` fetch. Machines
+differ and are noisy: believe ratios.
 """
 
 import argparse
-import ctypes
 import json
 import os
 import re
 import shutil
-import socket
 import statistics
-import struct
 import subprocess
 import tempfile
 import threading
 import time
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-TICKS = os.sysconf("SC_CLK_TCK")
-OPENS = [
-    f"--add-{kind}=java.base/{package}=ALL-UNNAMED"
-    for package in ("java.nio", "java.lang", "java.util", "sun.nio.ch", "jdk.internal.misc", "jdk.internal.ref")
-    for kind in ("opens", "exports")
-]
+import versus_report
+from cluster import OPENS, ROOT, TICKS, JavaDledger, JavaPair, Nats, Rmq, RmqAlone, move_to_own_network, rpc
 
+# Others of these programs take them from here.
+__all__ = ["OPENS", "ROOT", "TICKS", "JavaDledger", "Rmq", "move_to_own_network", "rpc", "send"]
 
-def move_to_own_network():
-    """As root: this program and all that it starts from now on are alone on their loopback, where no port is
-    taken and nobody else's name server answers."""
-    clone_newnet = 0x40000000
-    if os.geteuid() != 0:
-        return
-    if ctypes.CDLL(None, use_errno=True).unshare(clone_newnet) != 0:
-        raise OSError(ctypes.get_errno(), "unshare")
-    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-
-
-class Cluster:
-    """Three nodes and a name server; subclasses say how to start one."""
-
-    def __init__(self, base, work, cache):
-        self.base, self.cache = base, cache
-        self.dir = os.path.join(work, self.name)
-        self.namesrv = f"127.0.0.1:{base}"
-        self.addresses = [f"127.0.0.1:{base + 102 + 100 * i}" for i in range(3)]
-        self.raft = ";".join(f"n{i}-127.0.0.1:{base + 101 + 100 * i}" for i in range(3))
-        self.processes = {}
-
-    def spawn(self, key, command, env=None):
-        log = open(os.path.join(self.dir, f"{key}.log"), "ab")
-        # Linux shares the processor out by sessions: each node has its own, as if on its own machine.
-        self.processes[key] = subprocess.Popen(
-            [*self.within(key), *command], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.dir,
-            env={**os.environ, **(env or {})}, start_new_session=True,
-        )
-
-    def within(self, key):
-        """The beginning of the command of a node or of the name server."""
-        return []
-
-    def write(self, name, text):
-        path = os.path.join(self.dir, name)
-        with open(path, "w") as f:
-            f.write(text)
-        return path
-
-    def up(self, topics=("bench128", "bench1024", "failover")):
-        os.makedirs(self.dir)
-        self.start_namesrv(self.write("namesrv.conf", f"listenPort={self.base}\n"))
-        for i in range(3):
-            self.start_node(i)
-        for topic in topics:
-            self.create_topic(topic)
-
-    def node_conf(self, i):
-        host, port = self.addresses[i].rsplit(":", 1)
-        return self.write(
-            f"n{i}.conf",
-            f"brokerClusterName=bench\nbrokerName=g0\nbrokerIP1={host}\nnamesrvAddr={self.namesrv}\nlistenPort={port}\n"
-            f"storePathRootDir={self.dir}/n{i}\nstorePathCommitLog={self.dir}/n{i}/commitlog\nenableDLegerCommitLog=true\n"
-            f"dLegerGroup=g0\ndLegerPeers={self.raft}\ndLegerSelfId=n{i}\n{self.more}",
-        )
-
-    def nodes(self):
-        return [self.processes[f"n{i}"] for i in range(3)]
-
-    def cpu(self):
-        total = 0
-        for process in self.nodes():
-            with open(f"/proc/{process.pid}/stat") as f:
-                fields = f.read().rsplit(")", 1)[1].split()
-            total += int(fields[11]) + int(fields[12])
-        return total / TICKS
-
-    def resident_mib(self):
-        sizes = []
-        for process in self.nodes():
-            with open(f"/proc/{process.pid}/status") as f:
-                sizes.append(int(re.search(r"VmRSS:\s+(\d+)", f.read()).group(1)) / 1024)
-        return sizes
-
-    def create_topic(self, topic):
-        fields = {
-            "topic": topic, "defaultTopic": "TBW102", "readQueueNums": "8", "writeQueueNums": "8", "perm": "6",
-            "topicFilterType": "SINGLE_TAG", "topicSysFlag": "0", "order": "false",
-        }
-        end = time.time() + 120
-        while time.time() < end:
-            leader = self.leader()
-            try:
-                if leader is not None and rpc(self.addresses[leader], 17, fields, timeout=5)["code"] == 0:
-                    if rpc(self.namesrv, 105, {"topic": topic})["code"] == 0:
-                        return
-            except OSError:
-                pass
-            time.sleep(0.2)
-        raise SystemExit(f"{self.name}: no leader within 120 s, see {self.dir}")
-
-    def leader(self):
-        """The node that the name server shows as broker id 0."""
-        try:
-            body = rpc(self.namesrv, 106)["body"].decode()
-            table = json.loads(re.sub(r"([{,])\s*(-?\d+)\s*:", r'\1"\2":', body))["brokerAddrTable"]
-            return self.addresses.index(table["g0"]["brokerAddrs"]["0"])
-        except (OSError, ValueError, KeyError):
-            return None
-
-    def down(self):
-        for process in self.processes.values():
-            process.kill()
-            process.wait()
-        shutil.rmtree(self.dir)
-
-
-class Rmq(Cluster):
-    name, more = "rmq", ""
-    binary = os.path.join(ROOT, "target/release/rmq")
-
-    def start_namesrv(self, conf):
-        self.spawn("namesrv", [self.binary, "namesrv", "-c", conf])
-
-    def start_node(self, i):
-        self.spawn(f"n{i}", [self.binary, "broker", "-c", self.node_conf(i)])
-
-
-class JavaDledger(Cluster):
-    # As in the distribution's own conf/dledger.
-    name, line, more = "java-dledger-4.9.7", "java-4.9", "sendMessageThreadPoolNums=16\n"
-
-    def java(self, key, heap, main, conf):
-        home = os.path.join(self.dir, f"{key}-home")
-        os.makedirs(os.path.join(home, "conf"), exist_ok=True)
-        logback = os.path.join(self.cache, self.line, "logback.xml")
-        for name in ("logback_broker.xml", "logback_namesrv.xml"):
-            shutil.copy(logback, os.path.join(home, "conf", name))
-        flags = ["-server", f"-Xms{heap}", f"-Xmx{heap}", "-XX:+UseG1GC", "-XX:MaxDirectMemorySize=2g", f"-Duser.home={home}"]
-        self.spawn(key, ["java", *flags, *OPENS, "-cp", f"{self.cache}/{self.line}/lib/*", main, "-c", conf], {"ROCKETMQ_HOME": home})
-
-    def start_namesrv(self, conf):
-        self.java("namesrv", "256m", "org.apache.rocketmq.namesrv.NamesrvStartup", conf)
-
-    def start_node(self, i):
-        self.java(f"n{i}", "1g", "org.apache.rocketmq.broker.BrokerStartup", self.node_conf(i))
-
-
-def rpc(address, code, fields=None, body=b"", timeout=2.0):
-    """One request by a JSON header; the answer's header with its body."""
-    header = {"code": code, "language": "JAVA", "version": 409, "opaque": 1, "flag": 0, "extFields": fields or {}}
-    header = json.dumps(header).encode()
-    host, port = address.rsplit(":", 1)
-    with socket.create_connection((host, int(port)), timeout) as s:
-        s.settimeout(timeout)
-        s.sendall(struct.pack(">II", 4 + len(header) + len(body), len(header)) + header + body)
-
-        def read(n):
-            data = b""
-            while len(data) < n:
-                part = s.recv(n - len(data))
-                if not part:
-                    raise OSError("closed")
-                data += part
-            return data
-
-        length, header_length = struct.unpack(">II", read(8))
-        header_length &= 0xFFFFFF
-        answer = json.loads(read(header_length))
-        answer["body"] = read(length - 4 - header_length)
-        return answer
+SYNC = "flushDiskType=SYNC_FLUSH\n"
 
 
 def client(cluster, line, main, *arguments):
@@ -209,10 +53,14 @@ def client(cluster, line, main, *arguments):
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
 
-def send(cluster, size, seconds):
+def send(cluster, size, seconds, threads=64):
     """Sends a second over the last half of the run, and the brokers' CPU seconds for a million."""
-    main = "org.apache.rocketmq.example.benchmark.Producer"
-    producer = client(cluster, "java-5.5", main, "-n", cluster.namesrv, "-t", f"bench{size}", "-s", size, "-w", 64, "-ri", 1000)
+    if cluster.speaks_rocketmq:
+        main = "org.apache.rocketmq.example.benchmark.Producer"
+        options = ("-n", cluster.namesrv, "-t", f"bench{size}", "-s", size, "-w", threads, "-ri", 1000)
+        producer = client(cluster, "java-5.5", main, *options)
+    else:
+        producer = cluster.generator("send", size, threads)
     reports = []
 
     def read():
@@ -237,101 +85,242 @@ def send(cluster, size, seconds):
     return {"per_second": rate, "cpu_s_per_million": cpu / (rate * (ended - begun)) * 1e6}
 
 
-def latency(cluster, seconds):
-    sender = client(cluster, "java-4.9", "OpenLoop", cluster.namesrv, "bench1024", 1024, 1000, seconds // 2, seconds)
+def rmq_bench(cluster, *options):
+    """What `rmq bench produce` says, once it has ended."""
+    result = os.path.join(cluster.dir, "bench.json")
+    pids = [part for process in cluster.nodes() for part in ("--pid", process.pid)]
+    command = [Rmq.binary, "bench", "produce", "-q", "-n", cluster.namesrv, "--json", result, *pids, *options]
+    subprocess.run([str(part) for part in command], check=False, stdout=subprocess.DEVNULL)
+    with open(result) as f:
+        return json.load(f)
+
+
+def bench(cluster, size, seconds, in_flight, connections=1):
+    if not cluster.speaks_rocketmq:
+        return send(cluster, size, seconds, in_flight)
+    options = ("-t", f"bench{size}", "-s", size, "-c", connections, "-i", in_flight, "-d", seconds)
+    result = rmq_bench(cluster, *options)
+    return {"per_second": result["sent"]["per_second"], "cpu_s_per_million": result["cpu"]["per_million_messages"]}
+
+
+def latency(cluster, rate, seconds):
+    if cluster.speaks_rocketmq:
+        sender = client(cluster, "java-4.9", "OpenLoop", cluster.namesrv, "bench1024", 1024, rate, seconds // 2, seconds)
+    else:
+        sender = cluster.generator("open", 1024, rate, seconds // 2, seconds)
     out, _ = sender.communicate()
     return json.loads(out)
 
 
 def failover(cluster):
-    """Milliseconds from kill -9 of the leader to the first send that any node acknowledges."""
     leader = cluster.leader()
-    process = cluster.processes[f"n{leader}"]
-    process.kill()
-    killed = time.time()
-    process.wait()
-    fields = {
-        "a": "bench", "b": "failover", "c": "TBW102", "d": "8", "e": "0", "f": "0", "g": "0", "h": "0", "i": "",
-        "j": "0", "k": "false", "m": "false",
-    }
-    others = [a for i, a in enumerate(cluster.addresses) if i != leader]
-    elapsed = None
-    while elapsed is None:
-        for address in others:
-            try:
-                if rpc(address, 310, fields, b"x", timeout=0.5)["code"] == 0:
-                    elapsed = (time.time() - killed) * 1000
-                    break
-            except OSError:
-                pass
-        if time.time() - killed > 120:
-            raise SystemExit(f"{cluster.name}: no acknowledgement within 120 s, see {cluster.dir}")
-        time.sleep(0.005)
+    killed = cluster.kill(leader)
+    others = [i for i in range(cluster.count) if i != leader]
+    elapsed = cluster.acknowledged(others) - killed
     cluster.start_node(leader)
     time.sleep(10)
-    return {"ms": elapsed}
+    return {"ms": elapsed * 1000}
+
+
+def restart(cluster):
+    """kill -9 of all nodes under load, all started at once."""
+    before = cluster.messages("bench1024")
+    if cluster.speaks_rocketmq:
+        results = []
+        load = threading.Thread(target=lambda: results.append(rmq_bench(cluster, "-t", "bench1024", "--warmup", 0, "-d", 4)))
+        load.start()
+    else:
+        load = cluster.generator("send", 1024, 64)
+    time.sleep(3)
+    for process in cluster.nodes():
+        process.kill()
+    for process in cluster.nodes():
+        process.wait()
+    started = time.time()
+    for i in range(cluster.count):
+        cluster.start_node(i)
+    elapsed = cluster.acknowledged() - started
+    if not cluster.speaks_rocketmq:
+        load.kill()
+        load.wait()
+        return {"s": elapsed}
+    load.join()
+    # Those that were not acknowledged and are there all the same hide as many.
+    acknowledged = results[0]["sent"]["messages"]
+    return {"s": elapsed, "lost": max(0, before + acknowledged - cluster.messages("bench1024"))}
 
 
 def idle(cluster):
     time.sleep(15)
     before = cluster.cpu()
     time.sleep(10)
-    return {"resident_mib": max(cluster.resident_mib()), "cpu_percent": (cluster.cpu() - before) * 10}
+    return {"resident_mib": sum(cluster.resident_mib()), "cpu_percent": (cluster.cpu() - before) * 10}
+
+
+def fill(cluster, topic, size, count):
+    """Stores at least so many messages."""
+    have = 0
+    while have < count:
+        have += rmq_bench(cluster, "-t", topic, "-s", size, "-i", 256, "--warmup", 0, "--count", count - have)["sent"]["messages"]
+    return have
+
+
+def backlog(cluster, count):
+    leader = cluster.leader()
+    begin = cluster.log_end(leader)
+    filled = fill(cluster, "backlog", 1024, count)
+    log_bytes = (cluster.log_end(leader) - begin) / filled - 1024
+    reader = client(cluster, "java-4.9", "Drain", cluster.namesrv, "backlog", count)
+    reader.stdout.readline()
+    cpu = cluster.cpu()
+    read = json.loads(reader.stdout.readline())
+    cpu = cluster.cpu() - cpu
+    reader.kill()
+    reader.wait()
+    return {**read, "cpu_s_per_million": cpu / count * 1e6, "log_bytes_beyond_body": log_bytes}
+
+
+def catch_up(cluster, count):
+    leader = cluster.leader()
+    follower = (leader + 1) % cluster.count
+    cluster.kill(follower)
+    fill(cluster, "bench4096", 4096, count)
+    end = cluster.log_end(leader)
+    started = time.time()
+    cluster.start_node(follower)
+    while (cluster.log_end(follower) or 0) < end:
+        time.sleep(0.05)
+    return {"s": time.time() - started}
+
+
+class Plan:
+    """What is measured on a cluster of one kind with one setting, in this order."""
+
+    def __init__(self, kinds, rows, extra="", topics=("bench128", "bench1024")):
+        self.kinds, self.rows, self.extra, self.topics = kinds, rows, extra, topics
+
+
+def plans(options):
+    seconds = options.seconds
+    every = {
+        "idle": [("idle", idle)],
+        "send": [
+            ("64 threads, 128 B", lambda c: send(c, 128, seconds)),
+            ("64 threads, 1 KiB", lambda c: send(c, 1024, seconds)),
+            ("one thread, 1 KiB", lambda c: send(c, 1024, seconds, 1)),
+        ],
+        "bench": [
+            ("rmq bench, 64 under way, 128 B", lambda c: bench(c, 128, seconds, 64)),
+            ("rmq bench, 64 under way, 1 KiB", lambda c: bench(c, 1024, seconds, 64)),
+            ("rmq bench, one under way, 1 KiB", lambda c: bench(c, 1024, seconds, 1)),
+        ],
+        "latency": [
+            ("1 KiB at 1,000/s", lambda c: latency(c, 1000, seconds)),
+            ("1 KiB at 5,000/s", lambda c: latency(c, 5000, seconds)),
+        ],
+        "failover": [("kill -9 of the leader", failover)],
+        "restart": [("kill -9 of all", restart)],
+    }
+    full = "rmq bench, 4 x 512 under way, 128 B"
+    with_backlog = {
+        "backlog": [("backlog of 1 KiB, push consumer", lambda c: backlog(c, options.backlog))],
+        "catch-up": [("follower that missed messages", lambda c: catch_up(c, options.catch_up))],
+    }
+    return [
+        Plan([Rmq, JavaDledger, JavaPair, Nats], every),
+        Plan([Rmq, JavaPair], {"sync": [("64 threads, 1 KiB, SYNC_FLUSH", lambda c: send(c, 1024, seconds))]}, SYNC),
+        Plan([Rmq, RmqAlone], {"full": [(full, lambda c: bench(c, 128, seconds, 512, 4))]}),
+        Plan([Rmq], {"full": [(full + ", SYNC_FLUSH", lambda c: bench(c, 128, seconds, 512, 4))]}, SYNC),
+        Plan([Rmq, JavaDledger, JavaPair], with_backlog, topics=("backlog", "bench4096")),
+    ]
+
+
+# What the pair cannot: nobody takes over from its master.
+IMPOSSIBLE = {(JavaPair.name, "kill -9 of the leader")}
+
+
+def measure(plan, kind, number, wanted, work, cache, note):
+    """Starts a cluster for the measurements that are wanted of it, and makes them."""
+    cluster = kind(21000, work, cache, plan.extra)
+    try:
+        launched = time.time()
+        cluster.up(plan.topics)
+        elapsed = cluster.acknowledged() - launched
+        classes = f"{cluster.dir}/classes"
+        os.makedirs(classes)
+        for name in ("OpenLoop", "Drain"):
+            jars = os.path.join(cache, "java-4.9/lib/*")
+            subprocess.run(["javac", "-nowarn", "-cp", jars, "-d", classes, f"{ROOT}/benches/java/{name}.java"], check=True)
+        if any(row == "idle" for row, _, _ in wanted):
+            note(kind, number, "launch", {"s": elapsed})
+        if any(row in ("send", "sync") for row, _, _ in wanted):
+            send(cluster, 1024, 12)  # the machines of the JVM's warm up; not counted
+        for _, what, work_on in wanted:
+            note(kind, number, what, work_on(cluster))
+    finally:
+        cluster.down()
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=int, default=16)
-    parser.add_argument("--only", default="idle,send,latency,failover")
-    parser.add_argument("--json")
+    parser.add_argument("--seconds", type=int, default=12, help="of a measurement of load; half of it is not counted")
+    parser.add_argument("--only", default="idle,send,bench,latency,failover,restart", help="rows; `all` for all")
+    parser.add_argument("--targets", default="", help="names or beginnings of names of clusters; all by default")
+    parser.add_argument("--backlog", type=int, default=1_000_000)
+    parser.add_argument("--catch-up", type=int, default=262_144)
+    parser.add_argument("--binary", help="the rmq executable; built in release mode by default")
+    parser.add_argument("--json", metavar="FILE", help="measurements that were made, and where to add those that are")
+    parser.add_argument("--publish", action="store_true", help="write docs/versus.md and docs/versus.svg")
     options = parser.parse_args()
-    only = options.only.split(",")
-    subprocess.run(["cargo", "build", "--release", "--locked", "--quiet", "--bin", "rmq"], cwd=ROOT, check=True)
-    cache = subprocess.run([f"{ROOT}/scripts/clients.sh", "java"], check=True, capture_output=True, text=True).stdout.strip()
-    work = tempfile.mkdtemp(prefix="rmq-versus-")
-    move_to_own_network()
-    results = {}
+    records = []
+    if options.json and os.path.exists(options.json):
+        with open(options.json) as f:
+            records = [json.loads(line) for line in f]
+    done = {(record["target"], record["round"], record["what"]) for record in records}
+    todo = []
+    for number in range(options.rounds):
+        for plan in plans(options):
+            for kind in plan.kinds:
+                if options.targets and not kind.name.startswith(tuple(options.targets.split(","))):
+                    continue
+                wanted = [
+                    (row, what, work_on)
+                    for row, measurements in plan.rows.items()
+                    if options.only == "all" or row in options.only.split(",")
+                    for what, work_on in measurements
+                    if (kind.name, number, what) not in done and (kind.name, what) not in IMPOSSIBLE
+                ]
+                if wanted:
+                    todo.append((plan, kind, number, wanted))
+    if todo:
+        if options.binary:
+            Rmq.binary = os.path.abspath(options.binary)
+        else:
+            subprocess.run(["cargo", "build", "--release", "--locked", "--quiet", "--bin", "rmq"], cwd=ROOT, check=True)
+        for side in ("java", "nats"):
+            fetched = subprocess.run([f"{ROOT}/scripts/clients.sh", side], check=True, capture_output=True, text=True)
+        cache = fetched.stdout.strip()
+        work = tempfile.mkdtemp(prefix="rmq-versus-")
+        move_to_own_network()
 
-    def note(cluster, what, values):
-        for key, value in values.items():
-            if isinstance(value, (int, float)):
-                results.setdefault(f"{what} {key}", {}).setdefault(cluster.name, []).append(value)
-        line = json.dumps({"target": cluster.name, "what": what, **values})
-        print(line, flush=True)
-        if options.json:
-            with open(options.json, "a") as f:
-                f.write(line + "\n")
+        def note(kind, number, what, values):
+            record = {"target": kind.name, "round": number, "what": what, **values}
+            records.append(record)
+            print(json.dumps(record), flush=True)
+            if options.json:
+                with open(options.json, "a") as f:
+                    f.write(json.dumps(record) + "\n")
 
-    try:
-        for _ in range(options.rounds):
+        try:
             # One after the other, never at once: two cores would measure their quarrel.
-            for kind, base in ((Rmq, 21000), (JavaDledger, 22000)):
-                cluster = kind(base, work, cache)
-                try:
-                    cluster.up()
-                    os.makedirs(f"{cluster.dir}/classes")
-                    jars = os.path.join(cache, "java-4.9/lib/*")
-                    subprocess.run(["javac", "-nowarn", "-cp", jars, "-d", f"{cluster.dir}/classes", f"{ROOT}/benches/java/OpenLoop.java"], check=True)
-                    if "idle" in only:
-                        note(cluster, "idle", idle(cluster))
-                    if "send" in only:
-                        send(cluster, 1024, options.seconds)  # the JVM warms up; not counted
-                        for size in (128, 1024):
-                            note(cluster, f"send {size} B x 64", send(cluster, size, options.seconds))
-                    if "latency" in only:
-                        note(cluster, "1 KiB at 1000/s", latency(cluster, options.seconds))
-                    if "failover" in only:
-                        note(cluster, "failover", failover(cluster))
-                finally:
-                    cluster.down()
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    print(f"\n| measurement (median of {options.rounds}) | {Rmq.name} | {JavaDledger.name} | ratio |\n|---|---|---|---|")
-    for what, values in results.items():
-        ours, theirs = (statistics.median(values.get(k.name, [float("nan")])) for k in (Rmq, JavaDledger))
-        ratio = ours / theirs if theirs else float("nan")
-        print(f"| {what} | {ours:,.2f} | {theirs:,.2f} | {ratio:.2f} |")
+            for plan, kind, number, wanted in todo:
+                measure(plan, kind, number, wanted, work, cache, note)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    print("\n".join(["", *versus_report.table(records)]))
+    if options.publish:
+        versus_report.publish(records)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@
 #   scripts/clients.sh          everything
 #   scripts/clients.sh java     only the Java side
 #   scripts/clients.sh go       only the Go side
+#   scripts/clients.sh nats     NATS and the load for it, which benches/versus.py needs
 #
 # RMQ_TEST_CACHE names another cache than ~/.cache/rmq-tests. Needs a JDK (11 or later), Maven and Go;
 # on Debian as root it installs what is missing.
@@ -60,10 +61,23 @@ go_side() {
     fi
 }
 
+nats() {
+    need go golang-go
+    local key
+    key=$(cat "$here"/benches/nats/* | sha256sum | cut -c1-16)
+    if [ "$(cat "$cache/nats/key" 2>/dev/null)" != "$key" ]; then
+        mkdir -p "$cache/nats"
+        (cd "$here/benches/nats" && go build -o "$cache/nats/natsgen" . && go build -o "$cache/nats/nats-server" github.com/nats-io/nats-server/v2) \
+            >"$cache/nats/log" 2>&1 || { cat "$cache/nats/log" >&2; exit 1; }
+        echo "$key" >"$cache/nats/key"
+    fi
+}
+
 case ${1:-all} in
 java) java_side ;;
+nats) nats ;;
 go) go_side ;;
 all) java_side; go_side ;;
-*) sed -n '2,12p' "${BASH_SOURCE[0]}"; exit 2 ;;
+*) sed -n '2,13p' "${BASH_SOURCE[0]}"; exit 2 ;;
 esac
 echo "$cache"
