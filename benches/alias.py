@@ -6,8 +6,8 @@
 Three groups of three side by side on loopback: without further names, with them and one queue of a topic under
 each (groupAliasQueues=1), with them and all eight. The benchmark producer of the RocketMQ distribution (5.5.0)
 loads one after the other, round by round in changing order, which takes 6 minutes. Counted is what the leader has
-stored in the --seconds after --warm seconds, for the producer's own reports are means of its last 10 s, its start
-among them. Prints a JSON line a run and a table of medians: sends a second, CPU seconds of the nodes for a million
+stored in --seconds, --warm seconds after the first message: the producer's own reports are means of its last 10 s,
+the start of its JVM among them. Prints a JSON line a run and a table of medians: sends a second, CPU seconds of the nodes for a million
 sends, and how both compare to the group without. A run in which sends failed or leadership changed says so, and
 is not counted.
 """
@@ -41,6 +41,8 @@ def stored(cluster, leader, topic):
 
 def load(cluster, topic, options):
     """Sends a second, and the nodes' CPU seconds for a million, under the producer's full load."""
+    leader, end = cluster.leader(), time.time() + 60
+    before = stored(cluster, leader, topic)
     lib = os.path.join(cluster.cache, "java-5.5")
     logback = os.path.join(lib, "logback.xml")
     producer = subprocess.Popen(
@@ -49,7 +51,7 @@ def load(cluster, topic, options):
             "-cp", f"{lib}/lib/*", "org.apache.rocketmq.example.benchmark.Producer",
             "-n", cluster.namesrv, "-t", topic, "-s", str(options.size), "-w", "64", "-ri", "1000",
         ],
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True,
     )
     failed = [0]
 
@@ -60,7 +62,10 @@ def load(cluster, topic, options):
 
     threading.Thread(target=read, daemon=True).start()
     try:
-        leader = cluster.leader()
+        while stored(cluster, leader, topic) == before:
+            if time.time() > end or producer.poll() is not None:
+                raise SystemExit(f"{cluster.name}: nothing is stored, see {cluster.dir}")
+            time.sleep(0.2)
         time.sleep(options.warm)
         sent, cpu, begun = stored(cluster, leader, topic), cluster.cpu(), time.time()
         time.sleep(options.seconds)
@@ -69,7 +74,7 @@ def load(cluster, topic, options):
         producer.kill()
         producer.wait()
     if sent == 0:
-        raise SystemExit(f"{cluster.name}: nothing was stored, see {cluster.dir}")
+        raise SystemExit(f"{cluster.name}: nothing was stored for {seconds:.0f} s, see {cluster.dir}")
     same = leader == cluster.leader()
     return {"per_second": sent / seconds, "cpu_s_per_million": cpu / sent * 1e6, "failed": failed[0], "same_leader": same}
 
