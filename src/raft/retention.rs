@@ -16,7 +16,7 @@ use openraft::async_runtime::watch::WatchReceiver;
 use rmq_store::{Cut, LogIndex, Retention, RetentionLimits, Space};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 
 use super::leadership::Leadership;
 use super::node::{self, Node};
@@ -205,15 +205,20 @@ struct Rounds {
 
 impl Rounds {
     async fn run(self) {
-        let mut failing = false;
-        let mut next_round = Instant::now();
-        loop {
-            sleep(self.rules.interval.min(LOOK_INTERVAL)).await;
-            self.look().await;
-            if Instant::now() < next_round {
-                continue;
+        let look = async {
+            loop {
+                sleep(self.rules.interval.min(LOOK_INTERVAL)).await;
+                self.look().await;
             }
-            next_round = Instant::now() + self.rules.interval;
+        };
+        // A round may take long, and messages are not to be refused for that.
+        tokio::join!(look, self.rounds());
+    }
+
+    async fn rounds(&self) {
+        let mut failing = false;
+        loop {
+            sleep(self.rules.interval).await;
             match self.round().await {
                 Ok(()) => failing = false,
                 // Once, for the reason of a failure stays for many rounds.

@@ -3,7 +3,7 @@
 //! through it all. Everything comes from a seed, and the same seed gives the same run.
 //!
 //! `cargo test --profile sim --test simulation -- --seeds 1000`, or `-- --seed 17` for one of them with all
-//! that happened.
+//! that happened; with `RUST_LOG=rmq=info,rmq_store=info`, say, what its nodes log is told as well.
 //! Each run has a process of its own, so that it starts from nothing.
 
 #![expect(clippy::print_stdout, reason = "a program that tells what it finds")]
@@ -82,15 +82,25 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs a seed in this process, which has run nothing else.
-fn one(seed: u64, verbose: bool) -> ExitCode {
-    random::seed(seed);
-    if let Ok(filter) = std::env::var("RUST_LOG") {
+/// Logs without a trace in the run: each hash map takes the next keys of its thread, which the order of
+/// its elements and of tokio's choices follow, and so those of the logging are made on another thread.
+fn log_to_stderr(filter: String) {
+    let logs = std::thread::spawn(|| {
         tracing_subscriber::fmt()
             .with_env_filter(filter)
+            .with_writer(std::io::stderr)
             .without_time()
             .init();
+    });
+    logs.join().expect("a filter that can be read");
+}
+
+/// Runs a seed in this process, which has run nothing else.
+fn one(seed: u64, verbose: bool) -> ExitCode {
+    if let Ok(filter) = std::env::var("RUST_LOG") {
+        log_to_stderr(filter);
     }
+    random::seed(seed);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)

@@ -17,7 +17,7 @@ use crate::raft_index::Cell;
 use crate::reader::{LogReader, Shared};
 use crate::recovery::is_record;
 use crate::segment::Segments;
-use crate::types::{LogIndex, PhyOffset};
+use crate::types::{LogIndex, PhyOffset, Term};
 
 /// Bytes that are looked through at once for where a damaged part ends.
 const SEARCH_BYTES: u64 = 1 << 20;
@@ -291,12 +291,37 @@ impl LogReader {
         Ok(header.id.index)
     }
 
-    /// The raw extent of a committed entry, verified; `None` if it is not here or not whole.
+    /// The raw extent of an entry, verified: one that is committed, or that is of this leader, for a
+    /// leader makes no two entries of one index. `None` if it is not here or not whole.
     #[must_use]
-    pub fn sound_entry(&self, index: LogIndex) -> Option<Vec<Bytes>> {
+    pub fn sound_entry(&self, index: LogIndex, leader: Option<(Term, u64)>) -> Option<Vec<Bytes>> {
         let entry = self.entry(index).ok()??;
-        let committed = entry.end <= self.confirm_offset();
-        committed.then(|| self.raw(index).ok()?).flatten()
+        let is_it = entry.end <= self.confirm_offset() || leader == Some(entry.id.leader());
+        let raw = is_it.then(|| self.raw(index).ok()?).flatten()?;
+        self.check_raw(&raw).ok()?;
+        Some(raw)
+    }
+
+    /// Who made one of a damaged part's entries, as far as what is whole tells: the entry's own header,
+    /// or the entries around the damage if they have the same leader, since leaders only rise along a log.
+    #[must_use]
+    pub fn leader_of(&self, damage: &Damage, index: LogIndex) -> Option<(Term, u64)> {
+        let header = |index| self.shared.read_header(index).ok().map(|(h, _)| h);
+        let own = header(index).filter(|own| damage.start <= own.start && own.end() <= damage.end);
+        if let Some(own) = own {
+            return Some(own.id.leader());
+        }
+        let leader = |index| {
+            let ends = [self.purged_id(), self.last_id()];
+            let end = ends.into_iter().flatten().find(|id| id.index == index);
+            let id = end.or_else(|| header(index).map(|header| header.id));
+            id.map(|id| id.leader())
+        };
+        let (first, last) = damage.entries?;
+        let before = leader(LogIndex(first.0.checked_sub(1)?))?;
+        let is_last = self.last_id().is_some_and(|id| id.index == last);
+        let behind = leader(if is_last { last } else { last.next() })?;
+        (before == behind).then_some(before)
     }
 
     /// The committed record at a position, or the blank, verified; `None` if it is not here or not
@@ -405,7 +430,9 @@ impl LogReader {
         let parts = split(start, piece, self.segment_bytes());
         let (header, pos) = verify(&parts, self.shared.generation, self.segment_bytes())?;
         let index = header.id.index;
+        let leader = self.leader_of(damage, index);
         let fits = (first..=last).contains(&index)
+            && leader.is_none_or(|leader| leader == header.id.leader())
             && (index != first || header.start == damage.start)
             && (index != last || header.end() == damage.end);
         fits.then_some((header, pos)).ok_or(MendError::Elsewhere)

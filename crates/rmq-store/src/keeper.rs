@@ -113,6 +113,15 @@ impl Keeper {
         self.worker.wake();
     }
 
+    /// The log is short of room no more if what could not be made is not wanted any more: it was made when
+    /// it was needed, or the log was cut.
+    pub(crate) fn end_shortage(&self) {
+        let state = self.inner.state();
+        if state.wanted.is_none() && state.wanted_index.is_none() && !state.making {
+            self.inner.shared.set_short(false);
+        }
+    }
+
     /// The segment that starts at `base`: as made ahead, else made now.
     pub(crate) fn take(&self, base: PhyOffset) -> io::Result<Segment> {
         if let Some(segment) = self.made() {
@@ -259,9 +268,10 @@ impl Inner {
         if failure.is_some() {
             state.try_at = Some(now + RETRY_INTERVAL);
         }
+        // Before anybody who has waited for this goes on.
+        let was_short = self.shared.set_short(failure.is_some());
         drop(state);
         self.made.notify_all();
-        let was_short = self.shared.set_short(failure.is_some());
         match failure {
             Some(e) if !was_short => tracing::error!(
                 dir = %segments.dir().display(), error = %e,

@@ -312,9 +312,13 @@ impl Log {
         }
         let segments = &self.shared.segments;
         let limit = segments.limit().unwrap_or_default();
-        if self.wanted != limit && self.tail.end + segments.bytes / 2 > limit {
-            self.wanted = limit;
-            self.keeper.want(limit);
+        if self.tail.end + segments.bytes / 2 > limit {
+            if self.wanted != limit {
+                self.wanted = limit;
+                self.keeper.want(limit);
+            }
+        } else if self.shared.is_short() {
+            self.keeper.end_shortage();
         }
     }
 

@@ -85,6 +85,11 @@ impl Shared {
         }
     }
 
+    /// Whether the next file could not be made.
+    pub(crate) fn is_short(&self) -> bool {
+        self.short.load(Ordering::Acquire)
+    }
+
     /// Notes whether the next file could not be made; what was noted before.
     pub(crate) fn set_short(&self, short: bool) -> bool {
         self.short.swap(short, Ordering::AcqRel)
@@ -301,7 +306,7 @@ impl LogReader {
     /// what must be written whatever happens: appending beyond is fatal.
     #[must_use]
     pub fn room(&self) -> Option<u64> {
-        if !self.shared.short.load(Ordering::Acquire) {
+        if !self.shared.is_short() {
             return None;
         }
         let segments = &self.shared.segments;

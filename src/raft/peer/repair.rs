@@ -3,13 +3,15 @@
 //! Committed bytes are the same everywhere and verified on both sides, so any node of the group can
 //! help, whoever leads and whether or not Raft runs yet. That matters where several nodes are damaged in
 //! different places: each answers the others while it still waits for what it needs itself to start.
+//! A node that does not know an entry to be committed gives it to one that can tell whose it is: a new
+//! leader may need it to commit anything.
 
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes};
-use rmq_store::{Damage, LogIndex, LogReader, PhyOffset};
+use rmq_store::{Damage, LogIndex, LogReader, PhyOffset, Term};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
@@ -38,30 +40,43 @@ const MAX_ASKING: usize = 64;
 /// What is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Wanted {
-    /// The raw extent of an entry.
-    Entry(u64),
+    /// The raw extent of an entry, which need not be committed if it is of this leader (term, node).
+    Entry(u64, Option<(Term, u64)>),
     /// The record at a position, or the blank.
     Record(u64),
 }
 
 impl Message for Wanted {
     fn encode(&self, out: &mut Vec<u8>) {
-        let (what, number) = match self {
-            Self::Entry(index) => (0, index),
-            Self::Record(pos) => (1, pos),
-        };
-        out.put_u8(what);
-        out.put_u64(*number);
+        match self {
+            Self::Entry(index, leader) => {
+                out.put_u8(0);
+                out.put_u64(*index);
+                out.put_u8(u8::from(leader.is_some()));
+                if let Some((term, node)) = leader {
+                    out.put_u64(term.0);
+                    out.put_u64(*node);
+                }
+            }
+            Self::Record(pos) => {
+                out.put_u8(1);
+                out.put_u64(*pos);
+            }
+        }
     }
 
     fn decode(from: &mut Reader<'_>) -> Result<Self, DecodeError> {
         let is_record = from.flag("record")?;
         let number = from.u64()?;
-        Ok(if is_record {
-            Self::Record(number)
+        if is_record {
+            return Ok(Self::Record(number));
+        }
+        let leader = if from.flag("leader")? {
+            Some((Term(from.u64()?), from.u64()?))
         } else {
-            Self::Entry(number)
-        })
+            None
+        };
+        Ok(Self::Entry(number, leader))
     }
 }
 
@@ -73,17 +88,18 @@ pub(super) async fn give(
 ) -> Result<Bytes, Refusal> {
     let log = log.clone();
     let found = blocking(move || match wanted {
-        Wanted::Entry(index) => log
-            .sound_entry(LogIndex(index))
+        Wanted::Entry(index, leader) => log
+            .sound_entry(LogIndex(index), leader)
             .map(|raw| raw.concat().into()),
         Wanted::Record(pos) => log.sound_record(PhyOffset(pos)),
     });
     let what = match wanted {
-        Wanted::Entry(index) => format!("entry {index}"),
-        Wanted::Record(pos) => format!("a record at {pos}"),
+        Wanted::Entry(index, None) => format!("committed entry {index}"),
+        Wanted::Entry(index, Some((term, node))) => format!("entry {term}-{node}.{index}"),
+        Wanted::Record(pos) => format!("committed record at {pos}"),
     };
     let found = found.await.ok().flatten();
-    found.ok_or_else(|| Refusal::refused(format!("{self_id} has {what} not whole and committed")))
+    found.ok_or_else(|| Refusal::refused(format!("{self_id} has no whole {what}")))
 }
 
 /// Answers those that mend their logs while this node starts, if that takes long, and puts everybody
@@ -236,7 +252,7 @@ impl Mender {
         while at < damage.end && bytes < BATCH_BYTES {
             let wanted = match (index, damage.entries) {
                 (Some(index), Some((_, last))) if index > last => break,
-                (Some(index), _) => Wanted::Entry(index.0),
+                (Some(index), _) => Wanted::Entry(index.0, self.log.leader_of(damage, index)),
                 (None, _) => Wanted::Record(at.0),
             };
             index = index.map(LogIndex::next);
@@ -269,7 +285,7 @@ impl Mender {
                 Ok(answer) => {
                     let raw = [answer.raw.clone()];
                     let whole = match wanted {
-                        Wanted::Entry(index) => {
+                        Wanted::Entry(index, _) => {
                             self.log.check_raw(&raw).is_ok_and(|found| found.0 == index)
                         }
                         Wanted::Record(_) => !answer.raw.is_empty(),
@@ -289,5 +305,23 @@ impl Mender {
 impl Drop for Mender {
     fn drop(&mut self) {
         self.log.expect_mending(false);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wanted_reads_as_written() {
+        for wanted in [
+            Wanted::Entry(7, None),
+            Wanted::Entry(7, Some((Term(3), u64::MAX))),
+            Wanted::Record(9),
+        ] {
+            let head = wanted.to_head();
+            assert_eq!(Wanted::from_head(&head), Ok(wanted));
+            assert!(Wanted::from_head(&head[..head.len() - 1]).is_err());
+        }
     }
 }

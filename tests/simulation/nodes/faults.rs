@@ -128,6 +128,7 @@ impl Nodes {
         node.disk = SimDisk::default();
         node.last = None;
         node.id = None;
+        node.view.clear();
         node.rot.clear();
         // All that the group began with may be gone, or empty and about to begin another one.
         node.joins |= self.plan.spares > 0;

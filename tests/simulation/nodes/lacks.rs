@@ -7,7 +7,6 @@ use rmq::raft::{NodeId, SelfId};
 use rmq_store::FlushMode;
 
 use super::{Node, Nodes, Running};
-use crate::network::Place;
 
 /// What keeps a node from holding all that it has acknowledged, after its store was lost or, with
 /// ASYNC_FLUSH, its power.
@@ -27,6 +26,15 @@ impl Node {
     }
 }
 
+impl Running {
+    /// Who votes, as this node knows it.
+    fn voters(&self) -> Vec<NodeId> {
+        let members = self.group.status().members.into_iter();
+        let voters = members.filter(|member| member.voter);
+        voters.map(|member| member.node).collect()
+    }
+}
+
 impl Nodes {
     /// Whether the power of one more machine may go without taking a majority's memory with it.
     pub(crate) fn may_cut(&self, wanted: usize) -> bool {
@@ -43,19 +51,18 @@ impl Nodes {
         !self.any_lacks() && self.least_voters() >= 3
     }
 
-    /// The voters of the smallest group that this may be.
+    /// The voters of the smallest group that this may be. A node that is down counts too: it may be the
+    /// only one that has heard of the last change.
     pub(crate) fn least_voters(&self) -> usize {
-        self.views().iter().map(Vec::len).min().unwrap_or(0)
+        let nodes = self.nodes();
+        let views = nodes.iter().map(|node| node.view.len());
+        views.filter(|voters| *voters > 0).min().unwrap_or(0)
     }
 
     /// The voters, as each running node knows them.
     pub(crate) fn views(&self) -> Vec<Vec<NodeId>> {
-        let voters = |(_, node): (Place, Running)| {
-            let members = node.group.status().members.into_iter();
-            let voters = members.filter(|member| member.voter);
-            voters.map(|member| member.node).collect::<Vec<_>>()
-        };
-        let views = self.all_running().into_iter().map(voters);
+        let views = self.all_running().into_iter();
+        let views = views.map(|(_, running)| running.voters());
         views.filter(|voters| !voters.is_empty()).collect()
     }
 
@@ -83,14 +90,22 @@ impl Nodes {
             .map(|(_, node)| node.group.status().last_index)
             .max()
             .flatten();
-        let voters = self.views().concat();
+        for (place, running) in &all {
+            let voters = running.voters();
+            if !voters.is_empty() {
+                self.nodes()[*place].view = voters;
+            }
+        }
+        let mut nodes = self.nodes();
+        let voters: Vec<NodeId> = nodes.iter().flat_map(|node| node.view.clone()).collect();
         if !voters.is_empty() {
-            for (node, place) in self.nodes().iter_mut().zip(0..) {
+            for (node, place) in nodes.iter_mut().zip(0..) {
                 node.voter = voters
                     .iter()
                     .any(|voter| SelfId::of(*voter) == SelfId(place));
             }
         }
+        drop(nodes);
         for (place, running) in &all {
             let status = running.group.status();
             let voters = status.members.iter().filter(|member| member.voter);

@@ -71,6 +71,8 @@ struct Node {
     id: Option<NodeId>,
     /// Whether what it has acknowledged counts.
     voter: bool,
+    /// The voters as it knows them, or knew them when it ended.
+    view: Vec<NodeId>,
     lives: u32,
     starting: bool,
     /// Something was done to its disk, so that it may give up.
@@ -121,6 +123,7 @@ impl Nodes {
             joins: place >= plan.nodes,
             id: None,
             voter: place < plan.nodes,
+            view: Vec::new(),
             disk: SimDisk::default(),
             running: None,
             end: None,

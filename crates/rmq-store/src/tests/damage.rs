@@ -67,7 +67,7 @@ fn gather(damage: &Damage, others: &[&LogReader]) -> Vec<Vec<Bytes>> {
         let entry = |index| {
             others
                 .iter()
-                .find_map(|other| other.sound_entry(LogIndex(index)))
+                .find_map(|other| other.sound_entry(LogIndex(index), None))
         };
         return (first.0..=last.0).filter_map(entry).collect();
     }
@@ -226,7 +226,7 @@ fn a_scrub_finds_what_nobody_reads() {
     assert_eq!(places, [place(10, 10), place(30, 30), place(50, 51)]);
     assert!(reader.raw(LogIndex(51)).is_err());
     assert!(
-        reader.sound_entry(LogIndex(10)).is_none(),
+        reader.sound_entry(LogIndex(10), None).is_none(),
         "it is given to nobody"
     );
     for damage in found {
@@ -370,5 +370,59 @@ fn a_missing_file_is_damage_too() {
             matches!(refused, Err(OpenError::Damaged { .. })),
             "{refused:?}"
         );
+    }
+}
+
+/// A node may lead that needs an entry which the only other one that has it does not know to be
+/// committed.
+#[test]
+fn an_entry_that_is_not_known_to_be_committed_is_given_to_who_knows_whose_it_is() {
+    let term = |index| if index < 4 { 1 } else { 2 };
+    let leader = |index| Some(id(term(index), index).leader());
+    let sim = SimDisk::default();
+    let mut log = open(&sim);
+    for index in 0..6 {
+        let records = vec![pending("t", 0, &[7; 300], true)];
+        log.append(vec![messages(id(term(index), index), records).0])
+            .unwrap();
+    }
+    let disk_with = |log: &mut Log, committed| {
+        log.save_committed(Some(id(term(committed), committed)));
+        log.write_checkpoint().unwrap();
+        sim.killed_at(sim.done())
+    };
+    let behind_log = open(&disk_with(&mut log, 0));
+    let behind = behind_log.reader();
+    let whole = disk_with(&mut log, 5);
+    let original = entries(&log.reader());
+    assert!(behind.sound_entry(LogIndex(0), None).is_some());
+    assert_eq!(behind.sound_entry(LogIndex(1), None), None);
+    let raw = behind.sound_entry(LogIndex(1), leader(1)).unwrap();
+    assert_eq!(raw.concat(), original[1].2);
+    assert_eq!(behind.sound_entry(LogIndex(1), leader(4)), None);
+
+    // A message of the second entry, the header of the third, and the last header of a term.
+    for (index, at, known) in [
+        (1, original[1].1.0 - 3, true),
+        (2, original[2].0.0 + 110, true),
+        (3, original[3].0.0 + 110, false),
+        (5, original[5].0.0 + 110, true),
+    ] {
+        let disk = whole.killed_at(whole.done());
+        flip(&disk, PhyOffset(at));
+        let log = open(&disk);
+        let reader = log.reader();
+        assert!(reader.raw(LogIndex(index)).is_err());
+        let [damage] = &reader.damages()[..] else {
+            panic!("{:?}", reader.damages())
+        };
+        let whose = reader.leader_of(damage, LogIndex(index));
+        assert_eq!(whose, leader(index).filter(|_| known), "entry {index}");
+        let found = behind.sound_entry(LogIndex(index), whose);
+        assert_eq!(found.is_some(), known, "entry {index}");
+        if let Some(raw) = found {
+            reader.mend(damage, &[raw]).unwrap();
+            assert_eq!(entries(&reader), original);
+        }
     }
 }

@@ -186,6 +186,43 @@ fn a_log_that_gets_no_next_segment_tells_its_room_and_goes_on_when_there_is_spac
     assert!(reader.end_offset().0 > SEGMENT_BYTES);
 }
 
+/// Whether the log was cut back or has got its file when it needed it: nothing is tried again then that
+/// could end the shortage.
+#[test]
+fn a_log_that_needs_no_file_any_more_is_not_short_of_one() {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    for cuts in [true, false] {
+        let sim = SimDisk::default();
+        let mut log = open(&sim, FlushMode::Sync);
+        let reader = log.reader();
+        let append = |log: &mut Log| {
+            let next = reader.last_id().map_or(0, |last| last.index.0 + 1);
+            let record = vec![pending("t", 0, &[5; 1000], true)];
+            log.append(vec![messages(id(1, next), record).0]).unwrap();
+        };
+        append(&mut log);
+        sim.set_space(Space {
+            used: SEGMENT_BYTES,
+            available: SEGMENT_BYTES,
+        });
+        while reader.room().is_none() {
+            assert!(std::time::Instant::now() < deadline, "it is never short");
+            if reader.end_offset().0 < SEGMENT_BYTES * 2 / 3 {
+                append(&mut log);
+            }
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        if cuts {
+            log.truncate_after(Some(LogIndex(1))).unwrap();
+        } else {
+            while reader.end_offset().0 < SEGMENT_BYTES {
+                append(&mut log);
+            }
+        }
+        assert_eq!(reader.room(), None, "cut: {cuts}");
+    }
+}
+
 #[test]
 fn what_a_failed_sync_left_behind_is_durable_once_it_counts() {
     let sim = SimDisk::default();
