@@ -18,7 +18,7 @@ use super::leadership::OnFatal;
 use super::log_store::to_log_id;
 use super::node::{self, Node, Parts, RaftRuntime, StartError, Timers};
 use super::peer::{
-    Bound, ForwardHandler, Identity, Local, Mender, Net, Network, Options, PeerList, Peers,
+    Bound, ForwardHandler, Identity, Left, Local, Mender, Net, Network, Options, PeerList, Peers,
     Receiver, SelfId, Tcp, Throttle, answer_repairs, form_alone,
 };
 use super::retention::{Retaining, RetentionRules};
@@ -155,7 +155,7 @@ pub async fn start(
         log: reader.clone(),
         queues: queues.clone(),
         on_install,
-        receiving: Mutex::default(),
+        receiving: Mutex::new(Left::to(&reader)),
     };
     let throttle = Throttle::new(snapshot_bytes_per_second);
     let scrub = rules.scrub_bytes_per_second;

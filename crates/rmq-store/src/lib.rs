@@ -86,7 +86,7 @@ pub use seal::AppendError;
 pub use store::{OpenStoreError, Store, open, open_watched, seed};
 pub use transfer::{
     APPLIED_FILE, Incoming, IncomingError, Outgoing, Outline, Part, QueueEnd, Rest,
-    TransferDecodeError, begin_install,
+    TransferDecodeError, begin_install, forget_incoming,
 };
 pub use types::{
     Batch, EntryId, EntryKind, LogIndex, NewEntry, PendingRecord, PhyOffset, Position, QueueOffset,

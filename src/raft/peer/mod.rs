@@ -45,7 +45,7 @@ pub use members::{MemberChange, MembersError};
 pub(in crate::raft) use network::{ForwardError, Network};
 pub(in crate::raft) use repair::{Mender, answer_repairs};
 pub use server::{ForwardHandler, NotLeader};
-pub(in crate::raft) use snapshot::{Receiver, Throttle};
+pub(in crate::raft) use snapshot::{Left, Receiver, Throttle};
 pub use transport::{Bound, Duplex, Listener, Net, Tcp};
 
 use crate::raft::Raft;
@@ -111,6 +111,7 @@ impl Peers {
         let mut tasks = JoinSet::new();
         tasks.spawn(server::accept(options.listener, Arc::clone(&shared)));
         tasks.spawn(formation::run(Arc::clone(&shared), dialer.clone()));
+        tasks.spawn(snapshot::tidy(Arc::clone(&shared)));
         let by_itself = options.longest_log;
         tasks.spawn(unclean::run(Arc::clone(&shared), dialer.clone(), by_itself));
         Self {

@@ -174,7 +174,7 @@ async fn start(dir: &Path, id: u16, peers: PeerList, addr: String, differs: Diff
         log: log.clone(),
         queues: store.queues.clone(),
         on_install: Arc::new(|| {}),
-        receiving: tokio::sync::Mutex::default(),
+        receiving: tokio::sync::Mutex::new(Left::to(&log)),
     };
     let parts = Parts {
         id: local.node,

@@ -169,3 +169,35 @@ async fn a_queue_goes_on_although_all_its_messages_have_left_the_log() {
         node.group.shutdown().await;
     }
 }
+
+/// A directory in the commit log would keep a Java broker from loading it, and takes space.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_broken_off_snapshot_left_goes_once_the_log_goes_on() {
+    let site = Site::new();
+    let nodes = site.start_all(MACHINE).await;
+    let all: Vec<&Running> = nodes.iter().collect();
+    let mut sent = send_surely(&all, "early", 20).await;
+    until_level(&[leader_of(&all).await, all[0], all[1], all[2]]).await;
+    for node in &nodes {
+        node.group.shutdown().await;
+    }
+    drop(nodes);
+    let left = ["incoming", "commitlog/incoming", "raftindex/incoming"];
+    let left = left.map(|dir| site.dirs[1].path().join(dir));
+    for dir in &left {
+        std::fs::create_dir(dir).unwrap();
+        std::fs::write(dir.join("00000000000000000000"), "half").unwrap();
+    }
+    let nodes = site.start_all(MACHINE).await;
+    let all: Vec<&Running> = nodes.iter().collect();
+    sent.extend(send_surely(&all, "late", 20).await);
+    until("it is gone", || {
+        left.iter().all(|dir| !dir.try_exists().unwrap())
+    })
+    .await;
+    until_level(&[leader_of(&all).await, all[0], all[1], all[2]]).await;
+    for node in &nodes {
+        assert_in_place(&node.reader, &sent);
+        node.group.shutdown().await;
+    }
+}

@@ -12,7 +12,9 @@ use crate::log::Log;
 use crate::queues::GetStatus;
 use crate::sim::SimDisk;
 use crate::store::{self, Store};
-use crate::transfer::{Incoming, IncomingError, Outgoing, Part, Rest, begin_install};
+use crate::transfer::{
+    Incoming, IncomingError, Outgoing, Part, Rest, begin_install, forget_incoming,
+};
 use crate::types::{NewEntry, PhyOffset, QueueOffset, Term, Vote};
 
 const GROUP: [u8; 16] = [7; 16];
@@ -272,6 +274,33 @@ fn what_has_arrived_is_kept_for_the_same_group_and_as_far_as_it_is_still_wanted(
     let incomplete = incoming.finish(&source.rest);
     assert!(matches!(incomplete, Err(IncomingError::Incomplete)));
     assert!(!begin(&disk), "nothing complete has arrived");
+}
+
+#[test]
+fn what_a_transfer_left_can_be_removed() {
+    let source = Source::new();
+    let sim = target();
+    let disk: Arc<dyn Disk> = Arc::new(sim);
+    let config = settings();
+    let forget = || forget_incoming(&config, &*disk).unwrap();
+    assert!(!forget());
+    source.send(&disk);
+    assert!(forget());
+    for dir in [
+        config.root().join("incoming"),
+        config.commit_log_dir.join("incoming"),
+        config.raft_index_dir().join("incoming"),
+    ] {
+        assert_eq!(disk.list(&dir).unwrap(), Vec::<String>::new());
+    }
+    assert!(!begin(&disk));
+    let outline = source.outgoing.outline().clone();
+    let incoming = Incoming::open(&config, Arc::clone(&disk), GROUP, outline.clone()).unwrap();
+    assert_eq!(
+        incoming.position(Part::Log),
+        outline.range(Part::Log).0,
+        "the next one begins anew"
+    );
 }
 
 #[test]

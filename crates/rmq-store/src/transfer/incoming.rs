@@ -75,6 +75,28 @@ impl Places {
     }
 }
 
+/// Removes what a transfer has left that broke off, or that arrived and was not installed. Says whether
+/// there was anything.
+///
+/// Nothing may arrive meanwhile, and nothing be about to be installed.
+///
+/// # Errors
+/// The disk's; what is left then is removed next time.
+pub fn forget_incoming(config: &StoreConfig, disk: &dyn Disk) -> io::Result<bool> {
+    let places = Places::of(config);
+    // Before files go: nothing is noted that is not there.
+    let mut found = unlink_if_there(disk, &places.manifest())?;
+    found |= unlink_if_there(disk, &places.progress())?;
+    for dir in [places.notes, places.log, places.index] {
+        for name in disk.list(&dir)? {
+            disk.unlink(&dir.join(name))?;
+            found = true;
+        }
+        disk.remove_dir(&dir)?;
+    }
+    Ok(found)
+}
+
 /// One part as far as it has arrived: all bytes from `start` to `end`.
 #[derive(Debug)]
 struct Stretch {

@@ -17,7 +17,7 @@ mod install;
 mod outgoing;
 mod outline;
 
-pub use incoming::{Incoming, IncomingError};
+pub use incoming::{Incoming, IncomingError, forget_incoming};
 pub(crate) use incoming::{read_whole, unlink_if_there, write_whole};
 pub use install::{APPLIED_FILE, begin_install};
 pub(crate) use install::{InstalledEnds, finish_install, forget_installed, installed_ends};

@@ -14,8 +14,8 @@ use rmq_store::{Outline, Part};
 use super::messages::{DecodeError, Message, Reader};
 use crate::raft::types::Vote;
 
-pub(in crate::raft) use receive::Receiver;
-pub(super) use receive::SENDER_SILENCE_LIMIT;
+pub(in crate::raft) use receive::{Left, Receiver};
+pub(super) use receive::{SENDER_SILENCE_LIMIT, tidy};
 pub(in crate::raft) use send::Throttle;
 pub(super) use send::{Sent, send};
 

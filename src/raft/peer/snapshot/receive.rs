@@ -3,9 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rmq_store::{Disk, Incoming, IncomingError, LogReader, Outline, Part, Queues, StoreConfig};
+use rmq_store::{
+    Disk, EntryId, Incoming, IncomingError, LogReader, Outline, Part, Queues, StoreConfig,
+    forget_incoming,
+};
 use tokio::sync::{Mutex, MutexGuard};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use super::{CHUNK_BYTES, Chunk, Offer, OfferAnswer, Resumed};
 use crate::raft::log_store::to_log_id;
@@ -18,6 +21,9 @@ use crate::raft::start::OnInstall;
 /// A sender that is silent for this long is taken for dead, and another may begin.
 pub(in crate::raft::peer) const SENDER_SILENCE_LIMIT: Duration = Duration::from_secs(10);
 
+/// How often is looked whether what a transfer has left is still of use.
+const TIDY_INTERVAL: Duration = Duration::from_secs(1);
+
 /// What receiving needs of the node.
 pub(in crate::raft) struct Receiver {
     pub(in crate::raft) config: StoreConfig,
@@ -26,13 +32,43 @@ pub(in crate::raft) struct Receiver {
     pub(in crate::raft) queues: Arc<Queues>,
     pub(in crate::raft) on_install: OnInstall,
     /// One at a time.
-    pub(in crate::raft) receiving: Mutex<()>,
+    pub(in crate::raft) receiving: Mutex<Left>,
+}
+
+/// What transfers have left on the disk.
+pub(in crate::raft) struct Left {
+    /// There may be something, for a next transfer to go on from.
+    any: bool,
+    /// All of a transfer is there, and the node is about to install it.
+    arrived: bool,
+    /// The last entry of the log when the last transfer, or this process, began.
+    last: Option<EntryId>,
+}
+
+impl Left {
+    /// What was left to a node that starts with this log.
+    pub(in crate::raft) fn to(log: &LogReader) -> Self {
+        Self {
+            any: true,
+            arrived: false,
+            last: log.last_id(),
+        }
+    }
+}
+
+/// Removes what a transfer has left that broke off, once the node does without it: its log has grown by
+/// entries that came one by one.
+pub(in crate::raft::peer) async fn tidy(shared: Arc<Shared>) {
+    loop {
+        sleep(TIDY_INTERVAL).await;
+        shared.receiver.tidy().await;
+    }
 }
 
 /// A transfer that arrives.
 pub(in crate::raft::peer) struct Receiving<'a> {
     receiver: &'a Receiver,
-    _one: MutexGuard<'a, ()>,
+    left: MutexGuard<'a, Left>,
     /// Lent to a thread while it works.
     incoming: Option<Incoming>,
     rest: Vec<u8>,
@@ -61,9 +97,10 @@ impl Shared {
         if self.receiver.has(&offer.outline).map_err(Refusal::later)? {
             return Ok((OfferAnswer::Have(own), None));
         }
-        let Ok(one) = self.receiver.receiving.try_lock() else {
+        let Ok(mut left) = self.receiver.receiving.try_lock() else {
             return Err(Refusal::later("another snapshot is arriving"));
         };
+        *left = Left::to(&self.receiver.log);
         let Receiver { config, disk, .. } = &self.receiver;
         let (config, disk, outline) = (config.clone(), Arc::clone(disk), offer.outline.clone());
         let opened = on_thread(move || {
@@ -91,7 +128,7 @@ impl Shared {
         );
         let receiving = Receiving {
             receiver: &self.receiver,
-            _one: one,
+            left,
             incoming: Some(incoming),
             rest: Vec::new(),
             rest_bytes: offer.rest_bytes,
@@ -110,6 +147,26 @@ impl Receiver {
         let here = self.log.id_at(last.index).map_err(|e| e.to_string())?;
         Ok(here.map(to_log_id) == Some(to_log_id(last))
             || purged.is_some_and(|purged| purged.index >= last.index))
+    }
+
+    async fn tidy(&self) {
+        let Ok(mut left) = self.receiving.try_lock() else {
+            return;
+        };
+        if !left.any || left.arrived || self.log.last_id() == left.last {
+            return;
+        }
+        let (config, disk) = (self.config.clone(), Arc::clone(&self.disk));
+        match blocking(move || forget_incoming(&config, &*disk)).await {
+            Ok(Ok(found)) => {
+                left.any = false;
+                if found {
+                    tracing::info!("what a snapshot had left that broke off is removed");
+                }
+            }
+            Ok(Err(error)) => tracing::warn!(%error, "what a snapshot has left is not removed"),
+            Err(_) => {}
+        }
     }
 }
 
@@ -160,7 +217,11 @@ impl Receiving<'_> {
         if rest.len() as u64 != self.rest_bytes {
             return Err(Refusal::refused("not all of the snapshot was sent"));
         }
-        on_thread(move || incoming.finish(&rest)).await?;
+        self.left.arrived = true;
+        if let Err(refusal) = on_thread(move || incoming.finish(&rest)).await {
+            self.left.arrived = false;
+            return Err(refusal);
+        }
         tracing::info!(
             %last, bytes = self.bytes, seconds = self.begun.elapsed().as_secs_f64(),
             "a snapshot has arrived, the node opens again with it"
