@@ -65,7 +65,7 @@ class Cluster:
 
     def up(self, topics=("bench128", "bench1024", "failover")):
         os.makedirs(self.dir)
-        self.topic = topics[0]
+        self.topic = next(iter(topics), None)
         self.start_namesrv(self.write("namesrv.conf", f"listenPort={self.base}\n"))
         for i in range(self.count):
             self.start_node(i)
