@@ -31,7 +31,7 @@ enum Run {
 }
 
 /// Those of `rmq_store::mutants` that faults of this suite bring to light. The simulation finds all.
-const MUTANTS: [Mutant; 6] = [
+const MUTANTS: [Mutant; 7] = [
     Mutant {
         name: "M1",
         run: Run::Schedule(Workload::Queue, &[Kind::Partition, Kind::Kill], false),
@@ -51,6 +51,10 @@ const MUTANTS: [Mutant; 6] = [
     Mutant {
         name: "M6",
         run: Run::Schedule(Workload::Offset, &[Kind::Kill, Kind::Transfer], false),
+    },
+    Mutant {
+        name: "M8",
+        run: Run::Schedule(Workload::Queue, &[Kind::Syscall], true),
     },
     Mutant {
         name: "Quarantine",

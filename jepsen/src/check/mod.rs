@@ -262,13 +262,20 @@ pub fn exercised(history: &History) -> Vec<String> {
 /// Why a run proves nothing, if so: a kind of fault was never felt, or nobody was served meanwhile.
 pub fn void(history: &History) -> Vec<String> {
     const LEAST: usize = 10;
+    // Nobody can be served without a majority, but soon after.
+    const RECOVERY: u64 = 5_000_000_000;
     let mut void = Vec::new();
     let mut felt: BTreeMap<&str, u64> = BTreeMap::new();
     let mut windows: Vec<(u64, u64)> = Vec::new();
     for fault in &history.faults {
         let kind = fault.what.split(['-', ' ']).next().unwrap_or_default();
         *felt.entry(kind).or_default() += fault.seen.unwrap_or(1);
-        windows.extend(fault.until.map(|until| (fault.from, until)));
+        let name = fault.what.split(' ').next().unwrap_or_default();
+        let takes_most = ["-all", "-majority", "power-storm"];
+        let is_link = matches!(kind, "slow" | "flaky");
+        let nobody_can = !is_link && takes_most.iter().any(|end| name.ends_with(end));
+        let more = if nobody_can { RECOVERY } else { 0 };
+        windows.extend(fault.until.map(|until| (fault.from, until + more)));
     }
     if felt.is_empty() {
         void.push("no fault was injected".into());

@@ -329,7 +329,7 @@ impl<'a> Storm<'a> {
                 Fault::PowerStorm => {
                     let mut active = self.active.remove(n);
                     let again = self.cut_again(&mut active);
-                    active.next = now + active.dice.random_range(200..2_500);
+                    active.next = now + active.dice.random_range(100..1_500);
                     self.active.insert(n, active);
                     again?;
                 }
