@@ -31,13 +31,17 @@ enum Run {
 }
 
 /// Those of `rmq_store::mutants` that faults of this suite bring to light. The simulation finds all.
-const MUTANTS: [Mutant; 7] = [
+const MUTANTS: [Mutant; 8] = [
     Mutant {
         name: "M1",
         run: Run::Schedule(Workload::Queue, &[Kind::Partition, Kind::Kill], false),
     },
     Mutant {
         name: "M2",
+        run: Run::Schedule(Workload::Queue, &[Kind::Power], true),
+    },
+    Mutant {
+        name: "M3",
         run: Run::Schedule(Workload::Queue, &[Kind::Power], true),
     },
     Mutant {
