@@ -85,10 +85,10 @@ def send(cluster, size, seconds, threads=64):
     return {"per_second": rate, "cpu_s_per_million": cpu / (rate * (ended - begun)) * 1e6}
 
 
-def rmq_bench(cluster, *options):
-    """What `rmq bench produce` says, once it has ended."""
+def rmq_bench(cluster, *options, cpu=True):
+    """What `rmq bench produce` says, once it has ended; `cpu` if the nodes live as long."""
     result = os.path.join(cluster.dir, "bench.json")
-    pids = [part for process in cluster.nodes() for part in ("--pid", process.pid)]
+    pids = [part for process in cluster.nodes() for part in ("--pid", process.pid)] if cpu else []
     command = [Rmq.binary, "bench", "produce", "-q", "-n", cluster.namesrv, "--json", result, *pids, *options]
     subprocess.run([str(part) for part in command], check=False, stdout=subprocess.DEVNULL)
     with open(result) as f:
@@ -127,7 +127,8 @@ def restart(cluster):
     before = cluster.messages("bench1024")
     if cluster.speaks_rocketmq:
         results = []
-        load = threading.Thread(target=lambda: results.append(rmq_bench(cluster, "-t", "bench1024", "--warmup", 0, "-d", 4)))
+        options = ("-t", "bench1024", "--warmup", 0, "-d", 4)
+        load = threading.Thread(target=lambda: results.append(rmq_bench(cluster, *options, cpu=False)))
         load.start()
     else:
         load = cluster.generator("send", 1024, 64)
