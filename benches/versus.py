@@ -162,7 +162,8 @@ def fill(cluster, topic, size, count):
     """Stores at least so many messages."""
     have = 0
     while have < count:
-        have += rmq_bench(cluster, "-t", topic, "-s", size, "-i", 256, "--warmup", 0, "--count", count - have)["sent"]["messages"]
+        options = ("-t", topic, "-s", size, "-i", 256, "--warmup", 0, "--count", count - have)
+        have += rmq_bench(cluster, *options, cpu=False)["sent"]["messages"]
     return have
 
 
