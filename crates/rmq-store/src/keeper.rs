@@ -239,7 +239,7 @@ impl Inner {
     /// Makes what is wanted ahead of need. What cannot be made is tried again later; until then the log
     /// is short of room, which those have to heed who append.
     fn make(&self, mut state: MutexGuard<'_, State>, now: Duration) {
-        let (wanted, index) = (state.wanted, state.wanted_index.take());
+        let (wanted, index) = (state.wanted, state.wanted_index);
         state.making = wanted.is_some();
         drop(state);
         let segments = &self.shared.segments;
@@ -253,8 +253,8 @@ impl Inner {
         let mut state = self.state();
         state.making = false;
         state.try_at = None;
-        if indexed.is_err() && state.wanted_index.is_none() {
-            state.wanted_index = index;
+        if indexed.is_ok() {
+            state.wanted_index = state.wanted_index.filter(|base| Some(*base) != index);
         }
         let failure = match made {
             Ok(made) => {

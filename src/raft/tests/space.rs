@@ -150,8 +150,14 @@ async fn a_follower_without_room_for_its_log_stays_and_catches_up_when_there_is_
         }
     }
     let stuck = &group.nodes[full];
-    assert!(stuck.reader.end_offset().0 <= 2 * segment, "it has no room");
-    assert!(stuck.reader.room().is_some());
+    let is_stuck = async {
+        while stuck.reader.room().is_none() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let is_stuck = tokio::time::timeout(super::PATIENCE, is_stuck);
+    is_stuck.await.expect("it has no room");
+    assert!(stuck.reader.end_offset().0 <= 2 * segment);
     group.fill(full, 10);
     until_level(&group.all()).await;
     assert_equal_logs(&group.all());
