@@ -327,12 +327,12 @@ async fn a_pull_of_a_client_that_is_gone_is_given_up() {
     let mut out = BytesMut::new();
     pull_request(&waiting).encode(&mut out);
     client.socket.write_all(&out).await.unwrap();
-    while node.broker.holds.len() == 0 {
+    while node.broker.holds.is_empty() {
         tokio::task::yield_now().await;
     }
     drop(client);
     for _ in 0..1000 {
-        if node.broker.holds.len() == 0 {
+        if node.broker.holds.is_empty() {
             return;
         }
         tokio::time::sleep(Duration::from_millis(5)).await;

@@ -177,7 +177,7 @@ async fn a_pull_waits_for_its_message() {
         let node = Arc::clone(&node);
         tokio::spawn(async move { node.told(pull_request(&waiting)).await })
     };
-    while node.broker.holds.len() == 0 {
+    while node.broker.holds.is_empty() {
         tokio::task::yield_now().await;
     }
     node.sent(send("TAGS\x01b", b"2")).await;
@@ -221,7 +221,7 @@ async fn a_pull_that_waits_when_the_leader_changes_is_to_be_repeated() {
         let node = Arc::clone(&node);
         tokio::spawn(async move { node.told(pull_request(&waiting)).await })
     };
-    while node.broker.holds.len() == 0 {
+    while node.broker.holds.is_empty() {
         tokio::task::yield_now().await;
     }
     node.replica.follow(Some("other:1"));
@@ -247,7 +247,7 @@ async fn a_pull_does_not_hold_up_the_end() {
         let node = Arc::clone(&node);
         tokio::spawn(async move { node.told(pull_request(&waiting)).await })
     };
-    while node.broker.holds.len() == 0 {
+    while node.broker.holds.is_empty() {
         tokio::task::yield_now().await;
     }
     node.broker.leave();

@@ -402,7 +402,7 @@ async fn a_follower_gives_out_what_is_committed_and_claims_nothing_else() {
     // At its end it waits, here for a message that it gets from the leader.
     wanted.queue_offset = 1;
     let waiting = tokio::spawn(ask(&wanted));
-    while node.broker.holds.len() == 0 {
+    while node.broker.holds.is_empty() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     node.replica.replicate("T", b"2");
@@ -564,7 +564,7 @@ async fn consumers_leave_an_address_before_it_moves() {
             answer.header::<PullMessageResponse>().unwrap()
         })
     };
-    while node.broker.holds.len() == 0 {
+    while node.broker.holds.is_empty() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     let handing_over = {
