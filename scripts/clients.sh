@@ -3,9 +3,10 @@
 # clients, name servers, brokers and tools (by Maven), and the Go client (by Go modules). Compiles the
 # test programs under tests/clients against them. Prints the cache's path.
 #
-#   scripts/clients.sh          everything
+#   scripts/clients.sh          what `cargo test` needs: the next two
 #   scripts/clients.sh java     only the Java side
 #   scripts/clients.sh go       only the Go side
+#   scripts/clients.sh faults   programs by which the fault suite injects some faults; it can do without
 #   scripts/clients.sh nats     NATS and the load for it, which benches/versus.py needs
 #
 # RMQ_TEST_CACHE names another cache than ~/.cache/rmq-tests. Needs a JDK (11 or later), Maven and Go;
@@ -61,6 +62,11 @@ go_side() {
     fi
 }
 
+faults() {
+    (need strace strace) || true
+    (need faketime faketime) || true
+}
+
 nats() {
     need go golang-go
     local key
@@ -75,9 +81,10 @@ nats() {
 
 case ${1:-all} in
 java) java_side ;;
-nats) nats ;;
 go) go_side ;;
+faults) faults ;;
+nats) nats ;;
 all) java_side; go_side ;;
-*) sed -n '2,13p' "${BASH_SOURCE[0]}"; exit 2 ;;
+*) sed -n '2,14p' "${BASH_SOURCE[0]}"; exit 2 ;;
 esac
 echo "$cache"

@@ -7,7 +7,7 @@
 //! that was not, and would acknowledge what is then lost by nobody's fault.
 //!
 //! A file system that goes down loses all that was not synced; a disk may have written any of it, so that is
-//! drawn, too ([`torn`]).
+//! drawn, too.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};

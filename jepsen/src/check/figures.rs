@@ -8,7 +8,7 @@ use crate::history::History;
 /// A group is away when it has acknowledged nothing for longer than this, nanoseconds.
 const AWAY: u64 = 1_000_000_000;
 
-/// See the [module](self).
+/// What runs did to their clients.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Figures {
     /// Runs that came to their end.
