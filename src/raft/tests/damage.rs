@@ -198,27 +198,3 @@ async fn a_node_that_lost_its_vote_votes_again_as_another_one() {
         node.group.shutdown().await;
     }
 }
-
-/// It may have acknowledged what its log does not show any more.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_node_that_lost_its_checkpoint_votes_once_it_has_what_its_leader_has() {
-    let (site, mut sent, _) = stopped().await;
-    fs::write(site.dirs[1].path().join("raft.checkpoint"), [0; 8192]).unwrap();
-    let (lost, other) = tokio::join!(site.start(1, MACHINE), site.start(2, MACHINE));
-    // Two of the three would be enough.
-    tokio::time::sleep(4 * Timers::default().election_max).await;
-    for node in [&lost, &other] {
-        assert_ne!(node.group.status().role, Role::Leader);
-    }
-    assert!(lost.group.status().quarantined);
-    let nodes = [site.start(0, MACHINE).await, lost, other];
-    let all: Vec<&Running> = nodes.iter().collect();
-    sent.extend(send_surely(&all, "second", 50).await);
-    until_level(&[leader_of(&all).await, all[0], all[1], all[2]]).await;
-    until("it votes again", || !nodes[1].group.status().quarantined).await;
-    assert_equal_logs(&all);
-    for node in &nodes {
-        assert_in_place(&node.reader, &sent);
-        node.group.shutdown().await;
-    }
-}

@@ -7,12 +7,11 @@
 //! whole or not at all. Where it is certain that more had been written, the node may have acknowledged
 //! what is missing now, and is suspect.
 //!
-//! `notes` reads vote and checkpoint, or begins them behind the genesis or what `history` finds, and
-//! `rebuild` makes a lost checkpoint again from the log; `scan` walks from the checkpoint to the end of the log.
+//! `notes` reads vote and checkpoint, or begins them behind the genesis or what `history` finds;
+//! `scan` walks from the checkpoint to the end of the log.
 
 mod history;
 mod notes;
-mod rebuild;
 mod scan;
 
 pub(crate) use history::is_record;
@@ -26,7 +25,7 @@ use std::sync::atomic::AtomicBool;
 use thiserror::Error;
 
 use self::notes::Notes;
-use crate::checkpoint::{CHECKPOINT_FILE, CHECKPOINT_MAGIC, Checkpoint, write_abort};
+use crate::checkpoint::{CHECKPOINT_FILE, Checkpoint, write_abort};
 use crate::config::{ConfigError, FlushMode, StoreConfig};
 use crate::disk::{Disk, OpenMode};
 use crate::extent::Tail;
@@ -36,7 +35,6 @@ use crate::mutant;
 use crate::raft_index::RaftIndex;
 use crate::reader::Shared;
 use crate::segment::{MENDED, Segment, Segments, file_name, parse_name};
-use crate::slots::Slots;
 use crate::transfer::{TransferDecodeError, finish_install};
 use crate::types::{LogIndex, PhyOffset};
 
@@ -224,9 +222,6 @@ impl<'a> Opening<'a> {
             .last_id()
             .map_or(LogIndex(0), |last| last.index.next());
         let end = self.tail.end;
-        if self.notes.checkpoint_slots.is_none() {
-            self.check_rest(end)?;
-        }
         let clean = checkpoint.clean_end.is_some();
         let lost = match checkpoint.clean_end {
             Some(clean_end) => end < clean_end,
@@ -282,12 +277,8 @@ impl<'a> Opening<'a> {
         checkpoint.boot_id = boot_id;
         checkpoint.clean_end = None;
         checkpoint.lazy = self.config.flush != FlushMode::Sync;
-        let (content, path) = (checkpoint.encode(), self.config.path(CHECKPOINT_FILE));
-        let checkpoint_slots = match self.notes.checkpoint_slots {
-            Some(mut slots) => slots.write(&content).map(|()| slots),
-            None => Slots::create(&**self.disk, &path, CHECKPOINT_MAGIC, &content),
-        };
-        let checkpoint_slots = checkpoint_slots.map_err(at(&path))?;
+        let noted = self.notes.checkpoint_slots.write(&checkpoint.encode());
+        noted.map_err(at(&self.config.path(CHECKPOINT_FILE)))?;
         write_abort(&**self.disk, self.config).map_err(at(&self.config.path("abort")))?;
 
         self.shared.publish(&self.tail);
@@ -307,7 +298,7 @@ impl<'a> Opening<'a> {
             vote: self.notes.vote,
             vote_slots: self.notes.vote_slots,
             checkpoint,
-            checkpoint_slots,
+            checkpoint_slots: self.notes.checkpoint_slots,
             recovered: Recovered {
                 created,
                 clean,
@@ -317,22 +308,6 @@ impl<'a> Opening<'a> {
             lock,
         };
         Log::assemble(parts).map_err(at(&self.config.root))
-    }
-
-    /// Refuses to cut the log at `end` if entries lie behind that: what is there instead of one is damage
-    /// then, and no checkpoint says which of them were committed.
-    fn check_rest(&self, end: PhyOffset) -> Result<(), OpenError> {
-        let limit = self.shared.segments.limit().unwrap_or_default();
-        let Some((next, _)) = self.shared.next_header(end, limit) else {
-            return Ok(());
-        };
-        let (path, within) = self.place_of(end);
-        tracing::error!(
-            path = %path.display(), within, next = %next.id,
-            "the log is damaged, and the checkpoint is lost too"
-        );
-        let path = self.config.path(CHECKPOINT_FILE);
-        Err(OpenError::Checkpoint { path })
     }
 }
 

@@ -4,7 +4,6 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::history::end_of_history;
-use super::rebuild::rebuild;
 use super::{OpenError, at};
 use crate::checkpoint::{
     CHECKPOINT_FILE, CHECKPOINT_MAGIC, Checkpoint, VOTE_FILE, VOTE_MAGIC, decode_vote, encode_vote,
@@ -21,8 +20,7 @@ pub(super) struct Notes {
     /// `None` if the vote is lost.
     pub(super) vote_slots: Option<Slots>,
     pub(super) checkpoint: Checkpoint,
-    /// `None` if the checkpoint was lost, and is made again from the log.
-    pub(super) checkpoint_slots: Option<Slots>,
+    pub(super) checkpoint_slots: Slots,
     pub(super) created: bool,
 }
 
@@ -59,19 +57,13 @@ impl Notes {
     ) -> Result<Self, OpenError> {
         let (vote_path, path) = (config.path(VOTE_FILE), config.path(CHECKPOINT_FILE));
         let vote = Found::open(&**disk, &vote_path)?;
-        let mut is_damaged = false;
         let checkpoint = match Slots::open(&**disk, &path, CHECKPOINT_MAGIC) {
             Ok(None) => None,
-            Ok(Some((slots, content))) => {
-                let checkpoint = Checkpoint::decode(&content);
-                let checkpoint = checkpoint.filter(|checkpoint| checkpoint.segment_bytes > 0);
-                is_damaged = checkpoint.is_none();
-                checkpoint.map(|checkpoint| (slots, checkpoint))
-            }
-            Err(SlotsError::Damaged) => {
-                is_damaged = true;
-                None
-            }
+            Ok(Some((slots, content))) => match Checkpoint::decode(&content) {
+                Some(checkpoint) if checkpoint.segment_bytes > 0 => Some((slots, checkpoint)),
+                _ => return Err(OpenError::Checkpoint { path }),
+            },
+            Err(SlotsError::Damaged) => return Err(OpenError::Checkpoint { path }),
             Err(SlotsError::Io(e)) => return Err(at(&path)(e)),
         };
         match (vote, checkpoint) {
@@ -96,20 +88,11 @@ impl Notes {
                     vote,
                     vote_slots,
                     checkpoint,
-                    checkpoint_slots: Some(checkpoint_slots),
+                    checkpoint_slots,
                     created: false,
                 })
             }
-            // Who knows its vote has promised no more than that.
-            (Found::Whole(slots, vote @ Some(_)), None) => Ok(Self {
-                vote,
-                vote_slots: Some(slots),
-                checkpoint: rebuild(config, disk, genesis)?,
-                checkpoint_slots: None,
-                created: false,
-            }),
-            (Found::Damaged, None) => Err(OpenError::Missing { path }),
-            (_, None) if is_damaged => Err(OpenError::Checkpoint { path }),
+            (Found::Damaged | Found::Whole(_, Some(_)), None) => Err(OpenError::Missing { path }),
             (Found::Absent | Found::Whole(_, None), None) => {
                 Self::create(config, disk, genesis, (&vote_path, &path))
             }
@@ -153,7 +136,7 @@ impl Notes {
             vote: None,
             vote_slots: Some(vote_slots),
             checkpoint,
-            checkpoint_slots: Some(checkpoint_slots),
+            checkpoint_slots,
             created: true,
         })
     }

@@ -283,53 +283,6 @@ fn a_checkpoint_is_not_done_without() {
 }
 
 #[test]
-fn a_lost_checkpoint_is_made_again_from_the_log() {
-    for (missing, removed) in [(false, 0), (true, 0), (false, 1)] {
-        let bed = Bed::with_entries(SYNC);
-        let mut log = bed.open().unwrap();
-        log.save_vote(Vote::default()).unwrap();
-        let entry = |log: &Log, index| log.reader().raw(LogIndex(index)).unwrap();
-        let original: Vec<_> = (0..100).map(|index| entry(&log, index).unwrap()).collect();
-        drop(log);
-        (0..removed).for_each(|nth| bed.sim.unlink(&bed.segment(nth)).unwrap());
-        let path = bed.config.path("raft.checkpoint");
-        if missing {
-            bed.sim.unlink(&path).unwrap();
-        } else {
-            bed.sim.flip(&path, 6);
-            bed.sim.flip(&path, 4096 + 6);
-        }
-        // With damage in the log it cannot be told what was committed: nothing is cut off.
-        let damaged = bed.segment(1);
-        bed.sim.flip(&damaged, SEGMENT_BYTES / 2);
-        for _ in 0..2 {
-            assert!(matches!(bed.open(), Err(OpenError::Checkpoint { .. })));
-        }
-        bed.sim.flip(&damaged, SEGMENT_BYTES / 2);
-        for _ in 0..2 {
-            let log = bed.open().unwrap();
-            assert!(log.is_suspect() && log.recovered().cut_bytes == 0);
-            assert_eq!(log.read_vote(), Some(Vote::default()));
-            let reader = log.reader();
-            assert_eq!(reader.last_id(), Some(id(1, 99)));
-            let first = reader.first_index().unwrap().0;
-            assert_eq!(
-                (first > 0, reader.purged_id().is_some()),
-                (removed > 0, removed > 0)
-            );
-            assert!(first < 60, "{first}");
-            for (raw, index) in original
-                .iter()
-                .zip(0..)
-                .filter(|(_, index)| first <= *index)
-            {
-                assert_eq!(entry(&log, index).as_ref(), Some(raw));
-            }
-        }
-    }
-}
-
-#[test]
 fn another_generation_is_another_log() {
     let mut bed = Bed::with_entries(SYNC);
     bed.config.generation = 1;
