@@ -143,7 +143,7 @@ async fn attempt(broker: &Arc<Broker>, request: &Request, deadline: Instant) -> 
     }
     // What another node forwarded goes no further.
     request.conn.as_ref()?;
-    let asked = broker.replica.role().borrow().leader.clone();
+    let asked = broker.replica.role().borrow().clone();
     let limit = ANSWER_LIMIT + suspension(request);
     let forwarded = broker
         .replica
@@ -167,7 +167,10 @@ async fn attempt(broker: &Arc<Broker>, request: &Request, deadline: Instant) -> 
         Ok(None) => Err(Refusal::Silence),
         Err(error) => {
             // Its client tries again at once, but only so often: all in vain while nobody leads.
-            if !is_pull(request) {
+            let room = || broker.forwarding.hold(request.raw.len());
+            if !is_pull(request)
+                && let Some(_place) = room()
+            {
                 tokio::select! {
                     _ = timeout_at(deadline, succeeded(broker, &asked)) => {}
                     () = closed(request) => return Some(Err(Refusal::Silence)),
@@ -178,10 +181,11 @@ async fn attempt(broker: &Arc<Broker>, request: &Request, deadline: Instant) -> 
     })
 }
 
-/// Resolves when another node leads than `asked`.
-async fn succeeded(broker: &Broker, asked: &Option<String>) {
+/// Resolves when somebody leads since then.
+async fn succeeded(broker: &Broker, asked: &Role) {
     let mut roles = broker.replica.role();
-    let has_other = |role: &Role| role.serving || (role.leader.is_some() && role.leader != *asked);
+    let is_new = |role: &Role| role.leader != asked.leader || role.term != asked.term;
+    let has_other = |role: &Role| role.serving || (role.leader.is_some() && is_new(role));
     let is_over = roles.wait_for(has_other).await.is_err();
     if is_over {
         std::future::pending::<()>().await;

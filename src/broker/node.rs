@@ -65,7 +65,7 @@ pub struct Broker {
     draining: AtomicBool,
     leaving: watch::Sender<bool>,
     /// Leadership is being handed over, and the address that moves with it.
-    pub(super) moving: watch::Sender<bool>,
+    pub(super) moving: watch::Sender<u32>,
     /// The broker ids that consumers are sent to when this node stops.
     others: OnceLock<Vec<i64>>,
     /// How many have been sent there.
@@ -107,7 +107,7 @@ impl Broker {
             delivering: tokio::sync::Mutex::default(),
             draining: AtomicBool::new(false),
             leaving: watch::Sender::new(false),
-            moving: watch::Sender::new(false),
+            moving: watch::Sender::new(0),
             others: OnceLock::new(),
             sent_away: watch::Sender::new(0),
             clock,
@@ -155,14 +155,12 @@ impl Broker {
     /// Has the offset commits it took replicated, and hands leadership to `to`, or to the node that is
     /// most fit to lead; gives the new leader.
     pub(super) async fn hand_over(&self, to: Option<SelfId>) -> Result<SelfId, TransferError> {
-        self.moving.send_replace(true);
+        let _moving = Moving::begin(&self.moving);
         if self.config.broker_vip.is_some() {
             self.calm(MOVING_CALM, MOVING_LIMIT).await;
         }
         self.offsets.all_settled().await;
-        let leader = self.replica.transfer_leader(to).await;
-        self.moving.send_replace(false);
-        let leader = SelfId::of(leader?);
+        let leader = SelfId::of(self.replica.transfer_leader(to).await?);
         tracing::info!(%leader, "leadership is handed over");
         Ok(leader)
     }
@@ -298,6 +296,22 @@ pub(super) async fn blocking<R: Send + 'static>(
     tokio::task::spawn_blocking(move || read(&broker))
         .await
         .map_err(|error| Refusal::system_error(error.to_string()))?
+}
+
+/// A hand-over that is under way, until dropped: it ends too when whoever waits for it gives it up.
+struct Moving<'a>(&'a watch::Sender<u32>);
+
+impl<'a> Moving<'a> {
+    fn begin(count: &'a watch::Sender<u32>) -> Self {
+        count.send_modify(|under_way| *under_way += 1);
+        Self(count)
+    }
+}
+
+impl Drop for Moving<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|under_way| *under_way -= 1);
+    }
 }
 
 /// Wakes the pulls that wait for messages; for [`Queues::start`].

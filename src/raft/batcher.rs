@@ -15,6 +15,7 @@ use openraft::raft::ClientWriteResult;
 use rmq_store::{Batch, PendingRecord, Position, SealedCell, mutant};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::task::coop::unconstrained;
 use tokio::time::Instant;
 
 use super::leadership::Leadership;
@@ -133,11 +134,13 @@ impl Batcher {
         not_leading(&self.leadership)?;
         self.space.check_messages(bytes)?;
         let share = u32::try_from(bytes.min(IN_FLIGHT_BYTES)).expect("the budget fits u32");
-        // A wait, even for nothing, is counted against the sends that one turn of a task can make.
+        // A wait, even for nothing, is counted against the sends that one turn of a task can make; where
+        // it has to be, it takes its place in the line at once, for the order of sends.
         let permit = match self.budget.clone().try_acquire_many_owned(share) {
             Ok(permit) => permit,
             Err(_) => {
-                let permit = self.budget.clone().acquire_many_owned(share).await;
+                let permit = self.budget.clone().acquire_many_owned(share);
+                let permit = unconstrained(permit).await;
                 permit.expect("the budget is never closed")
             }
         };
@@ -153,7 +156,9 @@ impl Batcher {
             permit,
         };
         let queued = match self.queue.try_send(submission) {
-            Err(TrySendError::Full(submission)) => self.queue.send(submission).await.is_ok(),
+            Err(TrySendError::Full(submission)) => {
+                unconstrained(self.queue.send(submission)).await.is_ok()
+            }
             sent => sent.is_ok(),
         };
         if !queued {

@@ -61,7 +61,8 @@ impl From<Command> for Reply {
 ///
 /// Requests of one connection run concurrently, but each is polled for the first time in the order
 /// of arrival, before the next one is looked at. What a handler does before its first suspension
-/// point therefore happens in order; it must be short, since it delays the connection.
+/// point therefore happens in order. One task polls all requests of a connection, so that whatever
+/// blocks it delays them all.
 pub trait Service: Send + Sync + 'static {
     /// Answers one request; `None` answers nothing. What is returned for a oneway request is
     /// dropped.

@@ -577,6 +577,7 @@ async fn consumers_leave_an_address_before_it_moves() {
         "n2, or on a slow machine the next leader"
     );
     handing_over.await.unwrap();
+    assert_eq!(*node.broker.moving.borrow(), 0);
     // As long as it has the address it sends them to who leads, by its own id.
     node.replica.is_frozen.store(true, Ordering::Relaxed);
     assert_eq!(sent_to(&node, &client, &wanted).await, 7);

@@ -84,7 +84,7 @@ pub(super) async fn moves(broker: &Broker, request: &Request) {
     let (mut roles, mut moving) = (broker.replica.role(), broker.moving.subscribe());
     loop {
         sleep(ELSEWHERE_PAUSE).await;
-        let is_over = *moving.borrow_and_update() || roles.borrow_and_update().leader.is_some();
+        let is_over = *moving.borrow_and_update() > 0 || roles.borrow_and_update().leader.is_some();
         if is_over && !pull::addressed(broker).is_empty() {
             return;
         }

@@ -7,7 +7,7 @@
 //! `building` is for a log that came from another node.
 //!
 //! Two numbers end a queue: `next` is behind the units that are in its files, `committed` behind the
-//! messages that are committed, which the dispatcher catches up with in well under a millisecond. A
+//! messages that are committed, which the dispatcher catches up with within some milliseconds. A
 //! reader is told of the second and waits for the first.
 
 mod building;

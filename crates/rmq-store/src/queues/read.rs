@@ -164,7 +164,7 @@ impl Queues {
     }
 
     /// Whether reading a queue on from `offset` needs only the last `bytes` of the log, and so nothing that
-    /// the page cache may have let go of.
+    /// the page cache may have let go of, and need not wait for the dispatcher.
     pub fn is_at_hand(
         &self,
         topic: &str,
@@ -177,7 +177,10 @@ impl Queues {
         let Some((topic, state)) = self.queue(topic, queue_id) else {
             return Ok(true);
         };
-        if offset < state.min || offset >= state.next {
+        if offset >= state.next {
+            return Ok(offset >= state.committed);
+        }
+        if offset < state.min {
             return Ok(true);
         }
         let confirm = self.log.confirm_offset();

@@ -296,7 +296,8 @@ impl Queues {
 
     fn gather(&self, on: bool) {
         let mut shared = self.shared();
-        shared.gathering = on && !shared.stopping && shared.built_at.is_none();
+        let is_level = shared.dispatched >= self.log.confirm_offset();
+        shared.gathering = on && is_level && !shared.stopping && shared.built_at.is_none();
     }
 
     fn upkeep_turn(&self, flushing: &mut Flushing, now: Duration) -> Turn {
