@@ -48,6 +48,10 @@ impl Nodes {
     pub(crate) fn rot(&self, place: Place, rng: &mut StdRng) -> bool {
         let others_are_whole = !self.any_lacks();
         let config = store_config(self.plan.flush);
+        let others = self.all_running();
+        let others = others.iter().filter(|(other, _)| *other != place);
+        // What they have removed nobody can mend.
+        let kept = others.map(|(_, other)| other.reader.min_offset()).min();
         let node = &mut self.nodes()[place];
         let was_stopped = node.running.is_none() && !node.starting;
         let abort = node.disk.open(&config.root.join("abort"), OpenMode::Read);
@@ -55,7 +59,8 @@ impl Nodes {
         let Some((log, _)) = node.last.as_ref().filter(|_| was_stopped && was_clean) else {
             return false;
         };
-        let (from, to) = (log.base_offset().0, log.confirm_offset().0);
+        let from = log.base_offset().max(kept.unwrap_or_default()).0;
+        let to = log.confirm_offset().0;
         if from >= to || !others_are_whole {
             return false;
         }
