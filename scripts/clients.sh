@@ -9,8 +9,9 @@
 #   scripts/clients.sh faults   programs by which the fault suite injects some faults; it can do without
 #   scripts/clients.sh nats     NATS and the load for it, which benches/versus.py needs
 #
-# RMQ_TEST_CACHE names another cache than ~/.cache/rmq-tests. Needs a JDK (11 or later), Maven and Go;
-# on Debian as root it installs what is missing.
+# RMQ_TEST_CACHE names another cache than ~/.cache/rmq-tests. Needs a JDK (11 or later), Maven and
+# Go 1.21 or later, which fetches the newer one (1.26) that `nats` needs by itself; on Debian as root it
+# installs what is missing.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cache=${RMQ_TEST_CACHE:-$HOME/.cache/rmq-tests}
