@@ -24,7 +24,7 @@ import tempfile
 import threading
 import time
 
-from versus import OPENS, ROOT, Rmq, move_to_own_network, rpc
+from cluster import OPENS, ROOT, Rmq, move_to_own_network, rpc
 
 SETUPS = {
     "none": "",

@@ -29,23 +29,20 @@ Needs python3 and what scripts/clients.sh fetches; ip, unshare and nsenter for t
 """
 
 import argparse
-import ctypes
-import html
 import json
-import math
 import os
 import random
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-import urllib.request
 
-from versus import OPENS, ROOT, JavaDledger, Rmq, rpc
+import failover_report
+from cluster import OPENS, ROOT, Rmq, rpc
+from groups import Controller, Dledger, Network, RmqGroup
 
 # Seconds from the end of a fault to its report: consumers pause 3 s after an error, and stock clients look for
 # routes every 30 s.
@@ -67,130 +64,6 @@ PLAN = [
 PLAN_OPTIONS = ["--down", "5", "--fresh", "34"]
 # The processes that measure.
 LANES = []
-VIP = "10.79.0.100"
-
-
-class Network:
-    """A link with a namespace for each node; this program, name server and clients are at its other end."""
-
-    CLONE_NEWNET = 0x40000000
-
-    def __init__(self):
-        self.holders = [self.namespace() for _ in range(4)]
-        here = self.holders.pop()
-        fd = os.open(f"/proc/{here.pid}/ns/net", os.O_RDONLY)
-        if ctypes.CDLL(None, use_errno=True).setns(fd, self.CLONE_NEWNET) != 0:
-            raise OSError(ctypes.get_errno(), "setns")
-        os.close(fd)
-        here.kill()
-        here.wait()
-        ip("link set lo up", "link add br0 type bridge", "addr add 10.79.0.254/24 dev br0", "link set br0 up")
-        for i, holder in enumerate(self.holders):
-            ip(f"link add port{i} type veth peer name eth0 netns {holder.pid}", f"link set port{i} master br0 up")
-            for command in ("link set lo up", f"addr add 10.79.0.{i + 1}/24 dev eth0", "link set eth0 up"):
-                subprocess.run([*self.within(i), "ip", *command.split()], check=True)
-
-    @staticmethod
-    def namespace():
-        holder = subprocess.Popen(["unshare", "--net", "sh", "-c", "echo; exec sleep 86400"], stdout=subprocess.PIPE)
-        holder.stdout.read(1)
-        return holder
-
-    def within(self, node):
-        return ["nsenter", "--net", "--target", str(self.holders[node].pid), "--"]
-
-    def cut(self, node):
-        ip(f"link set port{node} nomaster")
-
-    def mend(self, node):
-        ip(f"link set port{node} master br0")
-
-    def end(self):
-        for holder in self.holders:
-            holder.kill()
-            holder.wait()
-
-
-def ip(*commands):
-    for command in commands:
-        subprocess.run(["ip", *command.split()], check=True)
-
-
-class Placed:
-    """A cluster whose nodes are in a network."""
-
-    network = None
-
-    def place(self, network):
-        self.network = network
-        if network:
-            self.namesrv = f"10.79.0.254:{self.base}"
-            self.addresses = [f"10.79.0.{i + 1}:10911" for i in range(3)]
-            self.raft = ";".join(f"n{i}-10.79.0.{i + 1}:40911" for i in range(3))
-        return self
-
-    def within(self, key):
-        return self.network.within(int(key[1:])) if self.network and key != "namesrv" else []
-
-
-    def struck(self, node, leader):
-        """Where clients find a node."""
-        return self.addresses[node]
-
-
-class RmqGroup(Placed, Rmq):
-    KEYS = {
-        "plain": "slaveReadEnable=true\n",
-        "alias-1": "groupAliasRoutes=true\nslaveReadEnable=true\n",
-        "alias": "groupAliasRoutes=true\ngroupAliasQueues=8\nslaveReadEnable=true\n",
-        "avoid": "groupAliasRoutes=true\ngroupAliasQueues=8\nslaveReadEnable=true\n",
-        "vip": f"brokerVip={VIP}/24@eth0\nslaveReadEnable=true\n",
-        "both": f"groupAliasRoutes=true\ngroupAliasQueues=8\nbrokerVip={VIP}/24@eth0\nslaveReadEnable=true\n",
-    }
-
-    def struck(self, node, leader):
-        moving = "brokerVip" in self.more and node == leader
-        return f"{VIP}:10911" if moving else self.addresses[node]
-
-    def leader(self):
-        for i, address in enumerate(self.addresses):
-            try:
-                with urllib.request.urlopen(f"http://{address}/leader", timeout=0.5):
-                    return i
-            except OSError:
-                pass
-        return None
-
-    def transfer(self):
-        command = [self.binary, "admin", "raftTransferLeader", "-n", self.namesrv]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-
-
-class Dledger(Placed, JavaDledger):
-    pass
-
-
-class Controller(Placed, JavaDledger):
-    name, line = "java-controller-5.5.0", "java-5.5"
-
-    def start_namesrv(self, conf):
-        host, port = self.namesrv.split(":")
-        with open(conf, "a") as f:
-            f.write(
-                f"enableControllerInNamesrv=true\ncontrollerDLegerGroup=c0\ncontrollerDLegerSelfId=c0\n"
-                f"controllerDLegerPeers=c0-{host}:{int(port) + 50}\ncontrollerStorePath={self.dir}/controller\n"
-            )
-        super().start_namesrv(conf)
-
-    def node_conf(self, i):
-        host, port = self.addresses[i].split(":")
-        ns_host, ns_port = self.namesrv.split(":")
-        return self.write(
-            f"n{i}.conf",
-            f"brokerClusterName=bench\nbrokerName=g0\nbrokerIP1={host}\nbrokerIP2={host}\nnamesrvAddr={self.namesrv}\nlistenPort={port}\n"
-            f"storePathRootDir={self.dir}/n{i}\nstorePathCommitLog={self.dir}/n{i}/commitlog\nbrokerId=-1\nbrokerRole=SLAVE\n"
-            f"enableControllerMode=true\ncontrollerAddr={ns_host}:{int(ns_port) + 50}\ninSyncReplicas=2\nminInSyncReplicas=2\n{self.more}",
-        )
 
 
 class Application:
@@ -409,95 +282,6 @@ def run(options, note):
             network.end()
 
 
-FIELDS = ("send_gap_ms", "consume_gap_ms", "living_lag_ms", "struck_lag_ms", "keys_waiting")
-
-
-def spread(values):
-    values = [value for value in values if value is not None]
-    if not values:
-        return "-"
-    if min(values) == max(values):
-        return f"{values[0]:,.0f}"
-    return f"{statistics.median(values):,.0f} ({min(values):,.0f} - {max(values):,.0f})"
-
-
-def table(records):
-    """The lines of a table, one a setup, fault and client in the order of the records."""
-    rows, totals = {}, {}
-    for record in records:
-        if "total" in record:
-            totals.setdefault((record["setup"], record["client"]), []).append(record["total"])
-        else:
-            rows.setdefault((record["fault"], record["setup"], record["client"]), []).append(record)
-    out = [
-        "| fault | setup | client | faults | failed sends | in flight, failed | no send for, ms | nothing consumed for, ms "
-        "| latest message of a queue read from a living node, ms | from the struck node, ms | of 48 keys waited > 1.5 s | stored twice / delivered again / out of order |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for (fault, setup, client), faults in sorted(rows.items()):
-        failed, sends = sum(r["failed"] for r in faults), sum(r["sends"] for r in faults)
-        flying = f"{sum(r['in_flight_failed'] for r in faults)} of {sum(r['in_flight'] for r in faults)}"
-        values = {field: [r[field] for r in faults] for field in FIELDS}
-        values["struck_lag_ms"] = [r["struck_lag_ms"] for r in faults if r["struck_queues"]]
-        ends = " / ".join(str(sum(r[key] for r in faults)) for key in ("stored_twice", "redelivered", "out_of_order"))
-        cells = [fault, setup, client, str(len(faults)), f"{failed:,} of {sends:,}", flying, *(spread(values[f]) for f in FIELDS), ends]
-        out.append("| " + " | ".join(cells) + " |")
-    out += ["", "| setup | client | runs | acknowledged | of these lost |", "|---|---|---|---|---|"]
-    for (setup, client), ended in sorted(totals.items()):
-        acknowledged, lost = (sum(total[key] for total in ended) for key in ("acknowledged", "lost"))
-        out.append(f"| {setup} | {client} | {len(ended)} | {acknowledged:,} | {lost:,} |")
-    return out
-
-
-def picture(records):
-    """Each fault a dot, on a logarithmic scale: how long nobody's send was acknowledged, and nothing consumed."""
-    faults = [r for r in records if "total" not in r]
-    groups = {}
-    for record in faults:
-        groups.setdefault((record["fault"], record["setup"]), []).append(record)
-    width, left, right, height, top = 900, 190, 20, 30, 60
-    low, high = 1.0, 5.0
-
-    def x(ms):
-        at = min(max(math.log10(max(ms, 1)), low), high)
-        return left + (at - low) / (high - low) * (width - left - right)
-
-    out = []
-    for power in range(int(low), int(high) + 1):
-        at = x(10**power)
-        label = {1: "10 ms", 2: "100 ms", 3: "1 s", 4: "10 s", 5: "100 s"}[power]
-        bottom = top + height * len(groups)
-        out.append(f'<line x1="{at:.0f}" y1="{top - 8}" x2="{at:.0f}" y2="{bottom}" stroke="#ddd"/><text x="{at:.0f}" y="{top - 14}" text-anchor="middle">{label}</text>')
-    for n, ((fault, setup), members) in enumerate(sorted(groups.items())):
-        y = top + height * n + height / 2
-        out.append(f'<text x="{left - 10}" y="{y + 4:.0f}" text-anchor="end">{html.escape(fault)}, {html.escape(setup)}</text>')
-        for field, shift, colour in (("send_gap_ms", -5, "#1f6fb2"), ("consume_gap_ms", 5, "#d9822b")):
-            for record in members:
-                out.append(f'<circle cx="{x(record[field]):.1f}" cy="{y + shift:.0f}" r="3.5" fill="{colour}" fill-opacity="0.6"/>')
-    total = top + height * len(groups) + 15
-    head = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {total}" font-family="sans-serif" font-size="12">'
-        f'<rect width="{width}" height="{total}" fill="white"/>'
-        '<circle cx="200" cy="18" r="4" fill="#1f6fb2"/><text x="210" y="22">no send acknowledged</text>'
-        '<circle cx="370" cy="18" r="4" fill="#d9822b"/><text x="380" y="22">nothing consumed (each dot a fault as one client saw it)</text>'
-    )
-    return "\n".join([head, *out, "</svg>", ""])
-
-
-def publish(records):
-    """Puts the picture beside docs/failover.md and the tables into it."""
-    with open(f"{ROOT}/docs/failover.svg", "w") as f:
-        f.write(picture(records))
-    begin, end = "<!-- failover.py begins -->\n", "<!-- failover.py ends -->\n"
-    with open(f"{ROOT}/docs/failover.md") as f:
-        before, rest = f.read().split(begin)
-    after = rest.split(end)[1]
-    loads = [record["load"] for record in records if "load" in record]
-    said = f"Load of the machine ({os.cpu_count()} cores) meanwhile: {min(loads):.0f} to {max(loads):.0f}, median {statistics.median(loads):.0f}.\n"
-    with open(f"{ROOT}/docs/failover.md", "w") as f:
-        f.write(before + begin + "\n".join([said, *table(records), ""]) + end + after)
-
-
 def measure_lane(number, path, binary):
     """Measures what the file lacks of a lane of [`PLAN`]."""
     for setup, faults in PLAN[number]:
@@ -566,7 +350,7 @@ def main():
         for name in options.report:
             with open(name) as f:
                 records += map(json.loads, f)
-        publish(records)
+        failover_report.publish(records)
         return
 
     def note(record):
@@ -578,7 +362,7 @@ def main():
                 f.write(line + "\n")
 
     run(options, note)
-    print("\n".join(["", *table(records)]))
+    print("\n".join(["", *failover_report.table(records)]))
 
 
 if __name__ == "__main__":

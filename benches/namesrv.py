@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import tempfile
 
-from versus import ROOT, TICKS, Rmq, move_to_own_network
+from cluster import ROOT, TICKS, Rmq, move_to_own_network
 
 
 def cpu(pid):

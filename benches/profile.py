@@ -19,7 +19,7 @@ import subprocess
 import tempfile
 import threading
 
-import versus
+from cluster import Rmq
 
 
 def tasks(pid):
@@ -134,13 +134,13 @@ def main():
     parser.add_argument("--in-flight", type=int, default=64)
     parser.add_argument("--seconds", type=int, default=8)
     parser.add_argument("--perf", action="store_true")
-    parser.add_argument("--binary", default=versus.Rmq.binary)
+    parser.add_argument("--binary", default=Rmq.binary)
     parser.add_argument("--generator")
     options = parser.parse_args()
     options.generator = options.generator or options.binary
-    versus.Rmq.binary = options.binary
+    Rmq.binary = options.binary
     work = tempfile.mkdtemp(prefix="rmq-profile-")
-    cluster = versus.Rmq(23000, work, None)
+    cluster = Rmq(23000, work, None)
     try:
         cluster.up()
         for measure in [threads, calls] + [functions] * options.perf:

@@ -35,10 +35,7 @@ import threading
 import time
 
 import versus_report
-from cluster import OPENS, ROOT, TICKS, JavaDledger, JavaPair, Nats, Rmq, RmqAlone, move_to_own_network, rpc
-
-# Others of these programs take them from here.
-__all__ = ["OPENS", "ROOT", "TICKS", "JavaDledger", "Rmq", "move_to_own_network", "rpc", "send"]
+from cluster import OPENS, ROOT, JavaDledger, JavaPair, Nats, Rmq, RmqAlone, move_to_own_network
 
 SYNC = "flushDiskType=SYNC_FLUSH\n"
 
@@ -256,7 +253,7 @@ def measure(plan, kind, number, wanted, work, cache, note):
         if any(row == "idle" for row, _, _ in wanted):
             note(kind, number, "launch", {"s": elapsed})
         if any(row in ("send", "sync") for row, _, _ in wanted):
-            send(cluster, 1024, 12)  # the machines of the JVM's warm up; not counted
+            send(cluster, 1024, 12)  # warms up the JVMs; not counted
         for _, what, work_on in wanted:
             note(kind, number, what, work_on(cluster))
     finally:

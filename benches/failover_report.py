@@ -1,0 +1,96 @@
+"""The tables and the picture of what `failover.py` has measured."""
+
+import html
+import math
+import os
+import statistics
+
+from cluster import ROOT
+
+FIELDS = ("send_gap_ms", "consume_gap_ms", "living_lag_ms", "struck_lag_ms", "keys_waiting")
+
+
+def spread(values):
+    values = [value for value in values if value is not None]
+    if not values:
+        return "-"
+    if min(values) == max(values):
+        return f"{values[0]:,.0f}"
+    return f"{statistics.median(values):,.0f} ({min(values):,.0f} - {max(values):,.0f})"
+
+
+def table(records):
+    """The lines of a table, one a setup, fault and client in the order of the records."""
+    rows, totals = {}, {}
+    for record in records:
+        if "total" in record:
+            totals.setdefault((record["setup"], record["client"]), []).append(record["total"])
+        else:
+            rows.setdefault((record["fault"], record["setup"], record["client"]), []).append(record)
+    out = [
+        "| fault | setup | client | faults | failed sends | in flight, failed | no send for, ms | nothing consumed for, ms "
+        "| latest message of a queue read from a living node, ms | from the struck node, ms | of 48 keys waited > 1.5 s | stored twice / delivered again / out of order |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for (fault, setup, client), faults in sorted(rows.items()):
+        failed, sends = sum(r["failed"] for r in faults), sum(r["sends"] for r in faults)
+        flying = f"{sum(r['in_flight_failed'] for r in faults)} of {sum(r['in_flight'] for r in faults)}"
+        values = {field: [r[field] for r in faults] for field in FIELDS}
+        values["struck_lag_ms"] = [r["struck_lag_ms"] for r in faults if r["struck_queues"]]
+        ends = " / ".join(str(sum(r[key] for r in faults)) for key in ("stored_twice", "redelivered", "out_of_order"))
+        cells = [fault, setup, client, str(len(faults)), f"{failed:,} of {sends:,}", flying, *(spread(values[f]) for f in FIELDS), ends]
+        out.append("| " + " | ".join(cells) + " |")
+    out += ["", "| setup | client | runs | acknowledged | of these lost |", "|---|---|---|---|---|"]
+    for (setup, client), ended in sorted(totals.items()):
+        acknowledged, lost = (sum(total[key] for total in ended) for key in ("acknowledged", "lost"))
+        out.append(f"| {setup} | {client} | {len(ended)} | {acknowledged:,} | {lost:,} |")
+    return out
+
+
+def picture(records):
+    """Each fault a dot, on a logarithmic scale: how long nobody's send was acknowledged, and nothing consumed."""
+    faults = [r for r in records if "total" not in r]
+    groups = {}
+    for record in faults:
+        groups.setdefault((record["fault"], record["setup"]), []).append(record)
+    width, left, right, height, top = 900, 190, 20, 30, 60
+    low, high = 1.0, 5.0
+
+    def x(ms):
+        at = min(max(math.log10(max(ms, 1)), low), high)
+        return left + (at - low) / (high - low) * (width - left - right)
+
+    out = []
+    for power in range(int(low), int(high) + 1):
+        at = x(10**power)
+        label = {1: "10 ms", 2: "100 ms", 3: "1 s", 4: "10 s", 5: "100 s"}[power]
+        bottom = top + height * len(groups)
+        out.append(f'<line x1="{at:.0f}" y1="{top - 8}" x2="{at:.0f}" y2="{bottom}" stroke="#ddd"/><text x="{at:.0f}" y="{top - 14}" text-anchor="middle">{label}</text>')
+    for n, ((fault, setup), members) in enumerate(sorted(groups.items())):
+        y = top + height * n + height / 2
+        out.append(f'<text x="{left - 10}" y="{y + 4:.0f}" text-anchor="end">{html.escape(fault)}, {html.escape(setup)}</text>')
+        for field, shift, colour in (("send_gap_ms", -5, "#1f6fb2"), ("consume_gap_ms", 5, "#d9822b")):
+            for record in members:
+                out.append(f'<circle cx="{x(record[field]):.1f}" cy="{y + shift:.0f}" r="3.5" fill="{colour}" fill-opacity="0.6"/>')
+    total = top + height * len(groups) + 15
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {total}" font-family="sans-serif" font-size="12">'
+        f'<rect width="{width}" height="{total}" fill="white"/>'
+        '<circle cx="200" cy="18" r="4" fill="#1f6fb2"/><text x="210" y="22">no send acknowledged</text>'
+        '<circle cx="370" cy="18" r="4" fill="#d9822b"/><text x="380" y="22">nothing consumed (each dot a fault as one client saw it)</text>'
+    )
+    return "\n".join([head, *out, "</svg>", ""])
+
+
+def publish(records):
+    """Puts the picture beside docs/failover.md and the tables into it."""
+    with open(f"{ROOT}/docs/failover.svg", "w") as f:
+        f.write(picture(records))
+    begin, end = "<!-- failover.py begins -->\n", "<!-- failover.py ends -->\n"
+    with open(f"{ROOT}/docs/failover.md") as f:
+        before, rest = f.read().split(begin)
+    after = rest.split(end)[1]
+    loads = [record["load"] for record in records if "load" in record]
+    said = f"Load of the machine ({os.cpu_count()} cores) meanwhile: {min(loads):.0f} to {max(loads):.0f}, median {statistics.median(loads):.0f}.\n"
+    with open(f"{ROOT}/docs/failover.md", "w") as f:
+        f.write(before + begin + "\n".join([said, *table(records), ""]) + end + after)
