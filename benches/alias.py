@@ -17,14 +17,13 @@ import json
 import os
 import random
 import re
-import shutil
 import statistics
 import subprocess
-import tempfile
 import threading
 import time
+from contextlib import ExitStack
 
-from cluster import OPENS, ROOT, Rmq, move_to_own_network, rpc
+from cluster import OPENS, Rmq, clients, move_to_own_network, rpc, work_dir
 
 SETUPS = {
     "none": "",
@@ -87,20 +86,16 @@ def main():
     parser.add_argument("--size", type=int, default=1024)
     parser.add_argument("--binary", help="the rmq executable; built in release mode by default")
     options = parser.parse_args()
-    if options.binary:
-        Rmq.binary = os.path.abspath(options.binary)
-    else:
-        subprocess.run(["cargo", "build", "--release", "--locked", "--quiet", "--bin", "rmq"], cwd=ROOT, check=True)
-    cache = subprocess.run([f"{ROOT}/scripts/clients.sh", "java"], check=True, capture_output=True, text=True).stdout.strip()
-    work = tempfile.mkdtemp(prefix="rmq-alias-")
+    Rmq.choose(options.binary)
+    cache = clients("java")
     move_to_own_network()
     clusters = {}
     results = {}
-    try:
+    with work_dir("alias") as work, ExitStack() as stack:
         for n, (name, more) in enumerate(SETUPS.items()):
-            cluster = type(name, (Rmq,), {"name": name.replace(" ", "-"), "more": more})(21000 + 400 * n, work, cache)
-            clusters[name] = cluster
-            cluster.up([f"bench{options.size}"])
+            kind = type(name, (Rmq,), {"name": name.replace(" ", "-"), "more": more})
+            clusters[name] = stack.enter_context(kind(21000 + 400 * n, work, cache))
+            clusters[name].up([f"bench{options.size}"])
         dice = random.Random(1)
         # The first round warms the nodes up and is not counted.
         for number in range(options.rounds + 1):
@@ -109,10 +104,6 @@ def main():
                 if number > 0 and not result["failed"] and result["same_leader"]:
                     results.setdefault(name, []).append(result)
                 print(json.dumps({"names": name, "round": number, **result, "load": os.getloadavg()[0]}), flush=True)
-    finally:
-        for cluster in clusters.values():
-            cluster.down()
-        shutil.rmtree(work, ignore_errors=True)
     print("\n| further names | sends a second | | CPU s a million | |\n|---|---|---|---|---|")
     medians = {
         name: [statistics.median(result[key] for result in found) for key in ("per_second", "cpu_s_per_million")]

@@ -1,5 +1,6 @@
 """Clusters on this machine for the other programs here: rmq, the Java systems and NATS, each started from scratch."""
 
+import contextlib
 import ctypes
 import json
 import os
@@ -8,6 +9,8 @@ import shutil
 import socket
 import struct
 import subprocess
+import sys
+import tempfile
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -30,9 +33,43 @@ def move_to_own_network():
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
 
 
+@contextlib.contextmanager
+def work_dir(name):
+    """A directory for a run. It stays if the run fails, for that is when its logs are wanted."""
+    work = tempfile.mkdtemp(prefix=f"rmq-{name}-")
+    try:
+        yield work
+    except BaseException:
+        print(f"kept: {work}", file=sys.stderr)
+        raise
+    shutil.rmtree(work)
+
+
+def clients(side):
+    """Fetches what the clients of a side need; where that is."""
+    fetched = subprocess.run([f"{ROOT}/scripts/clients.sh", side], check=True, stdout=subprocess.PIPE, text=True)
+    return fetched.stdout.strip()
+
+
+def client_command(cluster, line, flags, classes, main, *arguments):
+    """Of a Java client program."""
+    lib = os.path.join(cluster.cache, line)
+    logback = os.path.join(lib, "logback.xml")
+    return [
+        "java", *flags, *OPENS, f"-Duser.home={cluster.dir}", f"-Dlogback.configurationFile={logback}",
+        f"-Drmq.logback.configurationFile={logback}", "-cp", f"{classes}:{lib}/lib/*", main, *map(str, arguments),
+    ]
+
+
+def cpu_seconds(pid):
+    with open(f"/proc/{pid}/stat") as f:
+        fields = f.read().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
 class Cluster:
     """Nodes, three unless a subclass says otherwise, and a name server; subclasses say how to start one. `extra` are
-    lines for the nodes' files."""
+    lines for the nodes' files. Its end is that of its processes, and of its files if nothing has failed."""
 
     count = 3
     speaks_rocketmq = True
@@ -44,6 +81,26 @@ class Cluster:
         self.addresses = [f"127.0.0.1:{base + 102 + 100 * i}" for i in range(self.count)]
         self.raft = ";".join(f"n{i}-127.0.0.1:{base + 101 + 100 * i}" for i in range(self.count))
         self.processes = {}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, failure, *_):
+        for process in self.processes.values():
+            process.kill()
+            process.wait()
+        if not failure:
+            shutil.rmtree(self.dir)
+
+    def until(self, what, limit, attempt, pause=0.1):
+        """What `attempt` returns, as soon as that is something. A node that does not answer yet is asked again."""
+        end = time.time() + limit
+        while time.time() < end:
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                if (found := attempt()) is not None:
+                    return found
+            time.sleep(pause)
+        raise SystemExit(f"{self.name}: no {what} within {limit} s, see {self.dir}")
 
     def spawn(self, key, command, env=None):
         log = open(os.path.join(self.dir, f"{key}.log"), "ab")
@@ -66,11 +123,14 @@ class Cluster:
     def up(self, topics=("bench128", "bench1024", "failover")):
         os.makedirs(self.dir)
         self.topic = next(iter(topics), None)
-        self.start_namesrv(self.write("namesrv.conf", f"listenPort={self.base}\n"))
+        self.start_namesrv()
         for i in range(self.count):
             self.start_node(i)
         for topic in topics:
             self.create_topic(topic)
+
+    def namesrv_conf(self):
+        return self.write("namesrv.conf", f"listenPort={self.base}\n")
 
     def node_conf(self, i):
         host, port = self.addresses[i].rsplit(":", 1)
@@ -85,12 +145,7 @@ class Cluster:
         return [self.processes[f"n{i}"] for i in range(self.count)]
 
     def cpu(self):
-        total = 0
-        for process in self.nodes():
-            with open(f"/proc/{process.pid}/stat") as f:
-                fields = f.read().rsplit(")", 1)[1].split()
-            total += int(fields[11]) + int(fields[12])
-        return total / TICKS
+        return sum(cpu_seconds(process.pid) for process in self.nodes())
 
     def resident_mib(self):
         sizes = []
@@ -104,17 +159,13 @@ class Cluster:
             "topic": topic, "defaultTopic": "TBW102", "readQueueNums": "8", "writeQueueNums": "8", "perm": "6",
             "topicFilterType": "SINGLE_TAG", "topicSysFlag": "0", "order": "false",
         }
-        end = time.time() + 120
-        while time.time() < end:
+
+        def created():
             leader = self.leader()
-            try:
-                if leader is not None and rpc(self.addresses[leader], 17, fields, timeout=5)["code"] == 0:
-                    if rpc(self.namesrv, 105, {"topic": topic})["code"] == 0:
-                        return
-            except OSError:
-                pass
-            time.sleep(0.2)
-        raise SystemExit(f"{self.name}: no leader within 120 s, see {self.dir}")
+            if leader is not None and rpc(self.addresses[leader], 17, fields, timeout=5)["code"] == 0:
+                return rpc(self.namesrv, 105, {"topic": topic})["code"] == 0 or None
+
+        self.until("leader", 120, created)
 
     def leader(self):
         """The node that the name server shows as broker id 0."""
@@ -125,6 +176,10 @@ class Cluster:
         except (OSError, ValueError, KeyError):
             return None
 
+    def leading(self):
+        """The leader, once there is one."""
+        return self.until("leader", 60, self.leader)
+
     def log_end(self, i):
         """Where the commit log of a node ends; `None` while it does not say."""
         try:
@@ -132,9 +187,9 @@ class Cluster:
         except (OSError, ValueError, KeyError):
             return None
 
-    def kill(self, i):
+    def kill(self, key):
         """kill -9, and when that was."""
-        process = self.processes[f"n{i}"]
+        process = self.processes[key]
         process.kill()
         killed = time.time()
         process.wait()
@@ -146,36 +201,53 @@ class Cluster:
             "a": "bench", "b": self.topic, "c": "TBW102", "d": "8", "e": "0", "f": "0", "g": "0", "h": "0", "i": "",
             "j": "0", "k": "false", "m": "false",
         }
-        end = time.time() + limit
-        while time.time() < end:
+
+        def first():
             for i in nodes or range(self.count):
-                try:
+                with contextlib.suppress(OSError):
                     if rpc(self.addresses[i], 310, fields, b"x", timeout=0.5)["code"] == 0:
                         return time.time()
-                except OSError:
-                    pass
-            time.sleep(0.005)
-        raise SystemExit(f"{self.name}: no acknowledgement within {limit} s, see {self.dir}")
+
+        return self.until("acknowledgement", limit, first, pause=0.005)
 
     def messages(self, topic):
-        """How many messages the leader has of a topic of eight queues."""
-        leader = self.addresses[self.leader()]
-        ends = (rpc(leader, 30, {"topic": topic, "queueId": str(queue)}) for queue in range(8))
-        return sum(int(end["extFields"]["offset"]) for end in ends)
+        """How many messages the leader has of a topic."""
 
-    def down(self):
-        for process in self.processes.values():
-            process.kill()
-            process.wait()
-        shutil.rmtree(self.dir)
+        def stored():
+            answer = rpc(self.addresses[self.leading()], 202, {"topic": topic}, timeout=10)
+            ends = re.findall(rb'"maxOffset":(\d+)', answer["body"])
+            return sum(map(int, ends)) if answer["code"] == 0 else None
+
+        return self.until(f"answer about {topic}", 60, stored)
+
+    def produce(self, *options, program=None):
+        """What `rmq bench produce` says once it has ended."""
+        result = os.path.join(self.dir, "bench.json")
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(result)
+        command = [program or Rmq.binary, "bench", "produce", "-q", "-n", self.namesrv, "--json", result, *options]
+        # Sends that failed make it fail, and are told all the same.
+        subprocess.run([str(part) for part in command], check=False, stdout=subprocess.DEVNULL)
+        if not os.path.exists(result):
+            raise SystemExit(f"{self.name}: rmq bench has no result, see {self.dir}")
+        with open(result) as f:
+            return json.load(f)
 
 
 class Rmq(Cluster):
     name, more = "rmq", ""
     binary = os.path.join(ROOT, "target/release/rmq")
 
-    def start_namesrv(self, conf):
-        self.spawn("namesrv", [self.binary, "namesrv", "-c", conf])
+    @staticmethod
+    def choose(binary):
+        """Has all run this executable, or one that is built now."""
+        if binary:
+            Rmq.binary = os.path.abspath(binary)
+        else:
+            subprocess.run(["cargo", "build", "--release", "--locked", "--quiet", "--bin", "rmq"], cwd=ROOT, check=True)
+
+    def start_namesrv(self):
+        self.spawn("namesrv", [self.binary, "namesrv", "-c", self.namesrv_conf()])
 
     def start_node(self, i):
         self.spawn(f"n{i}", [self.binary, "broker", "-c", self.node_conf(i)])
@@ -188,7 +260,8 @@ class RmqAlone(Rmq):
 
 
 class JavaDledger(Cluster):
-    # As in the distribution's own conf/dledger.
+    # As in the distribution's own conf/dledger. More memory than the fault suite gives (jepsen/src/cluster/target.rs),
+    # which starts more at a time and compares no speed.
     name, line, more = "java-dledger-4.9.7", "java-4.9", "sendMessageThreadPoolNums=16\n"
 
     def java(self, key, heap, main, conf):
@@ -200,8 +273,8 @@ class JavaDledger(Cluster):
         flags = ["-server", f"-Xms{heap}", f"-Xmx{heap}", "-XX:+UseG1GC", "-XX:MaxDirectMemorySize=2g", f"-Duser.home={home}"]
         self.spawn(key, ["java", *flags, *OPENS, "-cp", f"{self.cache}/{self.line}/lib/*", main, "-c", conf], {"ROCKETMQ_HOME": home})
 
-    def start_namesrv(self, conf):
-        self.java("namesrv", "256m", "org.apache.rocketmq.namesrv.NamesrvStartup", conf)
+    def start_namesrv(self):
+        self.java("namesrv", "256m", "org.apache.rocketmq.namesrv.NamesrvStartup", self.namesrv_conf())
 
     def start_node(self, i):
         self.java(f"n{i}", "1g", "org.apache.rocketmq.broker.BrokerStartup", self.node_conf(i))

@@ -32,16 +32,15 @@ import argparse
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
+from contextlib import nullcontext
 
 import failover_report
-from cluster import OPENS, ROOT, Rmq, rpc
+from cluster import ROOT, TICKS, Rmq, client_command, clients, work_dir
 from groups import Controller, Dledger, Network, RmqGroup
 
 # Seconds from the end of a fault to its report: consumers pause 3 s after an error, and stock clients look for
@@ -83,21 +82,16 @@ class Application:
         if line == "go":
             command = [f"{work}/failover-go", *arguments]
         else:
-            base = os.path.join(cluster.cache, f"java-{line}")
-            classes = f"{work}/classes-{line}"
-            logback = os.path.join(base, "logback.xml")
-            command = [
-                "java", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", *OPENS, f"-Duser.home={cluster.dir}",
-                f"-Dlogback.configurationFile={logback}", f"-Drmq.logback.configurationFile={logback}", "-cp", f"{classes}:{base}/lib/*",
-                "Failover", *arguments, *more,
-            ]
-        log = open(os.path.join(cluster.dir, f"application-{line}.log"), "wb")
+            flags = ["-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
+            command = client_command(cluster, f"java-{line}", flags, f"{work}/classes-{line}", "Failover", *arguments, *more)
+        self.log = os.path.join(cluster.dir, f"application-{line}.log")
+        log = open(self.log, "wb")
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, bufsize=1, start_new_session=True)
 
     def read(self):
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit("the application has ended")
+            raise SystemExit(f"the application has ended, see {self.log}")
         return json.loads(line)
 
     def ask(self, word):
@@ -108,31 +102,14 @@ class Faults:
     def __init__(self, cluster, dice, down):
         self.cluster, self.dice, self.down = cluster, dice, down
 
-    def kill(self, node):
-        process = self.cluster.processes[f"n{node}"]
-        process.kill()
-        process.wait()
-
-    def leader(self):
-        end = time.time() + 60
-        while (leader := self.cluster.leader()) is None:
-            if time.time() > end:
-                raise SystemExit(f"no leader, see {self.cluster.dir}")
-            time.sleep(0.05)
-        return leader
-
     def even(self):
         """Waits until all nodes have the same end."""
-        end = time.time() + 90
-        while time.time() < end:
-            try:
-                ends = [int(json.loads(rpc(a, 28)["body"])["table"]["commitLogMaxOffset"]) for a in self.cluster.addresses]
-                if max(ends) - min(ends) < 1 << 20:
-                    return
-            except (OSError, ValueError, KeyError):
-                pass
-            time.sleep(0.1)
-        raise SystemExit(f"the nodes do not come together, see {self.cluster.dir}")
+
+        def near():
+            ends = [self.cluster.log_end(i) for i in range(3)]
+            return None not in ends and max(ends) - min(ends) < 1 << 20 or None
+
+        self.cluster.until("even ends of the nodes' logs", 90, near)
 
     def target(self, kind, leader):
         """The node that is struck, if it is one."""
@@ -147,7 +124,7 @@ class Faults:
         time.sleep(10)
 
     def kill_leader(self, node):
-        self.kill(node)
+        self.cluster.kill(f"n{node}")
         time.sleep(self.down)
         self.cluster.start_node(node)
 
@@ -177,11 +154,9 @@ class Faults:
         self.cluster.transfer()
 
     def kill_namesrv(self, _):
-        process = self.cluster.processes["namesrv"]
-        process.kill()
-        process.wait()
+        self.cluster.kill("namesrv")
         time.sleep(2)
-        self.cluster.start_namesrv(self.cluster.write("namesrv.conf", f"listenPort={self.cluster.base}\n"))
+        self.cluster.start_namesrv()
 
 
 class Busy:
@@ -194,7 +169,7 @@ class Busy:
     def now():
         with open("/proc/stat") as f:
             user, nice, system, _, _, irq, soft, *_ = map(int, f.readline().split()[1:])
-        return (user + nice + system + irq + soft) / os.sysconf("SC_CLK_TCK")
+        return (user + nice + system + irq + soft) / TICKS
 
     def cores(self):
         return round((self.now() - self.used) / (time.time() - self.begun), 1)
@@ -229,7 +204,7 @@ def strike_all(kinds, cluster, work, options, note):
         for kind, number in [(kind, first + n) for kind, count, first in kinds for n in range(count)]:
             time.sleep(max(0, settled - time.time()) + faults.dice.uniform(0, 3))
             busy = Busy()
-            leader = faults.leader()
+            leader = cluster.leading()
             target = faults.target(kind, leader)
             ask("mark" if target is None else f"mark {cluster.struck(target, leader)}")
             faults.strike(kind, target)
@@ -238,7 +213,7 @@ def strike_all(kinds, cluster, work, options, note):
             load = {"busy_cores": busy.cores(), "load": round(os.getloadavg()[0], 1)}
             for line, report in ask("report").items():
                 note({"setup": options.setup, "fault": kind, "client": line, "number": number, "leader": leader, **report, **load})
-            faults.leader()
+            cluster.leading()
             faults.even()
         for line, total in ask("stop").items():
             note({"setup": options.setup, "client": line, "total": total})
@@ -249,13 +224,9 @@ def strike_all(kinds, cluster, work, options, note):
 
 
 def run(options, note):
-    if options.binary:
-        Rmq.binary = os.path.abspath(options.binary)
-    elif options.setup in RmqGroup.KEYS:
-        subprocess.run(["cargo", "build", "--release", "--locked", "--quiet", "--bin", "rmq"], cwd=ROOT, check=True)
-    cache = subprocess.run([f"{ROOT}/scripts/clients.sh"], check=True, capture_output=True, text=True).stdout.strip()
-    work = tempfile.mkdtemp(prefix="rmq-failover-")
-    print(f"seed {options.seed}, files in {work}", flush=True)
+    if options.setup in RmqGroup.KEYS:
+        Rmq.choose(options.binary)
+    cache = clients("all")
     network = Network() if os.geteuid() == 0 and not options.loopback else None
     kinds = []
     for item in options.faults.split(","):
@@ -263,26 +234,17 @@ def run(options, note):
         kinds.append((kind, int(count or options.count), int(first or 0)))
     if not network and ("brokerVip" in RmqGroup.KEYS.get(options.setup, "") or "cut-leader" in options.faults):
         raise SystemExit("brokerVip and cut-leader need network namespaces, and these need root")
-    try:
+    with network or nullcontext(), work_dir("failover") as work:
+        print(f"seed {options.seed}, files in {work}", flush=True)
         for line in options.clients.split(","):
             Application.build(line, work, cache)
-        cluster = {"dledger": Dledger, "controller": Controller}.get(options.setup, RmqGroup)(options.base, work, cache)
-        cluster.more = "\n".join([RmqGroup.KEYS.get(options.setup, cluster.more), *options.set, ""])
-        try:
+        with {"dledger": Dledger, "controller": Controller}.get(options.setup, RmqGroup)(options.base, work, cache) as cluster:
+            cluster.more = "\n".join([RmqGroup.KEYS.get(options.setup, cluster.more), *options.set, ""])
             cluster.place(network).up([])
             strike_all(kinds, cluster, work, options, note)
-        finally:
-            for process in cluster.processes.values():
-                process.send_signal(signal.SIGCONT)
-                process.kill()
-                process.wait()
-        shutil.rmtree(work)
-    finally:
-        if network:
-            network.end()
 
 
-def measure_lane(number, path, binary):
+def measure_lane(number, path):
     """Measures what the file lacks of a lane of [`PLAN`]."""
     for setup, faults in PLAN[number]:
         done = {}
@@ -296,7 +258,7 @@ def measure_lane(number, path, binary):
         missing = [f"{kind}:{count - have}:{have}" for kind, have, count in missing if have < count]
         if missing:
             command = [sys.executable, __file__, "--setup", setup, "--faults", ",".join(missing), "--json", path, *PLAN_OPTIONS]
-            process = subprocess.Popen([*command, "--binary", binary, "--base", str(23000 + 400 * number)])
+            process = subprocess.Popen([*command, "--binary", Rmq.binary, "--base", str(23000 + 400 * number)])
             LANES.append(process)
             if process.wait() != 0:
                 return
@@ -304,10 +266,8 @@ def measure_lane(number, path, binary):
 
 def measure_table(path, binary):
     """Measures what the file lacks of [`PLAN`], all lanes at a time."""
-    if not binary:
-        subprocess.run(["cargo", "build", "--release", "--locked", "--quiet", "--bin", "rmq"], cwd=ROOT, check=True)
-        binary = f"{ROOT}/target/release/rmq"
-    lanes = [threading.Thread(target=measure_lane, args=(number, path, binary)) for number in range(len(PLAN))]
+    Rmq.choose(binary)
+    lanes = [threading.Thread(target=measure_lane, args=(number, path)) for number in range(len(PLAN))]
     for lane in lanes:
         lane.start()
     for lane in lanes:

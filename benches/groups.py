@@ -45,7 +45,10 @@ class Network:
     def mend(self, node):
         ip(f"link set port{node} master br0")
 
-    def end(self):
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
         for holder in self.holders:
             holder.kill()
             holder.wait()
@@ -112,14 +115,13 @@ class Dledger(Placed, JavaDledger):
 class Controller(Placed, JavaDledger):
     name, line = "java-controller-5.5.0", "java-5.5"
 
-    def start_namesrv(self, conf):
+    def namesrv_conf(self):
         host, port = self.namesrv.split(":")
-        with open(conf, "a") as f:
-            f.write(
-                f"enableControllerInNamesrv=true\ncontrollerDLegerGroup=c0\ncontrollerDLegerSelfId=c0\n"
-                f"controllerDLegerPeers=c0-{host}:{int(port) + 50}\ncontrollerStorePath={self.dir}/controller\n"
-            )
-        super().start_namesrv(conf)
+        return self.write(
+            "namesrv.conf",
+            f"listenPort={port}\nenableControllerInNamesrv=true\ncontrollerDLegerGroup=c0\ncontrollerDLegerSelfId=c0\n"
+            f"controllerDLegerPeers=c0-{host}:{int(port) + 50}\ncontrollerStorePath={self.dir}/controller\n",
+        )
 
     def node_conf(self, i):
         host, port = self.addresses[i].split(":")

@@ -12,17 +12,9 @@ import argparse
 import json
 import os
 import re
-import shutil
 import subprocess
-import tempfile
 
-from cluster import ROOT, TICKS, Rmq, move_to_own_network
-
-
-def cpu(pid):
-    with open(f"/proc/{pid}/stat") as f:
-        fields = f.read().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
+from cluster import ROOT, Rmq, cpu_seconds, move_to_own_network, work_dir
 
 
 def main():
@@ -31,30 +23,22 @@ def main():
     parser.add_argument("--seconds", type=int, default=20)
     parser.add_argument("--binary", help="the rmq executable; built in release mode by default")
     options = parser.parse_args()
-    if options.binary:
-        Rmq.binary = os.path.abspath(options.binary)
-    else:
-        subprocess.run(["cargo", "build", "--release", "--locked", "--quiet", "--bin", "rmq"], cwd=ROOT, check=True)
-    work = tempfile.mkdtemp(prefix="rmq-namesrv-")
-    program = os.path.join(work, "poll")
-    subprocess.run(["go", "build", "-o", program, f"{ROOT}/benches/go/poll.go"], check=True)
-    move_to_own_network()
-    cluster = Rmq(24000, work, None)
-    cluster.more = "groupAliasRoutes=true\n"
-    try:
-        cluster.up(["polled"])
-        pid = cluster.processes["namesrv"].pid
-        before = cpu(pid)
-        command = [program, cluster.namesrv, "polled", str(options.clients), str(options.seconds)]
-        result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        used = cpu(pid) - before
-        with open(f"/proc/{pid}/status") as f:
-            peak = int(re.search(r"VmHWM:\s+(\d+)", f.read()).group(1)) / 1024
-        result.update(namesrv_cpu_percent=round(100 * used / options.seconds, 1), namesrv_peak_mib=round(peak, 1), load=os.getloadavg()[0])
-        print(json.dumps(result))
-    finally:
-        cluster.down()
-        shutil.rmtree(work, ignore_errors=True)
+    Rmq.choose(options.binary)
+    with work_dir("namesrv") as work:
+        program = os.path.join(work, "poll")
+        subprocess.run(["go", "build", "-o", program, f"{ROOT}/benches/go/poll.go"], check=True)
+        move_to_own_network()
+        with Rmq(24000, work, None, "groupAliasRoutes=true\n") as cluster:
+            cluster.up(["polled"])
+            pid = cluster.processes["namesrv"].pid
+            before = cpu_seconds(pid)
+            command = [program, cluster.namesrv, "polled", str(options.clients), str(options.seconds)]
+            result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            used = cpu_seconds(pid) - before
+            with open(f"/proc/{pid}/status") as f:
+                peak = int(re.search(r"VmHWM:\s+(\d+)", f.read()).group(1)) / 1024
+    result.update(namesrv_cpu_percent=round(100 * used / options.seconds, 1), namesrv_peak_mib=round(peak, 1), load=os.getloadavg()[0])
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

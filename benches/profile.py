@@ -7,19 +7,16 @@ Starts three nodes and a name server on loopback, loads them, and prints Markdow
 leader and of the followers CPU seconds per million messages and switches per message; system calls per
 message; with --perf the functions in which the brokers were found most often. System calls are counted in a
 run of their own (strace), and so are functions (perf), because both slow down what they watch. `--binary` is
-the program of the brokers, by default target/release/rmq; --generator that of the load.
+the program of the brokers, built if not given; --generator that of the load.
 """
 
 import argparse
-import json
 import os
 import re
-import shutil
 import subprocess
-import tempfile
 import threading
 
-from cluster import Rmq
+from cluster import Rmq, work_dir
 
 
 def tasks(pid):
@@ -40,23 +37,18 @@ def tasks(pid):
 def load(cluster, options, watch=None):
     """The leader, what was sent, and what each node's threads did before and after. `watch` runs beside
     the load. Begins again if leadership has moved meanwhile, as it may on a machine that is busy elsewhere."""
-    leader = cluster.leader()
-    result = os.path.join(cluster.dir, "bench.json")
-    command = [
-        options.generator, "bench", "produce", "-q", "-n", cluster.namesrv, "-t", "bench1024", "-s", options.size,
-        "-c", options.connections, "-i", options.in_flight, "--warmup", 0, "-d", options.seconds, "--json", result,
+    leader = cluster.leading()
+    plan = [
+        "-t", "bench1024", "-s", options.size, "-c", options.connections, "-i", options.in_flight, "--warmup", 0, "-d", options.seconds,
     ]
     watcher = watch and threading.Thread(target=watch)
     if watcher:
         watcher.start()
     before = [tasks(process.pid) for process in cluster.nodes()]
-    # Sends that fail are told, and are no reason to tell nothing: strace makes everything slow.
-    subprocess.run([str(part) for part in command], check=False, stdout=subprocess.DEVNULL)
+    sent = cluster.produce(*plan, program=options.generator)["sent"]
     after = [tasks(process.pid) for process in cluster.nodes()]
     if watcher:
         watcher.join()
-    with open(result) as f:
-        sent = json.load(f)["sent"]
     if cluster.leader() != leader:
         return load(cluster, options, watch)
     return leader, sent, before, after
@@ -134,20 +126,14 @@ def main():
     parser.add_argument("--in-flight", type=int, default=64)
     parser.add_argument("--seconds", type=int, default=8)
     parser.add_argument("--perf", action="store_true")
-    parser.add_argument("--binary", default=Rmq.binary)
-    parser.add_argument("--generator")
+    parser.add_argument("--binary", help="the rmq executable; built in release mode by default")
+    parser.add_argument("--generator", help="the one that makes the load, if not the same")
     options = parser.parse_args()
-    options.generator = options.generator or options.binary
-    Rmq.binary = options.binary
-    work = tempfile.mkdtemp(prefix="rmq-profile-")
-    cluster = Rmq(23000, work, None)
-    try:
+    Rmq.choose(options.binary)
+    with work_dir("profile") as work, Rmq(23000, work, None) as cluster:
         cluster.up()
         for measure in [threads, calls] + [functions] * options.perf:
             measure(cluster, options)
-    finally:
-        cluster.down()
-        shutil.rmtree(work, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -27,26 +27,20 @@ import argparse
 import json
 import os
 import re
-import shutil
 import statistics
 import subprocess
-import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import versus_report
-from cluster import OPENS, ROOT, JavaDledger, JavaPair, Nats, Rmq, RmqAlone, move_to_own_network
+from cluster import ROOT, JavaDledger, JavaPair, Nats, Rmq, RmqAlone, client_command, clients, move_to_own_network, work_dir
 
 SYNC = "flushDiskType=SYNC_FLUSH\n"
 
 
 def client(cluster, line, main, *arguments):
-    lib = os.path.join(cluster.cache, line)
-    logback = os.path.join(lib, "logback.xml")
-    command = [
-        "java", "-Xms512m", "-Xmx512m", "-XX:+UseG1GC", *OPENS, f"-Duser.home={cluster.dir}", f"-Dlogback.configurationFile={logback}",
-        f"-Drmq.logback.configurationFile={logback}", "-cp", f"{cluster.dir}/classes:{lib}/lib/*", main, *map(str, arguments),
-    ]
+    command = client_command(cluster, line, ["-Xms512m", "-Xmx512m", "-XX:+UseG1GC"], f"{cluster.dir}/classes", main, *arguments)
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
 
@@ -82,21 +76,12 @@ def send(cluster, size, seconds, threads=64):
     return {"per_second": rate, "cpu_s_per_million": cpu / (rate * (ended - begun)) * 1e6}
 
 
-def rmq_bench(cluster, *options, cpu=True):
-    """What `rmq bench produce` says, once it has ended; `cpu` if the nodes live as long."""
-    result = os.path.join(cluster.dir, "bench.json")
-    pids = [part for process in cluster.nodes() for part in ("--pid", process.pid)] if cpu else []
-    command = [Rmq.binary, "bench", "produce", "-q", "-n", cluster.namesrv, "--json", result, *pids, *options]
-    subprocess.run([str(part) for part in command], check=False, stdout=subprocess.DEVNULL)
-    with open(result) as f:
-        return json.load(f)
-
-
 def bench(cluster, size, seconds, in_flight, connections=1):
     if not cluster.speaks_rocketmq:
         return send(cluster, size, seconds, in_flight)
+    pids = [part for process in cluster.nodes() for part in ("--pid", process.pid)]
     options = ("-t", f"bench{size}", "-s", size, "-c", connections, "-i", in_flight, "-d", seconds)
-    result = rmq_bench(cluster, *options)
+    result = cluster.produce(*options, *pids)
     return {"per_second": result["sent"]["per_second"], "cpu_s_per_million": result["cpu"]["per_million_messages"]}
 
 
@@ -110,8 +95,8 @@ def latency(cluster, rate, seconds):
 
 
 def failover(cluster):
-    leader = cluster.leader()
-    killed = cluster.kill(leader)
+    leader = cluster.leading()
+    killed = cluster.kill(f"n{leader}")
     others = [i for i in range(cluster.count) if i != leader]
     elapsed = cluster.acknowledged(others) - killed
     cluster.start_node(leader)
@@ -123,10 +108,7 @@ def restart(cluster):
     """kill -9 of all nodes under load, all started at once."""
     before = cluster.messages("bench1024")
     if cluster.speaks_rocketmq:
-        results = []
-        options = ("-t", "bench1024", "--warmup", 0, "-d", 4)
-        load = threading.Thread(target=lambda: results.append(rmq_bench(cluster, *options, cpu=False)))
-        load.start()
+        load = ThreadPoolExecutor(1).submit(cluster.produce, "-t", "bench1024", "--warmup", 0, "-d", 4)
     else:
         load = cluster.generator("send", 1024, 64)
     time.sleep(3)
@@ -142,9 +124,8 @@ def restart(cluster):
         load.kill()
         load.wait()
         return {"s": elapsed}
-    load.join()
     # Those that were not acknowledged and are there all the same hide as many.
-    acknowledged = results[0]["sent"]["messages"]
+    acknowledged = load.result()["sent"]["messages"]
     return {"s": elapsed, "lost": max(0, before + acknowledged - cluster.messages("bench1024"))}
 
 
@@ -160,12 +141,12 @@ def fill(cluster, topic, size, count):
     have = 0
     while have < count:
         options = ("-t", topic, "-s", size, "-i", 256, "--warmup", 0, "--count", count - have)
-        have += rmq_bench(cluster, *options, cpu=False)["sent"]["messages"]
+        have += cluster.produce(*options)["sent"]["messages"]
     return have
 
 
 def backlog(cluster, count):
-    leader = cluster.leader()
+    leader = cluster.leading()
     begin = cluster.log_end(leader)
     filled = fill(cluster, "backlog", 1024, count)
     log_bytes = (cluster.log_end(leader) - begin) / filled - 1024
@@ -180,15 +161,14 @@ def backlog(cluster, count):
 
 
 def catch_up(cluster, count):
-    leader = cluster.leader()
+    leader = cluster.leading()
     follower = (leader + 1) % cluster.count
-    cluster.kill(follower)
+    cluster.kill(f"n{follower}")
     fill(cluster, "bench4096", 4096, count)
     end = cluster.log_end(leader)
     started = time.time()
     cluster.start_node(follower)
-    while (cluster.log_end(follower) or 0) < end:
-        time.sleep(0.05)
+    cluster.until("follower that catches up", 1800, lambda: (cluster.log_end(follower) or 0) >= end or None, pause=0.05)
     return {"s": time.time() - started}
 
 
@@ -240,8 +220,7 @@ IMPOSSIBLE = {(JavaPair.name, "kill -9 of the leader")}
 
 def measure(plan, kind, number, wanted, work, cache, note):
     """Starts a cluster for the measurements that are wanted of it, and makes them."""
-    cluster = kind(21000, work, cache, plan.extra)
-    try:
+    with kind(21000, work, cache, plan.extra) as cluster:
         launched = time.time()
         cluster.up(plan.topics)
         elapsed = cluster.acknowledged() - launched
@@ -256,8 +235,6 @@ def measure(plan, kind, number, wanted, work, cache, note):
             send(cluster, 1024, 12)  # warms up the JVMs; not counted
         for _, what, work_on in wanted:
             note(kind, number, what, work_on(cluster))
-    finally:
-        cluster.down()
 
 
 def main():
@@ -293,14 +270,9 @@ def main():
                 if wanted:
                     todo.append((plan, kind, number, wanted))
     if todo:
-        if options.binary:
-            Rmq.binary = os.path.abspath(options.binary)
-        else:
-            subprocess.run(["cargo", "build", "--release", "--locked", "--quiet", "--bin", "rmq"], cwd=ROOT, check=True)
-        for side in ("java", "nats"):
-            fetched = subprocess.run([f"{ROOT}/scripts/clients.sh", side], check=True, capture_output=True, text=True)
-        cache = fetched.stdout.strip()
-        work = tempfile.mkdtemp(prefix="rmq-versus-")
+        Rmq.choose(options.binary)
+        cache = clients("java")
+        clients("nats")
         move_to_own_network()
 
         def note(kind, number, what, values):
@@ -311,12 +283,10 @@ def main():
                 with open(options.json, "a") as f:
                     f.write(json.dumps(record) + "\n")
 
-        try:
-            # One after the other, never at once: two cores would measure their quarrel.
+        # One after the other, never at once: two cores would measure their quarrel.
+        with work_dir("versus") as work:
             for plan, kind, number, wanted in todo:
                 measure(plan, kind, number, wanted, work, cache, note)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
     print("\n".join(["", *versus_report.table(records)]))
     if options.publish:
         versus_report.publish(records)
