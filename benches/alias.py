@@ -6,76 +6,26 @@
 Three groups of three side by side on loopback: without further names, with them and one queue of a topic under
 each (groupAliasQueues=1), with them and all eight. The benchmark producer of the RocketMQ distribution (5.5.0)
 loads one after the other, round by round in changing order, which takes 6 minutes. Counted is what the leader has
-stored in --seconds, --warm seconds after the first message: the producer's own reports are means of its last 10 s,
-the start of its JVM among them. Prints a JSON line a run and a table of medians: sends a second, CPU seconds of the nodes for a million
-sends, and how both compare to the group without. A run in which sends failed or leadership changed says so, and
-is not counted.
+stored in --seconds, --warm seconds after the first message. Prints a JSON line a run and a table of medians: sends
+a second, CPU seconds of the nodes for a million sends, and how both compare to the group without. A run in which
+sends failed or leadership changed says so, and is not counted.
 """
 
 import argparse
 import json
 import os
 import random
-import re
 import statistics
-import subprocess
-import threading
-import time
 from contextlib import ExitStack
 
-from cluster import OPENS, Rmq, clients, move_to_own_network, rpc, work_dir
+from cluster import Rmq, clients, move_to_own_network, work_dir
+from versus import send
 
 SETUPS = {
     "none": "",
     "1 queue": "groupAliasRoutes=true\n",
     "8 queues": "groupAliasRoutes=true\ngroupAliasQueues=8\n",
 }
-
-
-def stored(cluster, leader, topic):
-    """How many messages of a topic have been stored."""
-    answer = rpc(cluster.addresses[leader], 202, {"topic": topic}, timeout=10)
-    return sum(map(int, re.findall(rb'"maxOffset":(\d+)', answer["body"])))
-
-
-def load(cluster, topic, options):
-    """Sends a second, and the nodes' CPU seconds for a million, under the producer's full load."""
-    leader, end = cluster.leader(), time.time() + 60
-    before = stored(cluster, leader, topic)
-    lib = os.path.join(cluster.cache, "java-5.5")
-    logback = os.path.join(lib, "logback.xml")
-    producer = subprocess.Popen(
-        [
-            "java", "-Xms512m", "-Xmx512m", "-XX:+UseG1GC", *OPENS, f"-Duser.home={cluster.dir}", f"-Drmq.logback.configurationFile={logback}",
-            "-cp", f"{lib}/lib/*", "org.apache.rocketmq.example.benchmark.Producer",
-            "-n", cluster.namesrv, "-t", topic, "-s", str(options.size), "-w", "64", "-ri", "1000",
-        ],
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True,
-    )
-    failed = [0]
-
-    def read():
-        for line in producer.stdout:
-            if found := re.search(r"Send Failed: (\d+) \| Response Failed: (\d+)", line):
-                failed[0] = sum(map(int, found.groups()))
-
-    threading.Thread(target=read, daemon=True).start()
-    try:
-        while stored(cluster, leader, topic) == before:
-            if time.time() > end or producer.poll() is not None:
-                raise SystemExit(f"{cluster.name}: nothing is stored, see {cluster.dir}")
-            time.sleep(0.2)
-        time.sleep(options.warm)
-        sent, cpu, begun = stored(cluster, leader, topic), cluster.cpu(), time.time()
-        time.sleep(options.seconds)
-        sent, cpu, seconds = stored(cluster, leader, topic) - sent, cluster.cpu() - cpu, time.time() - begun
-    finally:
-        producer.kill()
-        producer.wait()
-    if sent == 0:
-        raise SystemExit(f"{cluster.name}: nothing was stored for {seconds:.0f} s, see {cluster.dir}")
-    same = leader == cluster.leader()
-    return {"per_second": sent / seconds, "cpu_s_per_million": cpu / sent * 1e6, "failed": failed[0], "same_leader": same}
 
 
 def main():
@@ -100,7 +50,7 @@ def main():
         # The first round warms the nodes up and is not counted.
         for number in range(options.rounds + 1):
             for name in dice.sample(sorted(clusters), 3):
-                result = load(clusters[name], f"bench{options.size}", options)
+                result = send(clusters[name], options.size, options.warm, options.seconds)
                 if number > 0 and not result["failed"] and result["same_leader"]:
                     results.setdefault(name, []).append(result)
                 print(json.dumps({"names": name, "round": number, **result, "load": os.getloadavg()[0]}), flush=True)

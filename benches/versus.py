@@ -8,7 +8,8 @@ Beside rmq are a Java DLedger group 4.9.7, a Java pair of SYNC_MASTER and slave 
 three) and NATS JetStream with three replicas, with default settings but for what a row says. Rows:
 
     idle      memory and CPU without clients; before it, the time from the launch to the first acknowledged send
-    send      64 threads of the benchmark producer of the RocketMQ distribution (5.5.0), then one; NATS by benches/nats
+    send      what is stored under 64 threads of the benchmark producer of the RocketMQ distribution (5.5.0), then under
+              one; NATS by benches/nats
     bench     the same by `rmq bench`; NATS by benches/nats
     latency   1 KiB at 1,000 and 5,000 a second, counted from the due time (benches/java/OpenLoop.java, benches/nats)
     failover  from kill -9 of the leader to the first send that a plain client, which asks all nodes in turn, gets acknowledged
@@ -27,7 +28,6 @@ import argparse
 import json
 import os
 import re
-import statistics
 import subprocess
 import threading
 import time
@@ -44,41 +44,44 @@ def client(cluster, line, main, *arguments):
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
 
-def send(cluster, size, seconds, threads=64):
-    """Sends a second over the last half of the run, and the brokers' CPU seconds for a million."""
+def send(cluster, size, warm, seconds, threads=64):
+    """Under full load from the first stored message on, after `warm` seconds: what the leader stores a second, and the
+    brokers' CPU seconds for a million. The producer's own reports are means of its last 10 s."""
+    topic = f"bench{size}"
+    before = cluster.messages(topic)
+    leader = cluster.leading()
     if cluster.speaks_rocketmq:
         main = "org.apache.rocketmq.example.benchmark.Producer"
-        options = ("-n", cluster.namesrv, "-t", f"bench{size}", "-s", size, "-w", threads, "-ri", 1000)
+        options = ("-n", cluster.namesrv, "-t", topic, "-s", size, "-w", threads, "-ri", 1000)
         producer = client(cluster, "java-5.5", main, *options)
     else:
         producer = cluster.generator("send", size, threads)
-    reports = []
+    failed = [0]
 
     def read():
         for line in producer.stdout:
-            found = re.search(r"Send TPS: (\d+)", line)
-            if found:
-                reports.append((time.time(), int(found.group(1))))
+            if found := re.findall(r"(?:Send|Response) Failed: (\d+)", line):
+                failed[0] = sum(map(int, found))
 
-    reader = threading.Thread(target=read, daemon=True)
-    reader.start()
-    time.sleep(seconds / 2)
-    cpu, begun = cluster.cpu(), time.time()
-    time.sleep(seconds / 2)
-    cpu, ended = cluster.cpu() - cpu, time.time()
-    producer.kill()
-    producer.wait()
-    reader.join(2)
-    rates = [tps for at, tps in reports if begun < at <= ended]
-    if not rates:
-        raise SystemExit(f"{cluster.name}: the producer reported nothing, see {cluster.dir}")
-    rate = statistics.mean(rates)
-    return {"per_second": rate, "cpu_s_per_million": cpu / (rate * (ended - begun)) * 1e6}
+    threading.Thread(target=read, daemon=True).start()
+    try:
+        cluster.until("stored message", 60, lambda: cluster.messages(topic) > before or None)
+        time.sleep(warm)
+        sent, cpu, begun = cluster.messages(topic), cluster.cpu(), time.time()
+        time.sleep(seconds)
+        sent, cpu, seconds = cluster.messages(topic) - sent, cluster.cpu() - cpu, time.time() - begun
+    finally:
+        producer.kill()
+        producer.wait()
+    if sent == 0:
+        raise SystemExit(f"{cluster.name}: nothing was stored for {seconds:.0f} s, see {cluster.dir}")
+    same = leader == cluster.leading()
+    return {"per_second": sent / seconds, "cpu_s_per_million": cpu / sent * 1e6, "failed": failed[0], "same_leader": same}
 
 
 def bench(cluster, size, seconds, in_flight, connections=1):
     if not cluster.speaks_rocketmq:
-        return send(cluster, size, seconds, in_flight)
+        return send(cluster, size, seconds / 2, seconds / 2, in_flight)
     pids = [part for process in cluster.nodes() for part in ("--pid", process.pid)]
     options = ("-t", f"bench{size}", "-s", size, "-c", connections, "-i", in_flight, "-d", seconds)
     result = cluster.produce(*options, *pids)
@@ -180,13 +183,13 @@ class Plan:
 
 
 def plans(options):
-    seconds = options.seconds
+    seconds, half = options.seconds, options.seconds / 2
     every = {
         "idle": [("idle", idle)],
         "send": [
-            ("64 threads, 128 B", lambda c: send(c, 128, seconds)),
-            ("64 threads, 1 KiB", lambda c: send(c, 1024, seconds)),
-            ("one thread, 1 KiB", lambda c: send(c, 1024, seconds, 1)),
+            ("64 threads, 128 B", lambda c: send(c, 128, half, half)),
+            ("64 threads, 1 KiB", lambda c: send(c, 1024, half, half)),
+            ("one thread, 1 KiB", lambda c: send(c, 1024, half, half, 1)),
         ],
         "bench": [
             ("rmq bench, 64 under way, 128 B", lambda c: bench(c, 128, seconds, 64)),
@@ -207,7 +210,7 @@ def plans(options):
     }
     return [
         Plan([Rmq, JavaDledger, JavaPair, Nats], every),
-        Plan([Rmq, JavaPair], {"sync": [("64 threads, 1 KiB, SYNC_FLUSH", lambda c: send(c, 1024, seconds))]}, SYNC),
+        Plan([Rmq, JavaPair], {"sync": [("64 threads, 1 KiB, SYNC_FLUSH", lambda c: send(c, 1024, half, half))]}, SYNC),
         Plan([Rmq, RmqAlone], {"full": [(full, lambda c: bench(c, 128, seconds, 512, 4))]}),
         Plan([Rmq], {"full": [(full + ", SYNC_FLUSH", lambda c: bench(c, 128, seconds, 512, 4))]}, SYNC),
         Plan([Rmq, JavaDledger, JavaPair], with_backlog, topics=("backlog", "bench4096")),
@@ -232,7 +235,7 @@ def measure(plan, kind, number, wanted, work, cache, note):
         if any(row == "idle" for row, _, _ in wanted):
             note(kind, number, "launch", {"s": elapsed})
         if any(row in ("send", "sync") for row, _, _ in wanted):
-            send(cluster, 1024, 12)  # warms up the JVMs; not counted
+            send(cluster, 1024, 6, 6)  # warms up the JVMs; not counted
         for _, what, work_on in wanted:
             note(kind, number, what, work_on(cluster))
 

@@ -88,7 +88,7 @@ func send(js jetstream.JetStream, size, publishers int) {
 		now := time.Now()
 		rate := float64(sent.Swap(0)) / now.Sub(last).Seconds()
 		last = now
-		fmt.Printf("Send TPS: %.0f failed: %d\n", rate, failed.Load())
+		fmt.Printf("Send TPS: %.0f Send Failed: %d\n", rate, failed.Load())
 	}
 }
 
