@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -195,20 +196,22 @@ class Cluster:
         process.wait()
         return killed
 
-    def acknowledged(self, nodes=None, limit=120):
-        """When any of these nodes first acknowledges a send from now on."""
-        fields = {
-            "a": "bench", "b": self.topic, "c": "TBW102", "d": "8", "e": "0", "f": "0", "g": "0", "h": "0", "i": "",
-            "j": "0", "k": "false", "m": "false",
-        }
+    @contextlib.contextmanager
+    def probe(self):
+        """A plain client, and its start. What it yields waits for the first acknowledgement of a send that was begun after
+        a time, and says when that was."""
 
         def first():
-            for i in nodes or range(self.count):
+            fields = {
+                "a": "bench", "b": self.topic, "c": "TBW102", "d": "8", "e": "0", "f": "0", "g": "0", "h": "0", "i": "",
+                "j": "0", "k": "false", "m": "false",
+            }
+            for address in self.addresses:
                 with contextlib.suppress(OSError):
-                    if rpc(self.addresses[i], 310, fields, b"x", timeout=0.5)["code"] == 0:
+                    if rpc(address, 310, fields, b"x", timeout=0.5)["code"] == 0:
                         return time.time()
 
-        return self.until("acknowledgement", limit, first, pause=0.005)
+        yield lambda _: self.until("acknowledgement", 120, first, pause=0.005)
 
     def messages(self, topic):
         """How many messages the leader has of a topic."""
@@ -304,7 +307,6 @@ class Nats(Cluster):
         os.makedirs(self.dir)
         for i in range(self.count):
             self.start_node(i)
-        self.info()
 
     def start_node(self, i):
         routes = ", ".join(f'"nats://127.0.0.1:{self.base + 101 + 100 * j}"' for j in range(self.count))
@@ -329,13 +331,23 @@ class Nats(Cluster):
     def messages(self, topic):
         return self.info()["messages"]
 
-    def acknowledged(self, nodes=None, limit=120):
-        probe = self.generator("probe")
+    @contextlib.contextmanager
+    def probe(self):
+        generator, sends = self.generator("probe"), []
+
+        def read():
+            for line in generator.stdout:
+                sends.append([int(ms) / 1000 for ms in line.split()])
+
+        def first(since):
+            return next((acknowledged for begun, acknowledged in sends if begun > since), None)
+
+        threading.Thread(target=read, daemon=True).start()
         try:
-            return int(probe.stdout.readline()) / 1000
+            yield lambda since: self.until("acknowledgement", 120, lambda: first(since))
         finally:
-            probe.kill()
-            probe.wait()
+            generator.kill()
+            generator.wait()
 
 
 def rpc(address, code, fields=None, body=b"", timeout=2.0):

@@ -2,7 +2,7 @@
 //
 //	natsgen URLS send SIZE PUBLISHERS         sends until it is killed, says each second how many
 //	natsgen URLS open SIZE RATE WARM SECONDS  sends that are due at a rate, latencies counted from then on
-//	natsgen URLS probe                        one send after the other, the time of each acknowledgement (Unix ms)
+//	natsgen URLS probe                        one send after the other; begin and acknowledgement of each (Unix ms)
 //	natsgen URLS info                         the stream's leader and its messages
 //
 // All publishers share a connection, as the threads of a Java producer do.
@@ -10,6 +10,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand"
 	"os"
@@ -43,7 +44,7 @@ func open(url string) (jetstream.JetStream, jetstream.Stream) {
 		Name: stream, Subjects: []string{"bench.>"}, Replicas: 3, Storage: jetstream.FileStorage,
 	}
 	for ; ; time.Sleep(pause) {
-		conn, err := nats.Connect(url, nats.MaxReconnects(-1), nats.ReconnectWait(pause))
+		conn, err := nats.Connect(url, nats.MaxReconnects(-1), nats.ReconnectWait(pause), nats.ReconnectJitter(0, 0))
 		if err != nil {
 			continue
 		}
@@ -53,7 +54,10 @@ func open(url string) (jetstream.JetStream, jetstream.Stream) {
 		}
 		for ; ; time.Sleep(pause) {
 			limit, done := context.WithTimeout(context.Background(), time.Second)
-			made, err := js.CreateOrUpdateStream(limit, config)
+			made, err := js.Stream(limit, stream)
+			if errors.Is(err, jetstream.ErrStreamNotFound) {
+				made, err = js.CreateStream(limit, config)
+			}
 			done()
 			if err == nil {
 				return js, made
@@ -126,11 +130,12 @@ func openLoop(js jetstream.JetStream, size, rate, warm, seconds int) {
 func probe(js jetstream.JetStream) {
 	message := body(1)
 	for ; ; time.Sleep(5 * time.Millisecond) {
+		begun := time.Now()
 		limit, done := context.WithTimeout(context.Background(), 500*time.Millisecond)
 		_, err := js.Publish(limit, subject, message, jetstream.WithRetryAttempts(0))
 		done()
 		if err == nil {
-			fmt.Println(time.Now().UnixMilli())
+			fmt.Println(begun.UnixMilli(), time.Now().UnixMilli())
 		}
 	}
 }
