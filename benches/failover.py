@@ -23,7 +23,8 @@ network is silent for 20 s), kill-follower, rolling (SIGTERM and start, one node
 before --count, as in rolling:2.
 
 --table measures what is missing in the file of the faults of PLAN, in two lanes side by side, and then reports.
-It can be stopped and started again at any time; what is in the file is not measured again.
+It can be stopped and started again at any time; what the file has of the same commit and options is not measured
+again.
 
 Needs python3 and what scripts/clients.sh fetches; ip, unshare and nsenter for the namespaces.
 """
@@ -42,6 +43,7 @@ from contextlib import nullcontext
 import failover_report
 from cluster import ROOT, TICKS, Rmq, client_command, clients, work_dir
 from groups import Controller, Dledger, Network, RmqGroup
+from records import add, made_with, read, read_alike
 
 # Seconds from the end of a fault to its report: consumers pause 3 s after an error, and stock clients look for
 # routes every 30 s.
@@ -61,6 +63,8 @@ PLAN = [
 # Faults begin when all clients have seen the routes after the one before: a node that is started again takes a
 # moment until it is in them.
 PLAN_OPTIONS = ["--down", "5", "--fresh", "34"]
+# What a record says of how it was made.
+SETTINGS = ("rate", "clients", "warm", "down", "settle", "fresh", "poll", "set", "loopback")
 # The processes that measure.
 LANES = []
 
@@ -210,9 +214,10 @@ def strike_all(kinds, cluster, work, options, note):
             faults.strike(kind, target)
             settled = time.time() + options.fresh
             time.sleep(options.settle or (JAVA_SETTLE if java else SETTLE))
-            load = {"busy_cores": busy.cores(), "load": round(os.getloadavg()[0], 1)}
+            busy_cores, load = busy.cores(), round(os.getloadavg()[0], 1)
             for line, report in ask("report").items():
-                note({"setup": options.setup, "fault": kind, "client": line, "number": number, "leader": leader, **report, **load})
+                seen = {"fault": kind, "client": line, "number": number, "leader": leader, **report}
+                note({"setup": options.setup, **seen, "busy_cores": busy_cores, "load": load})
             cluster.leading()
             faults.even()
         for line, total in ask("stop").items():
@@ -223,9 +228,15 @@ def strike_all(kinds, cluster, work, options, note):
             application.process.wait()
 
 
-def run(options, note):
-    if options.setup in RmqGroup.KEYS:
+def made_by(options):
+    return made_with(Rmq.binary, {name: getattr(options, name) for name in SETTINGS})
+
+
+def run(options):
+    """Measures what the options say; the records."""
+    if options.binary or options.setup in RmqGroup.KEYS:
         Rmq.choose(options.binary)
+    made, records = made_by(options), []
     cache = clients("all")
     network = Network() if os.geteuid() == 0 and not options.loopback else None
     kinds = []
@@ -241,18 +252,17 @@ def run(options, note):
         with {"dledger": Dledger, "controller": Controller}.get(options.setup, RmqGroup)(options.base, work, cache) as cluster:
             cluster.more = "\n".join([RmqGroup.KEYS.get(options.setup, cluster.more), *options.set, ""])
             cluster.place(network).up([])
-            strike_all(kinds, cluster, work, options, note)
+            strike_all(kinds, cluster, work, options, lambda record: records.append(add({**record, **made}, options.json)))
+    return records
 
 
-def measure_lane(number, path):
+def measure_lane(number, path, records):
     """Measures what the file lacks of a lane of [`PLAN`]."""
     for setup, faults in PLAN[number]:
         done = {}
-        if os.path.exists(path):
-            with open(path) as f:
-                for record in map(json.loads, f):
-                    if record["setup"] == setup and "fault" in record:
-                        done[record["fault"]] = max(done.get(record["fault"], 0), record["number"] + 1)
+        for record in records:
+            if record["setup"] == setup and "fault" in record:
+                done[record["fault"]] = max(done.get(record["fault"], 0), record["number"] + 1)
         wanted = [item.split(":") for item in faults.split(",")]
         missing = [(kind, done.get(kind, 0), int(count)) for kind, count in wanted]
         missing = [f"{kind}:{count - have}:{have}" for kind, have, count in missing if have < count]
@@ -264,10 +274,9 @@ def measure_lane(number, path):
                 return
 
 
-def measure_table(path, binary):
+def measure_table(path, records):
     """Measures what the file lacks of [`PLAN`], all lanes at a time."""
-    Rmq.choose(binary)
-    lanes = [threading.Thread(target=measure_lane, args=(number, path)) for number in range(len(PLAN))]
+    lanes = [threading.Thread(target=measure_lane, args=(number, path, records)) for number in range(len(PLAN))]
     for lane in lanes:
         lane.start()
     for lane in lanes:
@@ -295,6 +304,7 @@ def main():
     parser.add_argument("--table", metavar="FILE", help="measure what is missing there for the documents, and make them")
     parser.add_argument("--report", nargs="+", metavar="FILE", help="measure nothing, put tables and picture of these files into docs")
     options = parser.parse_args()
+
     def stop(*_):
         for process in LANES:
             process.terminate()
@@ -302,27 +312,15 @@ def main():
 
     # The end of this program is that of all it started.
     signal.signal(signal.SIGTERM, stop)
-    records = []
     if options.table:
-        measure_table(options.table, options.binary)
-        options.report = [options.table]
-    if options.report:
-        for name in options.report:
-            with open(name) as f:
-                records += map(json.loads, f)
-        failover_report.publish(records)
-        return
-
-    def note(record):
-        line = json.dumps(record)
-        print(line, flush=True)
-        records.append(record)
-        if options.json:
-            with open(options.json, "a") as f:
-                f.write(line + "\n")
-
-    run(options, note)
-    print("\n".join(["", *failover_report.table(records)]))
+        Rmq.choose(options.binary)
+        made = made_by(parser.parse_args(PLAN_OPTIONS))
+        measure_table(options.table, read_alike(options.table, made))
+        failover_report.publish(read_alike(options.table, made))
+    elif options.report:
+        failover_report.publish(read(*options.report))
+    else:
+        print("\n".join(["", *failover_report.table(run(options))]))
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 
 import html
 import math
-import os
 import statistics
 
 from cluster import ROOT
+from records import conditions
 
 FIELDS = ("send_gap_ms", "consume_gap_ms", "living_lag_ms", "struck_lag_ms", "keys_waiting")
 
@@ -83,14 +83,14 @@ def picture(records):
 
 
 def publish(records):
-    """Puts the picture beside docs/failover.md and the tables into it."""
+    """Puts the picture beside docs/failover.md and the tables into it, with how they were made."""
+    if not records:
+        raise SystemExit("nothing was measured")
     with open(f"{ROOT}/docs/failover.svg", "w") as f:
         f.write(picture(records))
     begin, end = "<!-- failover.py begins -->\n", "<!-- failover.py ends -->\n"
     with open(f"{ROOT}/docs/failover.md") as f:
         before, rest = f.read().split(begin)
     after = rest.split(end)[1]
-    loads = [record["load"] for record in records if "load" in record]
-    said = f"Load of the machine ({os.cpu_count()} cores) meanwhile: {min(loads):.0f} to {max(loads):.0f}, median {statistics.median(loads):.0f}.\n"
     with open(f"{ROOT}/docs/failover.md", "w") as f:
-        f.write(before + begin + "\n".join([said, *table(records), ""]) + end + after)
+        f.write(before + begin + "\n".join([conditions(records), "", *table(records), ""]) + end + after)

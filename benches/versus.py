@@ -20,7 +20,7 @@ three) and NATS JetStream with three replicas, with default settings but for wha
     catch-up  a follower that was killed gets --catch-up messages of 4 KiB, until it has them
 
 `send`, `bench` and `latency` take some 25 minutes in three rounds. Each measurement is a JSON line; one that the
-file has is not made again. Needs what `scripts/clients.sh java` and `scripts/clients.sh nats` fetch. Machines
+file has of the same commit and options is not made again. Needs what `scripts/clients.sh java` and `scripts/clients.sh nats` fetch. Machines
 differ and are noisy: believe ratios.
 """
 
@@ -35,6 +35,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import versus_report
 from cluster import ROOT, JavaDledger, JavaPair, Nats, Rmq, RmqAlone, client_command, clients, move_to_own_network, work_dir
+from records import add, made_with, read_alike
 
 SYNC = "flushDiskType=SYNC_FLUSH\n"
 
@@ -263,10 +264,9 @@ def main():
     parser.add_argument("--json", metavar="FILE", help="measurements that were made, and where to add those that are")
     parser.add_argument("--publish", action="store_true", help="write docs/versus.md and docs/versus.svg")
     options = parser.parse_args()
-    records = []
-    if options.json and os.path.exists(options.json):
-        with open(options.json) as f:
-            records = [json.loads(line) for line in f]
+    Rmq.choose(options.binary)
+    made = made_with(Rmq.binary, {"seconds": options.seconds, "backlog": options.backlog, "catch_up": options.catch_up})
+    records = read_alike(options.json, made)
     done = {(record["target"], record["round"], record["what"]) for record in records}
     todo = []
     for number in range(options.rounds):
@@ -284,18 +284,12 @@ def main():
                 if wanted:
                     todo.append((plan, kind, number, wanted))
     if todo:
-        Rmq.choose(options.binary)
         cache = clients("java")
         clients("nats")
         move_to_own_network()
 
         def note(kind, number, what, values):
-            record = {"target": kind.name, "round": number, "what": what, **values}
-            records.append(record)
-            print(json.dumps(record), flush=True)
-            if options.json:
-                with open(options.json, "a") as f:
-                    f.write(json.dumps(record) + "\n")
+            records.append(add({"target": kind.name, "round": number, "what": what, **values, **made}, options.json))
 
         # One after the other, never at once: two cores would measure their quarrel.
         with work_dir("versus") as work:

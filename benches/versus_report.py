@@ -2,10 +2,10 @@
 
 import html
 import math
-import os
 import statistics
 
 from cluster import ROOT, JavaDledger, JavaPair, Nats, Rmq
+from records import conditions
 
 TARGETS = [Rmq.name, JavaDledger.name, JavaPair.name, Nats.name]
 # Key of a measurement, its unit, and whether more of it is better.
@@ -114,9 +114,11 @@ def publish(records):
     page = [
         "# rmq beside others",
         "",
-        f"Written by `benches/versus.py` from its measurements on a machine with {os.cpu_count()} cores, which the nodes of a",
-        f"cluster and the load share: medians of up to {rounds} rounds, in brackets the least and the most. Machines differ and are",
-        "noisy: believe ratios. The Java pair has two nodes, the others three; `benches/versus.py --help` tells what is measured how.",
+        f"Written by `benches/versus.py` from its measurements: medians of up to {rounds} rounds, in brackets the least and the most.",
+        "The nodes of a cluster and the load share a machine. Machines differ and are noisy: believe ratios. The Java pair has two",
+        "nodes, the others three; `benches/versus.py --help` tells what is measured how.",
+        "",
+        conditions(records),
         "",
         "![How many times better rmq is](versus.svg)",
         "",

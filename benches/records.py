@@ -1,0 +1,66 @@
+"""Records of measurements, a JSON line each, and how they were made."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+
+SOURCES = (":/src", ":/crates", ":/Cargo.toml", ":/Cargo.lock")
+# Directories that Cargo names after its profiles.
+BUILDS = {"release": "a release build", "debug": "an unoptimised build"}
+
+
+def made_with(binary, options):
+    """What is alike in all records that may be put together: the commit of the work tree in which an rmq executable lies,
+    with a + where its sources are changed, the directory that it is in, which Cargo names after the kind of build, and
+    the options of the measurement."""
+    directory = os.path.dirname(binary)
+
+    def git(*command):
+        command = ["git", "-C", directory, *command, "--", *SOURCES]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+    # That of the sources, so that a commit of what was measured makes nothing out of date.
+    commit = git("log", "-1", "--abbrev=10", "--format=%h")
+    changed = "+" if commit and git("status", "--porcelain") else ""
+    return {"commit": commit + changed, "build": os.path.basename(directory), "options": options}
+
+
+def read(*paths):
+    records = []
+    for path in paths:
+        with open(path) as f:
+            records += map(json.loads, f)
+    return records
+
+
+def read_alike(path, made):
+    """The records of a file, if there is one, that were made like this."""
+    records = read(path) if path and os.path.exists(path) else []
+    found = [record for record in records if made.items() <= record.items()]
+    if len(found) < len(records):
+        print(f"{path}: left out, made by another build or with other options: {len(records) - len(found)}", file=sys.stderr)
+    return found
+
+
+def add(record, path):
+    """Prints a record and adds it to a file, if one is given, with the state of the machine."""
+    record = {**record, "cores": os.cpu_count(), "load": record.get("load", round(os.getloadavg()[0], 1))}
+    line = json.dumps(record)
+    print(line, flush=True)
+    if path:
+        with open(path, "a") as f:
+            f.write(line + "\n")
+    return record
+
+
+def conditions(records):
+    """Which build these records are of, and what else the machine did, in words."""
+    builds = sorted({(record.get("build", ""), record.get("commit", "")) for record in records})
+    named = [f"{BUILDS.get(build, 'a build of unknown kind')} of {commit and f'commit {commit}' or 'an unknown commit'}" for build, commit in builds]
+    cores = max((record["cores"] for record in records if "cores" in record), default=os.cpu_count())
+    loads = [record["load"] for record in records if "load" in record]
+    middle = statistics.median(loads)
+    said = f"Measured with {' and '.join(named)}. Load of the machine ({cores} cores): {min(loads):.0f} to {max(loads):.0f}, median {middle:.0f}"
+    return said + (", so times are long and only comparisons mean something." if middle > 2 * cores else ".")
