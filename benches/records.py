@@ -58,9 +58,9 @@ def add(record, path):
 def conditions(records):
     """Which build these records are of, and what else the machine did, in words."""
     builds = sorted({(record.get("build", ""), record.get("commit", "")) for record in records})
-    named = [f"{BUILDS.get(build, 'a build of unknown kind')} of {commit and f'commit {commit}' or 'an unknown commit'}" for build, commit in builds]
+    named = [f"{BUILDS.get(build, 'a build of unknown kind')} of commit {commit or 'unknown'}" for build, commit in builds]
     cores = max((record["cores"] for record in records if "cores" in record), default=os.cpu_count())
     loads = [record["load"] for record in records if "load" in record]
     middle = statistics.median(loads)
-    said = f"Measured with {' and '.join(named)}. Load of the machine ({cores} cores): {min(loads):.0f} to {max(loads):.0f}, median {middle:.0f}"
-    return said + (", so times are long and only comparisons mean something." if middle > 2 * cores else ".")
+    load = f"{min(loads):.0f} to {max(loads):.0f}, median {middle:.0f}"
+    return f"Measured with {' and '.join(named)}. Load of the machine ({cores} cores): {load}" + (", so times are long and only comparisons mean something." if middle > 2 * cores else ".")
