@@ -8,7 +8,7 @@ use crate::history::{Batch, History, Stretch};
 
 /// Each acknowledged batch lies in its queue from the offset on that its answer named, each message once;
 /// nothing else lies there, without gaps; and of two batches the one that was acknowledged before the other was
-/// sent stands before it.
+/// sent stands before it. A batch without an answer lies there whole and in order, or not at all.
 pub fn batches(history: &History) -> Vec<String> {
     let mut of_sender: HashMap<u32, Vec<&Batch>> = HashMap::new();
     for batch in &history.batches {
@@ -18,11 +18,12 @@ pub fn batches(history: &History) -> Vec<String> {
         batches.sort_by_key(|batch| batch.first);
     }
     let mut wrong = Vec::new();
-    // Of each batch, by its sender and first message, how many of it were found where they belong.
-    let mut found: HashMap<(u32, u64), u64> = HashMap::new();
+    // Of each batch, by its sender and first message, how many of it were found, and where the first of it
+    // lies by the place of what was found first.
+    let mut found: HashMap<(u32, u64), (u64, i128)> = HashMap::new();
     for (queue, stretches) in &history.stretches {
         let mut due = 0;
-        // The latest start of an acknowledged batch so far.
+        // The latest start of a batch so far.
         let mut latest = 0;
         for stretch in stretches {
             if stretch.offset != due {
@@ -35,7 +36,10 @@ pub fn batches(history: &History) -> Vec<String> {
             let of_sender = of_sender.get(&stretch.sender).map(Vec::as_slice);
             for (batch, part) in parts(of_sender.unwrap_or_default(), *stretch, &mut wrong) {
                 let name = format!("{}:{} of queue {queue}", part.sender, part.first);
-                *found.entry((batch.sender, batch.first)).or_default() += part.count;
+                let base = i128::from(part.offset) - i128::from(part.first - batch.first);
+                let found = found.entry((batch.sender, batch.first));
+                let (times, due) = found.or_insert((0, base));
+                *times += part.count;
                 match &batch.outcome {
                     _ if batch.queue != *queue => {
                         wrong.push(format!("{name} was sent to queue {}", batch.queue));
@@ -43,14 +47,17 @@ pub fn batches(history: &History) -> Vec<String> {
                     Outcome::Fail(why) => {
                         wrong.push(format!("{name} is there although its send failed: {why}"));
                     }
-                    Outcome::Ok(offset) if offset + (part.first - batch.first) != part.offset => {
+                    Outcome::Ok(offset) if i128::from(*offset) != base => {
                         wrong.push(format!(
                             "{name} is at {}, and its batch was acknowledged at {offset}",
                             part.offset
                         ));
                     }
-                    Outcome::Ok(_) => {
-                        if batch.ended < latest {
+                    _ if *due != base => {
+                        wrong.push(format!("{name} at {} is torn from its batch", part.offset));
+                    }
+                    outcome => {
+                        if matches!(outcome, Outcome::Ok(_)) && batch.ended < latest {
                             wrong.push(format!(
                                 "{name} at {} had been acknowledged before one that stands before \
                                  it was sent",
@@ -59,15 +66,14 @@ pub fn batches(history: &History) -> Vec<String> {
                         }
                         latest = latest.max(batch.invoked);
                     }
-                    Outcome::Unknown(_) => {}
                 }
             }
         }
     }
     for batch in &history.batches {
         let name = format!("{} from {}:{} on", batch.count, batch.sender, batch.first);
-        let found = found.get(&(batch.sender, batch.first)).copied();
-        match (&batch.outcome, found.unwrap_or(0)) {
+        let found = found.get(&(batch.sender, batch.first));
+        match (&batch.outcome, found.map_or(0, |(times, _)| *times)) {
             (_, times) if times > batch.count => {
                 wrong.push(format!("of {name} there are {times}"));
             }
@@ -75,6 +81,9 @@ pub fn batches(history: &History) -> Vec<String> {
                 "of {name}, acknowledged at {}/{offset}, {times} are left",
                 batch.queue
             )),
+            (Outcome::Unknown(_), times) if (1..batch.count).contains(&times) => {
+                wrong.push(format!("of {name}, which has no answer, {times} are there"));
+            }
             _ => {}
         }
     }
@@ -164,7 +173,40 @@ mod tests {
     #[test]
     fn each_kind_of_wrong_is_seen() {
         type Case = (&'static str, fn(&mut History), &'static str);
-        let cases: [Case; 8] = [
+        let cases: [Case; 12] = [
+            (
+                "a part of an unknown one",
+                |h| {
+                    *h.stretches.get_mut(&1).unwrap() = vec![stretch(0, 5, 0), stretch(9, 3, 5)];
+                    h.batches[3].outcome = Outcome::Ok(5);
+                },
+                "which has no answer, 1 are there",
+            ),
+            (
+                "an unknown one in another order",
+                |h| {
+                    *h.stretches.get_mut(&1).unwrap() = vec![
+                        stretch(0, 4, 0),
+                        stretch(5, 1, 4),
+                        stretch(4, 1, 5),
+                        stretch(9, 3, 6),
+                    ];
+                },
+                "is torn from its batch",
+            ),
+            (
+                "the first half of an unknown one twice",
+                |h| {
+                    *h.stretches.get_mut(&1).unwrap() =
+                        vec![stretch(0, 5, 0), stretch(4, 1, 5), stretch(9, 3, 6)];
+                },
+                "is torn from its batch",
+            ),
+            (
+                "order after an unknown one",
+                |h| (h.batches[1].invoked, h.batches[1].ended) = (200, 210),
+                "had been acknowledged before",
+            ),
             (
                 "a lost end",
                 |h| h.stretches.get_mut(&1).unwrap().truncate(1),

@@ -14,8 +14,9 @@ struct Given {
     process: u64,
 }
 
-/// A message that is hidden is given to nobody, one whose acknowledgement was taken to nobody ever again; what is
-/// popped lies in its queue, and all that does was popped in the end.
+/// A message that is hidden is given to nobody, one whose acknowledgement was taken to nobody ever again, and one
+/// that nobody has acknowledged is there when it is not hidden any more; what is popped lies in its queue, and all
+/// that does was popped in the end.
 pub fn pops(history: &History) -> Vec<String> {
     let mut given: BTreeMap<(u32, u64), Vec<Given>> = BTreeMap::new();
     let mut wrong = Vec::new();
@@ -49,26 +50,55 @@ pub fn pops(history: &History) -> Vec<String> {
     for ((queue, offset), times) in &mut given {
         times.sort_by_key(|given| given.ended);
         let done = done.get(&(*queue, *offset)).copied().unwrap_or(u64::MAX);
-        // Until then the one before has it for certain: hiding begins with its request at the earliest.
-        let mut hidden = 0;
-        for given in times {
+        for (n, given) in times.iter().enumerate() {
             let process = given.process;
+            // Hiding begins with a request at the earliest; of two that were under way at once either may have
+            // come first.
+            let is_hidden_by = |other: &Given| {
+                given.ended < other.invoked + other.hidden
+                    && other.ended < given.invoked + given.hidden
+            };
             if given.invoked > done {
                 wrong.push(format!(
                     "process {process} popped {queue}/{offset}, which had been acknowledged"
                 ));
-            } else if given.ended < hidden {
+            } else if times[..n].iter().any(is_hidden_by) {
                 wrong.push(format!(
                     "process {process} popped {queue}/{offset}, which was hidden"
                 ));
             }
-            hidden = hidden.max(given.invoked + given.hidden);
         }
     }
+    wrong.extend(gone(history, &given));
     // Without pops in a history nobody has asked for any.
     for (queue, offset, body) in lying.iter().filter(|_| !history.pops.is_empty()) {
         if !given.contains_key(&(*queue, *offset)) {
             wrong.push(format!("{body} at {queue}/{offset} was never popped"));
+        }
+    }
+    wrong
+}
+
+/// Messages that nobody has acknowledged, nor tried to, and that a pop did not find which came when they were not
+/// hidden any more.
+fn gone(history: &History, given: &BTreeMap<(u32, u64), Vec<Given>>) -> Vec<String> {
+    let tried: HashSet<(u32, u64)> = history.acks.iter().map(|a| (a.queue, a.offset)).collect();
+    let mut wrong = Vec::new();
+    for ((queue, offset), times) in given.iter().filter(|(at, _)| !tried.contains(at)) {
+        let of_queue = || history.pops.iter().filter(|pop| pop.queue == *queue);
+        let is_empty = |pop: &&Pop| matches!(&pop.outcome, Outcome::Ok(got) if got.is_empty());
+        let Some(empty) = of_queue().filter(is_empty).max_by_key(|pop| pop.invoked) else {
+            continue;
+        };
+        // One without an answer may have got it.
+        let unknown = of_queue().filter(|pop| matches!(pop.outcome, Outcome::Unknown(_)));
+        let ends = times.iter().map(|given| given.ended + given.hidden);
+        let ends = ends.chain(unknown.map(|pop| pop.ended + pop.hidden));
+        if ends.max().is_some_and(|end| end < empty.invoked) {
+            wrong.push(format!(
+                "{queue}/{offset} was not hidden any more, and process {} did not get it",
+                empty.process
+            ));
         }
     }
     wrong
@@ -94,6 +124,20 @@ mod tests {
             invoked,
             ended: invoked + 5,
             outcome: Outcome::Ok(vec![(offset, format!("m{offset}"))]),
+        }
+    }
+
+    fn lasting(process: u64, invoked: u64, time: u64) -> Pop {
+        Pop {
+            ended: invoked + time,
+            ..pop(process, invoked, 0)
+        }
+    }
+
+    fn empty(invoked: u64) -> Pop {
+        Pop {
+            outcome: Outcome::Ok(vec![]),
+            ..pop(3, invoked, 0)
         }
     }
 
@@ -125,6 +169,21 @@ mod tests {
             judged(vec![pop(1, 0, 0), pop(2, 200, 0)], vec![ack(50, false)]),
             // Both were under way at once.
             judged(vec![pop(1, 0, 0), pop(2, 200, 0)], vec![ack(198, true)]),
+            // The second one came first.
+            judged(vec![lasting(1, 0, 130), lasting(2, 10, 5)], vec![]),
+            judged(vec![pop(1, 0, 0), empty(50)], vec![]),
+            judged(vec![pop(1, 0, 0), empty(200)], vec![ack(50, false)]),
+            judged(
+                vec![
+                    pop(1, 0, 0),
+                    Pop {
+                        outcome: Outcome::Unknown("reset".into()),
+                        ..pop(2, 150, 0)
+                    },
+                    empty(200),
+                ],
+                vec![],
+            ),
         ];
         for (n, wrong) in good.into_iter().enumerate() {
             assert_eq!(wrong, Vec::<String>::new(), "{n}");
@@ -141,6 +200,10 @@ mod tests {
             (
                 judged(vec![pop(1, 0, 0), pop(1, 200, 1)], vec![]),
                 "does not lie",
+            ),
+            (
+                judged(vec![pop(1, 0, 0), empty(200)], vec![]),
+                "did not get it",
             ),
             (
                 judged(
