@@ -160,6 +160,8 @@ pub struct Delivery {
     pub offset: u64,
     /// What.
     pub body: String,
+    /// It was seen when all was over.
+    pub last: bool,
 }
 
 /// A message of a transaction: nobody sees it before its sender says so. Bodies are unique in a run.
@@ -182,6 +184,8 @@ pub struct Transaction {
 /// See [`Transaction`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TransactionEnd {
+    /// Who said so: another one than the sender, which may still wait for the end of its send.
+    pub process: u64,
     /// A commit; else a rollback.
     pub commits: bool,
     /// When it was called.

@@ -1,6 +1,6 @@
 //! Messages that are to be delivered later.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use crate::client::Outcome;
 use crate::history::History;
@@ -8,7 +8,7 @@ use crate::history::History;
 /// Brokers count in milliseconds.
 const PRECISION: u64 = 1_000_000;
 
-/// Each message that was acknowledged is delivered, none before its time, and none that was not sent. One may
+/// Each message that was acknowledged is delivered, and lies there to the end, none before its time, and none that was not sent. One may
 /// be delivered again after a change of leaders, at another offset; see [`delayed_again`].
 pub fn delayed(history: &History) -> Vec<String> {
     let mut wrong = Vec::new();
@@ -26,6 +26,8 @@ pub fn delayed(history: &History) -> Vec<String> {
             ));
         }
     }
+    let all = history.deliveries.iter();
+    let last: HashSet<&str> = all.filter(|d| d.last).map(|d| &*d.body).collect();
     for sent in &history.delayed {
         let at = first.remove(sent.body.as_str());
         match (&sent.outcome, at) {
@@ -34,6 +36,9 @@ pub fn delayed(history: &History) -> Vec<String> {
                     "{} was acknowledged and never delivered",
                     sent.body
                 ));
+            }
+            (Outcome::Ok(()), Some(_)) if !last.contains(sent.body.as_str()) => {
+                wrong.push(format!("{} was delivered and is lost", sent.body));
             }
             (Outcome::Fail(why), Some(_)) => wrong.push(format!(
                 "{} was delivered although its send failed: {why}",

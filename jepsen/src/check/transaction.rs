@@ -5,13 +5,14 @@ use std::collections::{BTreeSet, HashMap};
 use crate::client::Outcome;
 use crate::history::{History, Transaction};
 
-/// Where a message was seen, by queue and offset, and when first.
+/// Where a message was seen, by queue and offset, when first, and whether when all was over.
 struct Seen {
     places: BTreeSet<(u32, u64)>,
     first: u64,
+    last: bool,
 }
 
-/// What was committed is visible once; what was rolled back, refused or never decided is not; and nothing is
+/// What was committed is visible once, to the end; what was rolled back, refused or never decided is not; and nothing is
 /// visible before its commit was asked for.
 pub fn transactions(history: &History) -> Vec<String> {
     let mut wrong = Vec::new();
@@ -20,19 +21,29 @@ pub fn transactions(history: &History) -> Vec<String> {
         let seen = visible.entry(&delivery.body).or_insert(Seen {
             places: BTreeSet::new(),
             first: delivery.at,
+            last: false,
         });
+        seen.last |= delivery.last;
         seen.places.insert((delivery.queue, delivery.offset));
         seen.first = delivery.at.min(seen.first);
     }
     for transaction in &history.transactions {
         let body = &transaction.body;
         let seen = visible.remove(body.as_str());
-        let Some(Seen { places, first }) = seen else {
+        let Some(Seen {
+            places,
+            first,
+            last,
+        }) = seen
+        else {
             if is_decided(transaction, true) {
                 wrong.push(format!("{body} was committed and is not visible"));
             }
             continue;
         };
+        if !last && is_decided(transaction, true) {
+            wrong.push(format!("{body} was committed, and visible, and is lost"));
+        }
         if places.len() > 1 {
             wrong.push(format!("{body} is visible at {places:?}"));
         }
@@ -75,6 +86,7 @@ mod tests {
 
     fn end(commits: bool, invoked: u64, acknowledged: bool) -> TransactionEnd {
         TransactionEnd {
+            process: 1,
             commits,
             invoked,
             ended: invoked + 5,
@@ -99,6 +111,7 @@ mod tests {
             queue: 0,
             offset,
             body: body.into(),
+            last: true,
         }
     }
 
@@ -128,7 +141,15 @@ mod tests {
             let wrong = judged(transaction("a", ends.clone()), visible);
             assert_eq!(wrong, Vec::<String>::new(), "{ends:?}");
         }
-        let bad: [(Vec<TransactionEnd>, Vec<Delivery>, &str); 6] = [
+        let bad: [(Vec<TransactionEnd>, Vec<Delivery>, &str); 7] = [
+            (
+                vec![end(true, 20, true)],
+                vec![Delivery {
+                    last: false,
+                    ..seen("a", 40, 0)
+                }],
+                "is lost",
+            ),
             (vec![end(true, 20, true)], vec![], "is not visible"),
             (
                 vec![end(false, 20, true), end(true, 30, false)],

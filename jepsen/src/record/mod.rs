@@ -227,7 +227,7 @@ fn transactions(history: &History) -> Vec<Op> {
         for e in &t.ends {
             let call = Edn::map([body.clone(), ("commit", Edn::Bool(e.commits))]);
             let end = (sure(e.acknowledged), call.clone(), None);
-            ops.push(op(t.process, (e.invoked, e.ended), "end", call, end));
+            ops.push(op(e.process, (e.invoked, e.ended), "end", call, end));
         }
     }
     ops
@@ -336,7 +336,10 @@ fn notes(history: &History) -> Vec<(u64, Vec<(&'static str, Edn)>)> {
     ] {
         for d in all {
             let body = ("body", Edn::from(&*d.body));
-            let value = Edn::map([("queue", d.queue.into()), ("offset", d.offset.into()), body]);
+            let mut value = vec![("queue", d.queue.into()), ("offset", d.offset.into()), body];
+            value.extend(d.last.then_some(("final", Edn::Bool(true))));
+            let value = value.into_iter().map(|(key, value)| (Edn::key(key), value));
+            let value = Edn::Map(value.collect());
             notes.push((d.at, note("reader", name, value)));
         }
     }
@@ -437,6 +440,7 @@ mod tests {
             ends,
         };
         let end = |n: u64, commits| TransactionEnd {
+            process: 48,
             commits,
             invoked: 10 * n,
             ended: 10 * n + 3,
@@ -451,7 +455,8 @@ mod tests {
             ],
             acks: vec![ack(1, true), ack(2, false)],
             transactions: vec![
-                transaction(1, Outcome::Ok(()), vec![end(11, true), end(12, false)]),
+                // It was asked for, and answered, before its send had ended.
+                transaction(1, Outcome::Ok(()), vec![end(10, true), end(12, false)]),
                 transaction(2, Outcome::Fail("code 14".into()), vec![]),
                 transaction(3, Outcome::Unknown("reset".into()), vec![]),
             ],
@@ -460,6 +465,7 @@ mod tests {
                 queue: 1,
                 offset: 9,
                 body: "t:1".into(),
+                last: true,
             }],
             batches: vec![
                 batch(1, Outcome::Ok(7)),
@@ -512,6 +518,7 @@ mod tests {
                 queue: 3,
                 offset: 0,
                 body: "later:1".into(),
+                last: false,
             }],
             leads: vec![Lead {
                 at: 3,

@@ -19,6 +19,8 @@ use crate::history::{
 pub fn read(text: &str) -> anyhow::Result<History> {
     let mut history = History::default();
     let mut open: HashMap<u64, (u64, Edn)> = HashMap::new();
+    // They belong to what was prepared, which another process may end after them.
+    let mut ends = Vec::new();
     let mut last = 0;
     for (line, event) in Edn::read_all(text)? {
         let here = || format!("line {line}");
@@ -50,15 +52,26 @@ pub fn read(text: &str) -> anyhow::Result<History> {
                     let (invoked, call) = open.remove(&process).with_context(|| {
                         format!("line {line}: process {process} has begun nothing")
                     })?;
-                    take(&mut history, &call, &event, (invoked, time)).with_context(here)?;
+                    if call.get("f").and_then(Edn::text) == Some("end") {
+                        ends.push((call, event, (invoked, time)));
+                    } else {
+                        take(&mut history, &call, &event, (invoked, time)).with_context(here)?;
+                    }
                 }
             }
         }
     }
     for (invoked, call) in open.into_values() {
         let never = Edn::map([("type", Edn::key("info"))]);
-        take(&mut history, &call, &never, (invoked, last))
-            .context("an operation without an end")?;
+        if call.get("f").and_then(Edn::text) == Some("end") {
+            ends.push((call, never, (invoked, last)));
+        } else {
+            take(&mut history, &call, &never, (invoked, last))
+                .context("an operation without an end")?;
+        }
+    }
+    for (call, event, times) in ends {
+        take(&mut history, &call, &event, times).context("what a transaction came to")?;
     }
     Ok(history)
 }
@@ -103,6 +116,7 @@ fn take_note(history: &mut History, time: u64, event: &Edn) -> anyhow::Result<()
                 queue: u32::try_from(number("queue").context("no :queue")?)?,
                 offset: number("offset").context("no :offset")?,
                 body: text("body").context("no :body")?,
+                last: value.get("final").is_some(),
             });
         }
         // What other tools note.
@@ -241,6 +255,7 @@ fn take(
             let of = all.rfind(|transaction| transaction.body == body);
             let of = of.with_context(|| format!("{body} was never prepared"))?;
             of.ends.push(TransactionEnd {
+                process,
                 commits: value.get("commit") == Some(&Edn::Bool(true)),
                 invoked,
                 ended,

@@ -104,6 +104,7 @@ fn read_round(
                 queue,
                 offset,
                 body,
+                last: false,
             });
         }
     }
@@ -138,6 +139,7 @@ pub(super) fn read_back(
                     queue,
                     offset,
                     body,
+                    last: true,
                 });
             }
         }
