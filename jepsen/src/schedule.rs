@@ -191,6 +191,16 @@ impl Fault {
         of.next().unwrap_or(Kind::Kill)
     }
 
+    /// Whether no majority of three nodes is left to serve when it has struck so many of them.
+    pub fn takes_most(self, struck: usize) -> bool {
+        match self {
+            Self::PartitionAll | Self::KillMajority | Self::KillAll => true,
+            Self::PauseMajority | Self::PowerMajority | Self::PowerAll | Self::FullMajority => true,
+            Self::PowerStorm => struck > 1,
+            _ => false,
+        }
+    }
+
     /// As it is written.
     pub fn name(self) -> String {
         value_name(&self)

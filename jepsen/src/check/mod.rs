@@ -14,6 +14,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::time::Duration;
 
+use clap::ValueEnum;
+
 pub use batches::batches;
 pub use consume::{delivered, deliveries, polled, stale};
 pub use delay::{delayed, delayed_again};
@@ -24,6 +26,7 @@ pub use transaction::transactions;
 
 use crate::client::Outcome;
 use crate::history::{History, OffsetCall, Send};
+use crate::schedule::Fault as Kind;
 
 /// Judges a history; what it returns is what it found wrong.
 pub type Checker = fn(&History) -> Vec<String>;
@@ -270,10 +273,10 @@ pub fn void(history: &History) -> Vec<String> {
     for fault in &history.faults {
         let kind = fault.what.split(['-', ' ']).next().unwrap_or_default();
         *felt.entry(kind).or_default() += fault.seen.unwrap_or(1);
-        let name = fault.what.split(' ').next().unwrap_or_default();
-        let takes_most = ["-all", "-majority", "power-storm"];
-        let is_link = matches!(kind, "slow" | "flaky");
-        let nobody_can = !is_link && takes_most.iter().any(|end| name.ends_with(end));
+        let mut words = fault.what.split(' ');
+        let name = words.next().unwrap_or_default();
+        let struck = words.next().map_or(0, |nodes| nodes.split(',').count());
+        let nobody_can = Kind::from_str(name, false).is_ok_and(|kind| kind.takes_most(struck));
         let more = if nobody_can { RECOVERY } else { 0 };
         windows.extend(fault.until.map(|until| (fault.from, until + more)));
     }
@@ -399,6 +402,39 @@ mod tests {
         let mut h = good();
         h.found.get_mut(&0).unwrap().pop();
         assert_eq!(forgive(&mut h).age, Duration::MAX, "no fault explains it");
+    }
+
+    /// Sends that are acknowledged in the five seconds after a fault count where it has left no majority.
+    #[test]
+    fn what_was_served_after_a_fault_counts_where_nobody_could_be_served_before() {
+        let ack = |n: u64| send(0, "a", 3_000_000_000 + n, 3_000_000_001 + n, Outcome::Ok(n));
+        let is_void = |what: &str| {
+            let faults = vec![Fault {
+                what: what.into(),
+                from: 1_000_000_000,
+                until: Some(2_000_000_000),
+                seen: Some(1),
+            }];
+            let sends = (0..20).map(ack).collect();
+            let history = History {
+                sends,
+                faults,
+                ..History::default()
+            };
+            !void(&history).is_empty()
+        };
+        for name in ["kill-all n0,n1,n2", "partition-all", "power-storm n0,n2"] {
+            assert!(!is_void(name), "{name}");
+        }
+        for name in [
+            "partition-leader-from-all n0>n1",
+            "power-storm n1",
+            "slow-all",
+            "flaky-all",
+            "kill-leader n1",
+        ] {
+            assert!(is_void(name), "{name}");
+        }
     }
 
     #[test]
