@@ -42,6 +42,12 @@ pub(crate) fn set(file: &Path, by: Duration, ahead: bool) -> io::Result<()> {
     fs::rename(new, file)
 }
 
+/// Whether a process has loaded what tells it of its clock.
+pub(crate) fn is_heard_by(pid: u32) -> bool {
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+    maps.lines().any(|line| line.ends_with(LIBRARY))
+}
+
 fn library() -> io::Result<Option<PathBuf>> {
     for entry in fs::read_dir(LIBRARIES)? {
         let path = entry?.path().join(LIBRARY);

@@ -10,11 +10,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use rand::Rng;
 use rand::rngs::StdRng;
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::schedule::Fault;
 
 /// How long the tracer may take to begin.
 const START: Duration = Duration::from_secs(10);
+/// The same to end.
+const END: Duration = Duration::from_secs(10);
 
 /// A tracer at work on a process. Dropping it lets go of the process.
 pub(crate) struct Trap {
@@ -79,26 +82,53 @@ impl Trap {
 
     /// How many calls it has changed so far.
     pub(crate) fn seen(&self) -> anyhow::Result<u64> {
+        Ok(changed(&self.read()?).0)
+    }
+
+    /// Lets go of the process. How many calls it has changed, and how many more may have been: those that were
+    /// under way.
+    pub(crate) fn end(mut self) -> anyhow::Result<(u64, u64)> {
+        self.let_go()?;
+        Ok(changed(&self.read()?))
+    }
+
+    fn read(&self) -> anyhow::Result<String> {
         let log = fs::read(&self.log).with_context(|| self.log.display().to_string())?;
-        let log = String::from_utf8_lossy(&log);
-        let changed = log
-            .lines()
-            .filter(|line| line.ends_with("(INJECTED)") || line.contains("(DELAYED)"));
-        Ok(changed.count() as u64)
+        Ok(String::from_utf8_lossy(&log).into_owned())
+    }
+
+    /// A tracer that is told to end lets each thread come out of a call that it has changed; only one that does
+    /// not end is killed.
+    fn let_go(&mut self) -> anyhow::Result<()> {
+        let end = Instant::now() + END;
+        if self.tracer.try_wait()?.is_none() {
+            kill_process(Pid::from_child(&self.tracer), Signal::TERM)?;
+        }
+        while self.tracer.try_wait()?.is_none() {
+            if Instant::now() > end {
+                self.tracer.kill()?;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
     }
 }
 
 impl Drop for Trap {
     fn drop(&mut self) {
-        // The kernel lets go of what a tracer leaves.
-        if let Err(e) = self
-            .tracer
-            .kill()
-            .and_then(|()| self.tracer.wait().map(drop))
-        {
-            eprintln!("cannot end strace: {e}");
+        if let Err(e) = self.let_go() {
+            eprintln!("cannot end strace: {e:#}");
         }
     }
+}
+
+/// What a tracer's log says: how many calls were changed, and how many were under way when it let go.
+fn changed(log: &str) -> (u64, u64) {
+    let count = |is: fn(&&str) -> bool| log.lines().filter(is).count() as u64;
+    (
+        count(|line| line.ends_with("(INJECTED)") || line.contains("(DELAYED)")),
+        count(|line| line.contains("<detached")),
+    )
 }
 
 /// Whether all threads of a process have a tracer.
@@ -110,4 +140,18 @@ fn is_traced(pid: u32) -> anyhow::Result<bool> {
         }
     }
     Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_under_way_are_told_from_those_that_were_changed() {
+        let log = "7 fdatasync(9) = -1 EIO (Input/output error) (INJECTED)\n\
+                   8 fdatasync(9) = 0\n\
+                   9 fdatasync(4 <detached ...>\n\
+                   8 fdatasync(9) = 0 (DELAYED)\n";
+        assert_eq!(changed(log), (2, 1));
+    }
 }

@@ -10,6 +10,7 @@ use rand::rngs::StdRng;
 use rustix::process::Signal;
 
 use super::{Active, Storm, TICK};
+use crate::clock;
 use crate::power::Disks;
 use crate::schedule::Fault;
 
@@ -70,8 +71,7 @@ impl<'a> Storm<'a> {
     pub(super) fn cut_again(&mut self, active: &mut Active) -> anyhow::Result<()> {
         let nodes = active.nodes.clone();
         for node in &nodes {
-            // One that ended by itself is told of as soon as the storm is over.
-            self.cluster.ended(*node)?;
+            self.look_at(*node)?;
         }
         if nodes.iter().all(|node| self.cluster.pid(*node).is_some()) {
             self.cut_power(&nodes, &mut active.dice)?;
@@ -101,7 +101,8 @@ impl<'a> Storm<'a> {
             let ahead = active.ahead;
             self.cluster
                 .set_clock(*node, Duration::from_millis(by), ahead)?;
-            active.seen += 1;
+            let pid = self.cluster.pid(*node);
+            active.seen += u64::from(pid.is_some_and(clock::is_heard_by));
         }
         Ok(next)
     }

@@ -5,7 +5,7 @@ mod machine;
 
 use std::collections::BTreeMap;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use rand::rngs::StdRng;
@@ -29,6 +29,8 @@ pub use machine::Cuts;
 const TICK: Duration = Duration::from_millis(10);
 /// How long a node may take to hand over leadership.
 const TRANSFER: Duration = Duration::from_millis(500);
+/// How long a node may take to end of what it could not read or write.
+const EXCUSED: Duration = Duration::from_secs(2);
 /// A storm of kills kills so often.
 const STORM: Duration = Duration::from_millis(300);
 
@@ -187,6 +189,11 @@ impl<'a> Storm<'a> {
         let Some(nodes) = self.victims(fault, &mut dice)? else {
             return Ok(false);
         };
+        // The end of one would set the clocks of another right.
+        let is_clock = |fault: F| fault.kind() == Kind::Clock;
+        if is_clock(fault) && self.active.iter().any(|active| is_clock(active.fault)) {
+            return Ok(false);
+        }
         // Whom to is its own choice. One that does not lead refuses, which is no fault then.
         let is_transfer = fault == F::TransferLeader;
         if is_transfer && self.cluster.transfer(nodes[0], None, TRANSFER).is_err() {
@@ -279,7 +286,11 @@ impl<'a> Storm<'a> {
                     .pid(nodes[0])
                     .context("the node does not run")?;
                 let log = self.cluster.nodes()[nodes[0]].store.with_extension("trap");
-                active.trap = Some(Trap::set(pid, fault, &log, &mut active.dice)?);
+                // On a busy machine the tracer may be late, or the node gone: then nothing is felt.
+                match Trap::set(pid, fault, &log, &mut active.dice) {
+                    Ok(trap) => active.trap = Some(trap),
+                    Err(e) => eprintln!("{}: {e:#}", fault.name()),
+                }
             }
             F::SaturateCpu => {
                 active.burn = Some(Burn::start()?);
@@ -342,6 +353,7 @@ impl<'a> Storm<'a> {
                 }
                 Fault::KillStorm => {
                     let node = self.active[n].nodes[0];
+                    self.look_at(node)?;
                     if self.cluster.pid(node).is_some() {
                         self.cluster.kill(node)?;
                         self.active[n].seen += 1;
@@ -403,8 +415,11 @@ impl<'a> Storm<'a> {
         } = active;
         drop(burn);
         self.mend_clocks(&clocks)?;
-        if let Some(trap) = &trap {
-            seen += trap.seen()?;
+        let mut unsure = 0;
+        if let Some(trap) = trap {
+            let (changed, under_way) = trap.end()?;
+            seen += changed;
+            unsure = under_way;
         }
         match fault {
             F::PauseLeader | F::PauseFollower | F::PauseMajority => {
@@ -414,10 +429,11 @@ impl<'a> Storm<'a> {
             }
             F::FullOne | F::FullMajority => {
                 for node in &nodes {
-                    self.disks()?.free(*node)?;
                     // One that has just been started may need space for its first files.
-                    if !self.are_up(&[*node])? {
-                        self.cluster.ended(*node)?;
+                    let is_up = self.are_up(&[*node])?;
+                    self.disks()?.free(*node)?;
+                    if !is_up {
+                        self.excuse(*node)?;
                     }
                 }
             }
@@ -425,9 +441,7 @@ impl<'a> Storm<'a> {
                 self.bury(nodes[0])?;
             }
             // It may have had to read.
-            F::SyscallRead => {
-                self.cluster.ended(nodes[0])?;
-            }
+            F::SyscallRead | F::SyscallSync if seen + unsure > 0 => self.excuse(nodes[0])?,
             F::EioLeader | F::EioFollower => {
                 for node in &nodes {
                     seen += self.bury(*node)?;
@@ -436,7 +450,6 @@ impl<'a> Storm<'a> {
             }
             _ => {}
         }
-        drop(trap);
         if let Some(net) = self.net
             && !links.is_empty()
         {
@@ -455,11 +468,26 @@ impl<'a> Storm<'a> {
     /// No node ends without a reason.
     fn look_for_the_dead(&mut self) -> anyhow::Result<()> {
         for node in self.free() {
-            if let Some(status) = self.cluster.ended(node)? {
-                self.wrong
-                    .push(format!("n{node} ended by itself: {status}"));
+            if self.look_at(node)? {
                 self.cluster.start_node(node)?;
             }
+        }
+        Ok(())
+    }
+
+    /// Whether a node has ended by itself, which is wrong then.
+    fn look_at(&mut self, node: usize) -> anyhow::Result<bool> {
+        let ended = self.cluster.ended(node)?;
+        self.wrong
+            .extend(ended.map(|status| format!("n{node} ended by itself: {status}")));
+        Ok(ended.is_some())
+    }
+
+    /// Gives a node time to end of what it has suffered, or to come up in spite of it.
+    fn excuse(&mut self, node: usize) -> anyhow::Result<()> {
+        let end = Instant::now() + EXCUSED;
+        while self.cluster.ended(node)?.is_none() && Instant::now() < end {
+            thread::sleep(TICK);
         }
         Ok(())
     }
