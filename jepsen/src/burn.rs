@@ -4,6 +4,8 @@ use std::io;
 use std::process::{Child, Command, Stdio};
 use std::thread::available_parallelism;
 
+use crate::cluster::leash;
+
 /// Busy processes, two for each core, of ordinary priority; they end with this value.
 pub struct Burn(Vec<Child>);
 
@@ -14,7 +16,7 @@ impl Burn {
         for _ in 0..2 * available_parallelism()?.get() {
             let mut command = Command::new("sh");
             command.args(["-c", "while :; do :; done"]);
-            busy.0.push(command.stdin(Stdio::null()).spawn()?);
+            busy.0.push(leash(command.stdin(Stdio::null())).spawn()?);
         }
         Ok(busy)
     }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, bail, ensure};
 
 use crate::clock;
+use crate::cluster::leash;
 use crate::net::{self, Net};
 use crate::power::{self, Disks};
 use crate::switch::Link;
@@ -142,7 +143,7 @@ pub fn try_clock(dir: &Path) -> anyhow::Result<()> {
 pub fn try_trap(dir: &Path) -> anyhow::Result<()> {
     const LOOPS: &str = "while sleep 0.01; do :; done";
     fs::create_dir_all(dir)?;
-    let mut child = Command::new("sh").args(["-c", LOOPS]).spawn()?;
+    let mut child = leash(Command::new("sh").args(["-c", LOOPS])).spawn()?;
     let felt =
         Trap::begin(child.id(), "wait4", "delay_exit=1", &dir.join("log")).and_then(|trap| {
             let end = Instant::now() + Duration::from_secs(10);

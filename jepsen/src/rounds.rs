@@ -6,6 +6,7 @@ use std::path::Path;
 
 use anyhow::Context;
 use jepsen::run::{self, Gap, Nemesis, Plan, Report};
+use jepsen::suite;
 
 /// Until the group acknowledges again after a fault, in milliseconds.
 const MEDIAN_LIMIT_MS: u64 = 1500;
@@ -14,7 +15,7 @@ const WORST_LIMIT_MS: u64 = 3000;
 /// Runs one plan and prints what came of it. Whether it passed.
 pub(crate) fn judge(rmq: &Path, dir: &Path, plan: &Plan, limits: bool) -> anyhow::Result<bool> {
     println!("run: {plan:?}");
-    let report = run::run(rmq, dir, plan)
+    let report = suite::running(dir, || run::run(rmq, dir, plan))?
         .with_context(|| format!("the run did not finish; its files are in {}", dir.display()))?;
     println!("  {}", report.summary);
     let mut too_slow = Vec::new();

@@ -138,6 +138,7 @@ pub fn run(rmq: &Path, dir: &Path, plan: &Plan) -> anyhow::Result<Report> {
     let mut options = Options {
         sync_flush: plan.sync_flush,
         machines: cuts_power,
+        leashed: true,
         ..Options::default()
     };
     if longest_log {

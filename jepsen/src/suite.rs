@@ -19,7 +19,6 @@ use crate::check;
 use crate::cluster::Target;
 use crate::doctor;
 use crate::page::{self, About, PAGE};
-
 use crate::schedule::{Kind, Schedule, value_name};
 use crate::workload::Kind as Workload;
 
@@ -92,23 +91,45 @@ pub fn directory(name: &str) -> PathBuf {
 /// Removes the files of runs whose process was killed. All else of them is gone with it: processes end
 /// with the one that started them, and namespaces and mounts with the last one in them.
 pub fn sweep() -> anyhow::Result<()> {
-    for entry in fs::read_dir(std::env::temp_dir())? {
-        let path = entry?.path();
-        let name = path
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
-        let Ok(pid) = fs::read_to_string(path.join(RUNNING)) else {
+    sweep_below(&std::env::temp_dir())
+}
+
+/// The directories of runs lie there, or one level lower, beside the summary of many.
+fn sweep_below(dir: &Path) -> anyhow::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if !entry.file_name().to_string_lossy().starts_with(PREFIX) || !entry.path().is_dir() {
             continue;
-        };
-        let pid = pid.trim().parse().ok().and_then(Pid::from_raw);
-        let is_over = pid.is_some_and(|pid| test_kill_process(pid).is_err());
-        if name.starts_with(PREFIX) && is_over {
-            fs::remove_dir_all(&path).with_context(|| path.display().to_string())?;
+        }
+        if is_over(&entry.path()) {
+            fs::remove_dir_all(entry.path())?;
+            continue;
+        }
+        for of_many in fs::read_dir(entry.path())? {
+            let path = of_many?.path();
+            if is_over(&path) {
+                fs::remove_dir_all(&path).with_context(|| path.display().to_string())?;
+            }
         }
     }
     Ok(())
+}
+
+/// Whether the process of a run has gone before the run came to its end.
+fn is_over(run: &Path) -> bool {
+    let pid = fs::read_to_string(run.join(RUNNING)).unwrap_or_default();
+    let pid = pid.trim().parse().ok().and_then(Pid::from_raw);
+    pid.is_some_and(|pid| test_kill_process(pid).is_err())
+}
+
+/// Says that this process runs here, until `run` has come to its end.
+pub fn running<T>(dir: &Path, run: impl FnOnce() -> T) -> anyhow::Result<T> {
+    fs::create_dir_all(dir)?;
+    let running = dir.join(RUNNING);
+    fs::write(&running, std::process::id().to_string())?;
+    let ended = run();
+    fs::remove_file(&running)?;
+    Ok(ended)
 }
 
 /// The command that runs a schedule again.
@@ -145,11 +166,7 @@ pub fn one(
     say: Say<'_>,
 ) -> anyhow::Result<(Verdict, attack::Outcome)> {
     say(&format!("run: {}", command(schedule)));
-    fs::create_dir_all(dir)?;
-    let running = dir.join(RUNNING);
-    fs::write(&running, std::process::id().to_string())?;
-    let ran = attack::run(rmq, dir, schedule, bed);
-    fs::remove_file(&running)?;
+    let ran = running(dir, || attack::run(rmq, dir, schedule, bed))?;
     let outcome =
         ran.with_context(|| format!("the run did not finish; its files are in {}", dir.display()))?;
     let summary = attack::summary(&outcome);
@@ -471,6 +488,36 @@ mod tests {
             },
             recovery: 5,
         }
+    }
+
+    #[test]
+    fn files_of_runs_whose_process_has_gone_are_removed() {
+        let mut gone = Command::new("true").spawn().unwrap();
+        gone.wait().unwrap();
+        let dir = directory("sweep");
+        let run = |name: &str, pid: Option<u32>| {
+            let run = dir.join(name);
+            fs::create_dir_all(&run).unwrap();
+            fs::write(run.join("file"), "bytes").unwrap();
+            if let Some(pid) = pid {
+                fs::write(run.join(RUNNING), pid.to_string()).unwrap();
+            }
+            run
+        };
+        let here = Some(std::process::id());
+        let over = [
+            run("jepsen-1-run", Some(gone.id())),
+            run("jepsen-1-nightly/7", Some(gone.id())),
+        ];
+        let left = [
+            run("jepsen-1-nightly/8", None),
+            run("jepsen-2-nightly/7", here),
+            run("other", Some(gone.id())),
+        ];
+        sweep_below(&dir).unwrap();
+        assert!(over.iter().all(|run| !run.try_exists().unwrap()));
+        assert!(left.iter().all(|run| run.try_exists().unwrap()));
+        fs::remove_dir_all(&dir).unwrap();
     }
 
     #[test]

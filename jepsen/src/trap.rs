@@ -12,6 +12,7 @@ use rand::Rng;
 use rand::rngs::StdRng;
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::cluster::leash;
 use crate::schedule::Fault;
 
 /// How long the tracer may take to begin.
@@ -51,7 +52,8 @@ impl Trap {
     /// Has these calls end so.
     pub(crate) fn begin(pid: u32, calls: &str, how: &str, log: &Path) -> anyhow::Result<Self> {
         fs::File::create(log)?;
-        let tracer = Command::new("strace")
+        let mut command = Command::new("strace");
+        command
             .args([
                 "-f",
                 "-p",
@@ -63,7 +65,8 @@ impl Trap {
             .arg(log)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
+            .stderr(Stdio::null());
+        let tracer = leash(&mut command)
             .spawn()
             .context("cannot run strace (Debian: apt-get install strace)")?;
         let mut trap = Self {

@@ -20,6 +20,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::client::{Client, Outcome, describe};
 use crate::clock;
 use crate::net::{self, Net};
+pub(crate) use process::leash;
 use process::{free_runs, output_of, spawn, until_it_is};
 pub use target::Target;
 

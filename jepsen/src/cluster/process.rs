@@ -31,23 +31,29 @@ pub(super) fn spawn(mut command: Process, conf: &Path, leashed: bool) -> anyhow:
         .stdout(log.try_clone()?)
         .stderr(log);
     if leashed {
-        let parent = getpid();
-        // SAFETY: between fork and exec it makes two system calls and allocates nothing.
-        unsafe {
-            command.pre_exec(move || {
-                set_parent_process_death_signal(Some(Signal::KILL))?;
-                // It may have gone before it could be watched.
-                if getppid() == Some(parent) {
-                    Ok(())
-                } else {
-                    Err(io::ErrorKind::BrokenPipe.into())
-                }
-            });
-        }
+        leash(&mut command);
     }
     command
         .spawn()
         .with_context(|| format!("cannot start {command:?}"))
+}
+
+/// Has a process that is to be started end with this thread, also when that is killed.
+pub(crate) fn leash(command: &mut Process) -> &mut Process {
+    let parent = getpid();
+    // SAFETY: between fork and exec it makes two system calls and allocates nothing.
+    unsafe {
+        command.pre_exec(move || {
+            set_parent_process_death_signal(Some(Signal::KILL))?;
+            // It may have gone before it could be watched.
+            if getppid() == Some(parent) {
+                Ok(())
+            } else {
+                Err(io::ErrorKind::BrokenPipe.into())
+            }
+        });
+    }
+    command
 }
 
 /// Waits until a process that is to become `program` is it.
