@@ -1,13 +1,14 @@
 //! What each node makes of the log: its queues and its index, which only a leader shows. So each leads for a
 //! moment when all is quiet.
 
+use std::fmt::Debug;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::client::{Client, Outcome};
 use crate::cluster::Cluster;
 use crate::history::History;
-use crate::workload::{LIVENESS, TOPIC};
+use crate::workload::{LIVENESS, TOPIC, read_stretches};
 
 /// How long a node may take to lead. On a machine that is too busy for that it is left out.
 const TURN: Duration = Duration::from_secs(20);
@@ -32,14 +33,12 @@ pub(crate) fn compare(cluster: &Cluster, history: &History) -> anyhow::Result<Ve
             let Ok(now) = client.read_queue(TOPIC, *queue) else {
                 continue;
             };
-            if now != *before {
-                let at = now.iter().zip(before).position(|(a, b)| a != b);
-                let at = at.unwrap_or_else(|| now.len().min(before.len()));
-                wrong.push(format!(
-                    "n{node} has {:?} as message {at} of queue {queue}, and another leader {:?}",
-                    now.get(at),
-                    before.get(at)
-                ));
+            wrong.extend(difference(node, *queue, &now, before));
+        }
+        if let Ok(now) = read_stretches(cluster.addresses()[node], history) {
+            for (queue, before) in &history.stretches {
+                let now = now.get(queue).map_or(&[][..], |now| now);
+                wrong.extend(difference(node, *queue, now, before));
             }
         }
         if !is_java {
@@ -47,6 +46,25 @@ pub(crate) fn compare(cluster: &Cluster, history: &History) -> anyhow::Result<Ve
         }
     }
     Ok(wrong)
+}
+
+/// Where a node's queue is another than it was on the leader that was read before.
+fn difference<T: PartialEq + Debug>(
+    node: usize,
+    queue: u32,
+    now: &[T],
+    before: &[T],
+) -> Option<String> {
+    if now == before {
+        return None;
+    }
+    let at = now.iter().zip(before).position(|(a, b)| a != b);
+    let at = at.unwrap_or_else(|| now.len().min(before.len()));
+    Some(format!(
+        "n{node} has {:?} as part {at} of queue {queue}, and another leader {:?}",
+        now.get(at),
+        before.get(at)
+    ))
 }
 
 /// Whether the node leads in the end.
@@ -88,4 +106,21 @@ fn look_up(client: &mut Client, node: usize, history: &History) -> Option<String
         }
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_difference_names_where_it_begins() {
+        assert_eq!(difference(1, 2, &[7, 8], &[7, 8]), None);
+        let longer = difference(1, 2, &[7, 8, 9], &[7, 8]).unwrap();
+        assert!(
+            longer.contains("n1 has Some(9) as part 2 of queue 2"),
+            "{longer}"
+        );
+        let other = difference(1, 2, &[5, 8], &[7, 8]).unwrap();
+        assert!(other.contains("another leader Some(7)"), "{other}");
+    }
 }

@@ -1,6 +1,7 @@
 //! Many messages: batches of many sizes from some clients at once, up to a rate. What is kept of them is as
 //! large as the number of requests, not of messages, and so is the work of their checker.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::thread;
@@ -11,7 +12,7 @@ use rand::{Rng, SeedableRng};
 
 use super::{LIVENESS, LOADERS, PATIENCE, QUEUES, Shared};
 use crate::client::{Client, Outcome};
-use crate::history::{Batch, History, Stretch};
+use crate::history::{Batch, Stretch};
 
 /// Clients that send them.
 pub(super) const SENDERS: u32 = 6;
@@ -86,14 +87,11 @@ pub(super) fn send(shared: &Shared, sender: u32, rate: u64, seed: u64) {
 }
 
 /// Everything that lies in the queues, as stretches of messages that were sent one after the other.
-pub(super) fn read_back(address: SocketAddr, history: &mut History) -> io::Result<()> {
-    if history.batches.is_empty() {
-        return Ok(());
-    }
+pub(super) fn read_back(address: SocketAddr) -> io::Result<BTreeMap<u32, Vec<Stretch>>> {
+    let mut all: BTreeMap<u32, Vec<Stretch>> = BTreeMap::new();
     let mut client = Client::connect(address, LIVENESS)?;
     for queue in 0..QUEUES {
-        let stretches = history.stretches.entry(queue).or_default();
-        stretches.clear();
+        let stretches = all.entry(queue).or_default();
         client.read_queue_in_parts(TOPIC, queue, |offset, text| {
             // What nobody sent is of a sender that nobody is.
             let (sender, seq) = parse(&text).unwrap_or((u32::MAX, 0));
@@ -114,7 +112,7 @@ pub(super) fn read_back(address: SocketAddr, history: &mut History) -> io::Resul
             }
         })?;
     }
-    Ok(())
+    Ok(all)
 }
 
 #[cfg(test)]
