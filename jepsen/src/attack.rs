@@ -150,6 +150,10 @@ fn run_here(rmq: &Path, dir: &Path, schedule: &Schedule, bed: Bed) -> anyhow::Re
         settle(&cluster, start, &mut history, &mut wrong)?;
         Ok(recovery)
     });
+    if settled.is_err() {
+        // What was read of some queues would make those of the others look lost.
+        history.found.clear();
+    }
     fs::write(dir.join(HISTORY), record::write(&history))?;
     let recovery = settled?;
     wrong.extend(hygiene(&cluster)?);

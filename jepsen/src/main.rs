@@ -51,7 +51,7 @@ enum Action {
     /// of HTML. Without, fault after fault strikes on loopback, and each is timed.
     Test {
         /// Faults, separated by commas. With --time families of them: partition, slow, flaky, kill,
-        /// pause, restart, transfer, power, full, eio, damage, lost, saturate, or all. Without: kill-leader,
+        /// pause, restart, transfer, power, full, eio, damage, lost, saturate, clock, syscall, or all. Without: kill-leader,
         /// kill-follower, pause-leader, kill-all, saturate, members, replace, power, power-one, blackout,
         /// blackout-longest.
         #[arg(long, value_delimiter = ',', default_value = "kill-leader")]
@@ -175,14 +175,14 @@ fn main() -> Done {
             ..
         } => {
             let bed = suite::bed(&say);
-            let kinds = families(&nemesis, target)?;
+            let workload = workload.unwrap_or(Workload::Queue);
+            let kinds = families(&nemesis, target, workload)?;
             let kinds = suite::possible(&kinds, bed);
             if kinds.is_empty() {
                 println!("skipped: this machine has nothing that this run needs");
                 return Ok(ExitCode::SUCCESS);
             }
             let flush = (sync_flush || async_flush).then_some(sync_flush);
-            let workload = workload.unwrap_or(Workload::Queue);
             let mut schedule = Schedule::draw(workload, &kinds, time, seed, flush)?;
             schedule.target = target;
             return attack(&rmq()?, &dir.unwrap_or_else(temporary), &schedule, bed);
@@ -351,13 +351,14 @@ fn cutting_power(of: Power, cuts: u32, seed: u64) -> Vec<Plan> {
     groups.zip(seed..).map(plan).collect()
 }
 
-/// The families of faults that are named, as far as such nodes promise anything against them.
-fn families(names: &[String], target: Target) -> anyhow::Result<Vec<Kind>> {
+/// The families of faults that are named; `all` are those against which such nodes promise anything to such
+/// clients.
+fn families(names: &[String], target: Target, workload: Workload) -> anyhow::Result<Vec<Kind>> {
     let mut kinds = Vec::new();
     for name in names {
         if name == "all" {
             let all = Kind::value_variants().iter().copied();
-            kinds.extend(all.filter(|kind| kind.works_on(target)));
+            kinds.extend(all.filter(|kind| kind.works_on(target) && kind.works_with(workload)));
         } else {
             let kind = Kind::from_str(name, false);
             kinds.push(kind.map_err(|e| anyhow::anyhow!("--nemesis {name} with --time: {e}"))?);
@@ -379,11 +380,11 @@ fn attack(rmq: &Path, dir: &Path, schedule: &Schedule, bed: Bed) -> Done {
         return Ok(ExitCode::SUCCESS);
     }
     let (verdict, outcome) = suite::one(rmq, dir, &schedule, bed, &say)?;
-    println!(
-        "  | {}\n  | {}",
-        Figures::HEAD,
-        Figures::of(&outcome.history).to_row()
-    );
+    // They do not count batches.
+    if schedule.workload != Workload::Load {
+        let row = Figures::of(&outcome.history).to_row();
+        println!("  | {}\n  | {row}", Figures::HEAD);
+    }
     println!("  {}", dir.join(jepsen::page::PAGE).display());
     Ok(exit(verdict == Verdict::Passed))
 }
@@ -482,4 +483,17 @@ fn built(name: &str, features: &[&str]) -> anyhow::Result<PathBuf> {
         path.display()
     );
     Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_families_can_be_drawn_with_each_workload() {
+        for workload in Workload::value_variants() {
+            let all = families(&["all".into()], Target::Rmq, *workload).unwrap();
+            Schedule::draw(*workload, &all, 60, 7, None).unwrap();
+        }
+    }
 }
