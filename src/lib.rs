@@ -10,3 +10,6 @@ pub mod namesrv;
 pub mod raft;
 pub mod remoting;
 pub mod shutdown;
+
+#[cfg(test)]
+mod testing;

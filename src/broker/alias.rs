@@ -125,8 +125,6 @@ fn producers_only(command: Command) -> Result<Command, JsonError> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use rmq_wire::body::{ConsumerData, ProducerData};
     use rmq_wire::frame::ExtFields;
     use rmq_wire::header::{SendMessage, SendMessageResponse};
@@ -138,8 +136,7 @@ mod tests {
     use crate::meta::{Change, Topic};
     use crate::remoting::{Client, Limits, serve};
     use crate::shutdown::{Shutdown, Trigger};
-
-    const LIMIT: Duration = Duration::from_secs(5);
+    use crate::testing::PATIENCE;
 
     async fn port(node: &Node, number: usize) -> (String, Trigger) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -155,7 +152,7 @@ mod tests {
         let node = Node::start().await;
         let (addr, _trigger) = port(&node, 1).await;
         let client = Client::default();
-        let ask = |command| client.call(&addr, command, LIMIT);
+        let ask = |command| client.call(&addr, command, PATIENCE);
         let sent = ask(send("KEYS\u{1}k", b"1")).await.unwrap();
         let sent: SendMessageResponse = sent.header().unwrap();
         assert_eq!((sent.queue_id, sent.queue_offset), (0, 0));
@@ -201,7 +198,7 @@ mod tests {
                     command.code = code;
                     command.ext = ext.clone();
                     command.ext.insert(field, queue);
-                    let sent = client.call(&addr, command, LIMIT).await.unwrap();
+                    let sent = client.call(&addr, command, PATIENCE).await.unwrap();
                     let sent: SendMessageResponse = sent.header().unwrap();
                     seen.push(sent.queue_id);
                 }
@@ -230,7 +227,7 @@ mod tests {
             }],
             ..HeartbeatData::default()
         });
-        let answer = client.call(&addr, heartbeat, LIMIT).await.unwrap();
+        let answer = client.call(&addr, heartbeat, PATIENCE).await.unwrap();
         assert_eq!(answer.code, response::SUCCESS);
         let clients = node.broker.clients.read();
         assert!(clients.producers.contains_key("p"));

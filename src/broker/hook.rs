@@ -86,7 +86,8 @@ mod tests {
             broker_name: "g".to_owned(),
             broker_ip1: "10.0.0.1".to_owned(),
             role_change_hook: Some(program),
-            role_change_hook_timeout_millis: Duration::from_secs(2),
+            // A slow machine has begun the program by then.
+            role_change_hook_timeout_millis: Duration::from_secs(10),
             ..BrokerConfig::default()
         };
         let (roles, watched) = watch::channel(Role::default());

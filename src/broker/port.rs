@@ -52,11 +52,12 @@ mod tests {
     use tokio::net::TcpStream;
 
     use super::*;
+    use crate::testing::own_loopback;
 
     #[tokio::test]
     async fn a_port_refuses_while_nobody_answers() {
         // A port that the kernel chose would be given up when it is closed.
-        let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let free = TcpListener::bind((own_loopback(), 0)).await.unwrap();
         let address = free.local_addr().unwrap();
         drop(free);
         let port = Port::take(address).unwrap();

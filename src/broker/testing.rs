@@ -27,7 +27,8 @@ use crate::raft::{
     self, GroupStatus, LeaderInfo, MemberChange, MemberStatus, MembersError, NodeId, SelfId,
     TransferError,
 };
-use crate::remoting::{self, Limits, Request, Service};
+use crate::remoting::testing::{Port, Switchboard, network};
+use crate::remoting::{self, Client, Limits, Request, Service};
 use crate::shutdown::{Shutdown, Trigger};
 
 /// Answers what is forwarded to a leader.
@@ -42,6 +43,8 @@ pub(super) struct FakeReplica {
     pub(super) role: watch::Sender<Role>,
     /// Every proposal of a command takes one permit.
     pub(super) gate: Semaphore,
+    /// Every transfer of leadership takes one permit.
+    pub(super) transfers: Semaphore,
     /// What becomes of the next proposal, if it is not committed.
     pub(super) failure: Mutex<Option<ProposeError>>,
     /// Who answers what is forwarded; nobody by default.
@@ -90,6 +93,7 @@ impl FakeReplica {
                 serving: true,
             }),
             gate: Semaphore::new(Semaphore::MAX_PERMITS),
+            transfers: Semaphore::new(Semaphore::MAX_PERMITS),
             failure: Mutex::default(),
             leader: Mutex::default(),
             is_frozen: AtomicBool::new(false),
@@ -268,8 +272,12 @@ impl Replica for FakeReplica {
     }
 
     fn transfer_leader(&self, to: Option<SelfId>) -> BoxFuture<'_, Result<NodeId, TransferError>> {
-        self.follow(Some("other:1"));
-        async move { Ok(u64::from(to.map_or(1, |to| to.0)) << 48 | 1) }.boxed()
+        async move {
+            self.transfers.acquire().await.unwrap().forget();
+            self.follow(Some("other:1"));
+            Ok(u64::from(to.map_or(1, |to| to.0)) << 48 | 1)
+        }
+        .boxed()
     }
 
     fn recover(&self, without_absent: bool) -> BoxFuture<'_, Result<SelfId, MembersError>> {
@@ -295,6 +303,8 @@ pub(super) struct Node {
     pub(super) replica: Arc<FakeReplica>,
     /// Where it listens.
     pub(super) addr: String,
+    /// The same in memory: there the clock of a test can be stopped.
+    pub(super) port: Port,
     _stop: Trigger,
 }
 
@@ -312,6 +322,8 @@ impl Node {
     pub(super) async fn start() -> Self {
         Self::with(BrokerConfig {
             max_message_size: 1 << 10,
+            // Longer than a slow machine takes from one line of a test to the next.
+            group_hold_millis: Duration::from_secs(30),
             ..BrokerConfig::default()
         })
         .await
@@ -336,21 +348,28 @@ impl Node {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap().to_string();
         let (trigger, shutdown) = Shutdown::new();
-        let service = Arc::clone(&broker);
-        tokio::spawn(remoting::serve(
-            listener,
-            service,
-            Limits::default(),
-            shutdown,
-        ));
+        let service = || Arc::clone(&broker);
+        let (net, port) = network();
+        let (limits, ends) = (Limits::default(), shutdown.clone());
+        tokio::spawn(remoting::serve(net, service(), limits, ends));
+        let limits = Limits::default();
+        tokio::spawn(remoting::serve(listener, service(), limits, shutdown));
         let node = Self {
             broker,
             replica,
             addr,
+            port,
             _stop: trigger,
         };
         node.system_topics().await;
         node
+    }
+
+    /// A client of [`Self::port`], whatever address it is told.
+    pub(super) fn client_in_memory(&self) -> Client {
+        let switchboard = Switchboard::default();
+        switchboard.plug(&self.addr, self.port.clone());
+        Client::new(switchboard, Limits::default())
     }
 
     async fn system_topics(&self) {

@@ -46,10 +46,11 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
+    use crate::testing::own_loopback;
 
     #[tokio::test]
     async fn the_first_that_can_be_reached_is_asked() {
-        let closed = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let closed = TcpListener::bind((own_loopback(), 0)).await.unwrap();
         let open = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let dead = closed.local_addr().unwrap().to_string();
         let alive = open.local_addr().unwrap().to_string();

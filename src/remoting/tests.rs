@@ -14,6 +14,7 @@ use tokio::time::{Instant, timeout};
 use super::testing::{Port, Switchboard, network};
 use super::*;
 use crate::shutdown::{Shutdown, Trigger};
+use crate::testing::PATIENCE;
 
 const ECHO: i32 = 1;
 const SUSPEND: i32 = 2;
@@ -78,7 +79,7 @@ impl Probe {
             }
             ASK_BACK => {
                 let question = Command::request(ECHO).with_body(command.body.clone());
-                let answer = conn.call(question, Duration::from_secs(5)).await;
+                let answer = conn.call(question, PATIENCE).await;
                 Some(match answer {
                     Ok(answer) => reply.with_body(answer.body).into(),
                     Err(error) => command
@@ -167,14 +168,7 @@ async fn is_closed_by_server(io: &mut (impl AsyncReadExt + Unpin)) -> bool {
 }
 
 async fn until(condition: impl Fn() -> bool) {
-    let waited = async {
-        while !condition() {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    };
-    timeout(Duration::from_secs(60), waited)
-        .await
-        .expect("the condition comes true");
+    crate::testing::until("the condition comes true", condition).await;
 }
 
 #[tokio::test]
@@ -210,16 +204,14 @@ async fn answers_over_tcp_in_the_form_of_the_request() {
         .call(
             &addr,
             Command::request(ECHO).with_body(big.clone()),
-            Duration::from_secs(30),
+            PATIENCE,
         )
         .await
         .unwrap();
     assert_eq!(answer.body, big);
     trigger.stop();
     server.await.unwrap();
-    let refused = client
-        .call(&addr, Command::request(ECHO), Duration::from_secs(30))
-        .await;
+    let refused = client.call(&addr, Command::request(ECHO), PATIENCE).await;
     assert!(matches!(
         refused,
         Err(CallError::Connect { .. } | CallError::Closed { .. })
@@ -235,7 +227,11 @@ async fn a_tcp_connection_ends_with_all_answers_and_then_a_reset() {
     let server = tokio::spawn(serve(
         listener,
         Arc::clone(&probe),
-        Limits::default(),
+        Limits {
+            drain: PATIENCE,
+            write_stall: PATIENCE,
+            ..Limits::default()
+        },
         shutdown,
     ));
     let mut socket = tokio::net::TcpStream::connect(addr).await.unwrap();
@@ -332,7 +328,7 @@ async fn both_sides_number_their_requests_on_their_own() {
 async fn a_call_ends_with_its_connection() {
     let server = start(Limits::default());
     let client = Client::new(switchboard(server.port), Limits::default());
-    let pending = client.call("any:1", Command::request(SUSPEND), Duration::from_secs(60));
+    let pending = client.call("any:1", Command::request(SUSPEND), PATIENCE);
     let closing = async {
         until(|| server.probe.suspended.load(Ordering::SeqCst) == 1).await;
         client.disconnect("any:1").await;
@@ -343,7 +339,7 @@ async fn a_call_ends_with_its_connection() {
     until(|| server.probe.suspended.load(Ordering::SeqCst) == 0).await;
     // The next call dials again.
     client
-        .call("any:1", Command::request(ECHO), Duration::from_secs(60))
+        .call("any:1", Command::request(ECHO), PATIENCE)
         .await
         .unwrap();
     assert_eq!(server.probe.opened.load(Ordering::SeqCst), 2);
@@ -368,7 +364,7 @@ async fn the_last_client_closes_its_connections() {
     let server = start(Limits::default());
     let client = Client::new(switchboard(server.port), Limits::default());
     client
-        .call("any:1", Command::request(ECHO), Duration::from_secs(60))
+        .call("any:1", Command::request(ECHO), PATIENCE)
         .await
         .unwrap();
     drop(client);
@@ -470,7 +466,7 @@ async fn connections_beyond_the_limit_are_refused_until_one_ends() {
             }
         }
     };
-    timeout(Duration::from_secs(60), served).await.unwrap();
+    timeout(PATIENCE, served).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,7 +1,6 @@
 //! What real clients asked real brokers is asked again here, in the order of the capture.
 
 use std::collections::{BTreeSet, HashMap};
-use std::time::Duration;
 
 use rmq_wire::properties;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -30,9 +29,7 @@ impl Replayed {
                 self.socket.read_exact(&mut frame).await.unwrap();
                 Command::decode(frame.into()).unwrap()
             };
-            let frame = tokio::time::timeout(Duration::from_secs(20), read)
-                .await
-                .unwrap();
+            let frame = tokio::time::timeout(PATIENCE, read).await.unwrap();
             if frame.is_response() {
                 self.early.insert(frame.opaque, frame);
             }

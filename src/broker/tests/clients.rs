@@ -57,9 +57,7 @@ impl Client {
             self.socket.read_exact(&mut frame).await.unwrap();
             Command::decode(frame.into()).unwrap()
         };
-        tokio::time::timeout(Duration::from_secs(10), read)
-            .await
-            .unwrap()
+        tokio::time::timeout(PATIENCE, read).await.unwrap()
     }
 
     /// Leaves the connection open.
@@ -244,9 +242,10 @@ async fn learned() -> Node {
     *node.replica.leader.lock().unwrap() = Some(Box::new(move |_| Ok(told.clone())));
     let broker = Arc::clone(&node.broker);
     let learning = tokio::spawn(async move { learn(&broker).await });
-    while node.broker.clients.read().consumers.is_empty() {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    until("it has learned", || {
+        !node.broker.clients.read().consumers.is_empty()
+    })
+    .await;
     learning.abort();
     node.replica.become_leader(2);
     node
@@ -287,14 +286,16 @@ async fn a_node_that_has_started_knows_the_consumers_of_its_group() {
 
 #[tokio::test]
 async fn who_is_not_heard_again_is_forgotten() {
+    let before = tokio::time::Instant::now();
     let node = learned().await;
-    let later = |s| tokio::time::Instant::now() + Duration::from_secs(s);
-    node.broker.clients.forget_absent(later(60));
+    let after = tokio::time::Instant::now();
+    let s = Duration::from_secs;
+    node.broker.clients.forget_absent(before + s(60));
     assert_eq!(
         node.broker.clients.read().consumers["g"].client_ids().len(),
         2
     );
-    node.broker.clients.forget_absent(later(66));
+    node.broker.clients.forget_absent(after + s(66));
     assert!(node.broker.clients.read().consumers.is_empty());
 }
 
@@ -331,11 +332,5 @@ async fn a_pull_of_a_client_that_is_gone_is_given_up() {
         tokio::task::yield_now().await;
     }
     drop(client);
-    for _ in 0..1000 {
-        if node.broker.holds.is_empty() {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    panic!("it still waits");
+    until("it waits no longer", || node.broker.holds.is_empty()).await;
 }

@@ -18,6 +18,7 @@ use rmq_wire::header::{Header, PullMessage, SendMessage, SendMessageResponse, pu
 use rmq_wire::record::Record;
 
 use super::testing::Node;
+use crate::testing::{PATIENCE, until, until_ok};
 
 /// A send by the short header, to topic `T` with two queues at most.
 pub(super) fn send(properties: &str, body: &'static [u8]) -> Command {
@@ -75,6 +76,21 @@ fn bodies(answer: &Command) -> Vec<Vec<u8>> {
     bodies
 }
 
+/// What comes at once, however long the machine takes: the broker's clock stands still.
+async fn at_once<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::pause();
+    let begun = tokio::time::Instant::now();
+    // As long as something blocks the clock does not go on by itself.
+    let (over, wait) = std::sync::mpsc::channel::<()>();
+    let blocking = tokio::task::spawn_blocking(move || wait.recv_timeout(PATIENCE).is_err());
+    let came = what.await;
+    drop(over);
+    blocking.await.unwrap();
+    assert!(begun.elapsed().is_zero(), "it came as time passed");
+    tokio::time::resume();
+    came
+}
+
 impl Node {
     /// Sends, and gives the header of the successful answer.
     async fn sent(&self, command: Command) -> SendMessageResponse {
@@ -85,18 +101,17 @@ impl Node {
 
     /// Pulls until there is something, once all that was sent can be read.
     async fn pulled(&self, wanted: &PullMessage) -> Command {
-        for _ in 0..500 {
+        until_ok("something comes", async || {
             if self.replica.queues.dispatched() < self.replica.reader.confirm_offset() {
-                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-                continue;
+                return Err("not all is dispatched".to_owned());
             }
             let answer = self.told(pull_request(wanted)).await;
-            if answer.code == response::SUCCESS {
-                return answer;
+            match answer.code {
+                response::SUCCESS => Ok(answer),
+                _ => Err(format!("{answer:?}")),
             }
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-        }
-        panic!("nothing came");
+        })
+        .await
     }
 
     async fn asked<H: Header>(&self, code: i32, header: &impl Header) -> H {

@@ -66,13 +66,10 @@ async fn a_delayed_message_arrives_when_it_is_due() {
         record.property(properties::WAIT_STORE_MSG_OK).as_deref(),
         Some("true")
     );
-    for _ in 0..500 {
-        if node.replica.meta.read().delay.get(&3) == Some(&1) {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    panic!("the progress was not kept");
+    until("the progress is kept", || {
+        node.replica.meta.read().delay.get(&3) == Some(&1)
+    })
+    .await;
 }
 
 #[tokio::test]

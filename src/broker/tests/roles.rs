@@ -9,14 +9,13 @@ use rmq_wire::header::{PullMessageResponse, QueryConsumerOffset, UpdateConsumerO
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
 
 use super::*;
 use crate::broker::ForwardError;
 use crate::config::{BrokerConfig, Vip};
 use crate::raft::MemberStatus;
 use crate::remoting::Client;
-
-const LIMIT: Duration = Duration::from_secs(5);
 
 fn query_offset() -> Command {
     Command::request(request::QUERY_CONSUMER_OFFSET).with_header(&QueryConsumerOffset {
@@ -44,12 +43,12 @@ async fn a_follower_has_its_leader_answer() {
     *node.replica.leader.lock().unwrap() = Some(leader(77));
     let client = Client::default();
     for command in [send("", b"1"), query_offset(), pull_request(&pull(0))] {
-        let answer = client.call(&node.addr, command, LIMIT).await.unwrap();
+        let answer = client.call(&node.addr, command, PATIENCE).await.unwrap();
         assert_eq!(answer.code, 77);
     }
     // An unknown code is nobody's.
     let answer = client
-        .call(&node.addr, Command::request(9999), LIMIT)
+        .call(&node.addr, Command::request(9999), PATIENCE)
         .await
         .unwrap();
     assert_eq!(answer.code, response::REQUEST_CODE_NOT_SUPPORTED);
@@ -93,13 +92,13 @@ async fn an_answer_that_got_lost_is_an_unknown_outcome() {
         Some(Box::new(|_| Err(ForwardError::Unknown("gone".to_owned()))));
     let client = Client::default();
     let answer = client
-        .call(&node.addr, send("", b"1"), LIMIT)
+        .call(&node.addr, send("", b"1"), PATIENCE)
         .await
         .unwrap();
     assert_eq!(answer.code, response::SYSTEM_ERROR);
     assert!(answer.remark.unwrap().contains("unknown"));
     let answer = client
-        .call(&node.addr, pull_request(&pull(3)), LIMIT)
+        .call(&node.addr, pull_request(&pull(3)), PATIENCE)
         .await
         .unwrap();
     assert_eq!(answer.code, response::PULL_RETRY_IMMEDIATELY);
@@ -112,10 +111,10 @@ async fn an_unknown_outcome_is_told_when_trying_again_is_of_use() {
     node.replica.follow(Some("dead:1"));
     *node.replica.leader.lock().unwrap() =
         Some(Box::new(|_| Err(ForwardError::Unknown("reset".to_owned()))));
-    let client = Client::default();
+    let client = node.client_in_memory();
     let ask = || {
         let (client, addr) = (client.clone(), node.addr.clone());
-        tokio::spawn(async move { client.call(&addr, send("", b"1"), LIMIT).await.unwrap() })
+        tokio::spawn(async move { client.call(&addr, send("", b"1"), PATIENCE).await.unwrap() })
     };
     let sending = ask();
     tokio::time::sleep(Duration::from_millis(500)).await;
@@ -163,9 +162,7 @@ async fn a_forwarded_offset_does_not_wait_for_the_next_leader() {
     let client = "10.0.0.7:1".parse().unwrap();
     let broker = Arc::clone(&node.broker);
     let waiting = tokio::spawn(crate::broker::dispatch::forwarded(broker, client, raw));
-    while node.broker.forwarding.held() == 0 {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    until("it is held", || node.broker.forwarding.held() > 0).await;
     node.replica.become_leader(2);
     assert_eq!(waiting.await.unwrap(), Err(crate::raft::NotLeader));
     assert_eq!(node.replica.meta.read().offset("g", "T", 0), None);
@@ -178,7 +175,7 @@ async fn an_unreachable_leader_is_one_that_is_not_there_yet() {
     let client = Client::default();
     let addr = node.addr.clone();
     let sending =
-        tokio::spawn(async move { client.call(&addr, send("", b"1"), LIMIT).await.unwrap() });
+        tokio::spawn(async move { client.call(&addr, send("", b"1"), PATIENCE).await.unwrap() });
     tokio::time::sleep(Duration::from_millis(100)).await;
     *node.replica.leader.lock().unwrap() = Some(leader(77));
     assert_eq!(sending.await.unwrap().code, 77);
@@ -260,7 +257,7 @@ async fn what_a_leader_could_not_begin_its_successor_does() {
         // Leadership goes while the proposal is on its way.
         *node.replica.failure.lock().unwrap() = Some(crate::broker::ProposeError::NotLeader);
         node.replica.gate.forget_permits(Semaphore::MAX_PERMITS);
-        tokio::spawn(async move { client.call(&addr, send("", b"1"), LIMIT).await.unwrap() })
+        tokio::spawn(async move { client.call(&addr, send("", b"1"), PATIENCE).await.unwrap() })
     };
     tokio::task::yield_now().await;
     node.replica.follow(Some("leader:2"));
@@ -276,16 +273,12 @@ async fn a_held_request_goes_with_its_connection() {
     let held = || node.broker.forwarding.held();
     let sending = {
         let (client, addr) = (client.clone(), node.addr.clone());
-        tokio::spawn(async move { client.call(&addr, send("", b"1"), LIMIT).await })
+        tokio::spawn(async move { client.call(&addr, send("", b"1"), PATIENCE).await })
     };
-    while held() == 0 {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    until("it is held", || held() > 0).await;
     client.disconnect(&node.addr).await;
     assert!(sending.await.unwrap().is_err());
-    while held() > 0 {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    until("it is given up", || held() == 0).await;
     node.replica.become_leader(2);
     assert_eq!(node.replica.queues.max_offset("T", 0).as_i64(), 0);
 }
@@ -302,7 +295,7 @@ async fn no_more_is_held_than_there_is_room_for() {
         .map(|_| node.broker.forwarding.hold(1).unwrap())
         .collect();
     let client = Client::default();
-    let refused = client.call(&node.addr, send("", b"1"), LIMIT).await;
+    let refused = client.call(&node.addr, send("", b"1"), PATIENCE).await;
     assert_eq!(refused.unwrap().code, response::SERVICE_NOT_AVAILABLE);
     drop(places);
     assert!(node.broker.forwarding.hold(65 << 20).is_none());
@@ -365,7 +358,7 @@ async fn a_follower_gives_out_what_is_committed_and_claims_nothing_else() {
     let ask = |wanted: &PullMessage| {
         let (client, addr) = (client.clone(), node.addr.clone());
         let command = pull_request(wanted);
-        async move { client.call(&addr, command, LIMIT).await.unwrap() }
+        async move { client.call(&addr, command, PATIENCE).await.unwrap() }
     };
     let answer = ask(&wanted).await;
     assert_eq!(
@@ -391,9 +384,7 @@ async fn a_follower_gives_out_what_is_committed_and_claims_nothing_else() {
     assert_eq!(bodies(&ask(&first).await), [b"1"]);
     wanted.queue_offset = 1;
     let held = tokio::spawn(ask(&wanted));
-    while node.broker.forwarding.held() == 0 {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    until("it is held", || node.broker.forwarding.held() > 0).await;
     node.replica.follow(Some("leader:1"));
     let answer = held.await.unwrap();
     assert_eq!(answer.code, response::PULL_RETRY_IMMEDIATELY);
@@ -402,9 +393,7 @@ async fn a_follower_gives_out_what_is_committed_and_claims_nothing_else() {
     // At its end it waits, here for a message that it gets from the leader.
     wanted.queue_offset = 1;
     let waiting = tokio::spawn(ask(&wanted));
-    while node.broker.holds.is_empty() {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    until("it waits", || !node.broker.holds.is_empty()).await;
     node.replica.replicate("T", b"2");
     let answer = waiting.await.unwrap();
     assert_eq!(bodies(&answer), [b"2"]);
@@ -429,7 +418,7 @@ async fn a_leader_that_is_behind_a_follower_names_no_end() {
     wanted.suspend_timeout_millis = 60_000;
     let (client, addr) = (Client::default(), node.addr.clone());
     let command = pull_request(&wanted);
-    let asked = tokio::spawn(async move { client.call(&addr, command, LIMIT).await.unwrap() });
+    let asked = tokio::spawn(async move { client.call(&addr, command, PATIENCE).await.unwrap() });
     tokio::time::sleep(Duration::from_millis(50)).await;
     node.replica.replicate("T", b"2");
     node.replica.replicate("T", b"3");
@@ -448,10 +437,10 @@ async fn who_waits_for_a_frozen_leader_is_told_when_another_one_leads() {
     let node = Node::start().await;
     node.replica.follow(Some("frozen:1"));
     node.replica.is_frozen.store(true, Ordering::Relaxed);
-    let client = Client::default();
+    let client = node.client_in_memory();
     let sending = {
         let (client, addr) = (client.clone(), node.addr.clone());
-        tokio::spawn(async move { client.call(&addr, send("", b"1"), LIMIT).await.unwrap() })
+        tokio::spawn(async move { client.call(&addr, send("", b"1"), PATIENCE).await.unwrap() })
     };
     tokio::time::sleep(Duration::from_millis(100)).await;
     let begun = tokio::time::Instant::now();
@@ -477,7 +466,7 @@ fn member(id: u64, acked_ms: u64) -> MemberStatus {
 
 /// The broker id at which a pull is to be repeated.
 async fn sent_to(node: &Node, client: &Client, pull: &PullMessage) -> i64 {
-    let answer = client.call(&node.addr, pull_request(pull), LIMIT).await;
+    let answer = client.call(&node.addr, pull_request(pull), PATIENCE).await;
     let answer = answer.unwrap();
     assert_eq!(answer.code, response::PULL_RETRY_IMMEDIATELY);
     let header: PullMessageResponse = answer.header().unwrap();
@@ -534,9 +523,8 @@ async fn who_stops_sends_its_consumers_to_other_nodes() {
     );
 }
 
-/// A Go client waits for 30 s for an answer on a connection that has ended.
-#[tokio::test]
-async fn consumers_leave_an_address_before_it_moves() {
+/// A node whose address moves with the leader, which it is; leadership does not go before the test lets it.
+async fn at_a_moving_address() -> Node {
     let node = Node::with(BrokerConfig {
         dleger_self_id: "n1".to_owned(),
         slave_read_enable: true,
@@ -549,38 +537,69 @@ async fn consumers_leave_an_address_before_it_moves() {
     })
     .await;
     node.sent(send("", b"1")).await;
-    let client = Client::default();
     *node.replica.members.lock().unwrap() = vec![member(2, 10), member(3, 60_000)];
-    let mut wanted = pull(1);
-    wanted.sys_flag |= pull_sys_flag::SUSPEND;
-    wanted.suspend_timeout_millis = 60_000;
-    let waiting = {
-        let (client, addr, wanted) = (client.clone(), node.addr.clone(), wanted.clone());
-        tokio::spawn(async move {
-            let answer = client
-                .call(&addr, pull_request(&wanted), LIMIT)
-                .await
-                .unwrap();
-            answer.header::<PullMessageResponse>().unwrap()
-        })
-    };
-    while node.broker.holds.is_empty() {
-        tokio::time::sleep(Duration::from_millis(1)).await;
+    node.replica
+        .transfers
+        .forget_permits(Semaphore::MAX_PERMITS);
+    node
+}
+
+/// A pull that waits for the second message of its queue.
+fn next_message() -> PullMessage {
+    PullMessage {
+        sys_flag: pull_sys_flag::SUBSCRIPTION | pull_sys_flag::SUSPEND,
+        suspend_timeout_millis: 600_000,
+        ..pull(1)
     }
+}
+
+/// Its answer to come, once it waits.
+async fn wait_for(node: &Node, client: &Client, wanted: &PullMessage) -> JoinHandle<Command> {
+    let (client, addr, command) = (client.clone(), node.addr.clone(), pull_request(wanted));
+    let waiting = tokio::spawn(async move { client.call(&addr, command, PATIENCE).await.unwrap() });
+    until("it waits", || !node.broker.holds.is_empty()).await;
+    waiting
+}
+
+/// A Go client waits for 30 s for an answer on a connection that has ended.
+#[tokio::test]
+async fn consumers_leave_an_address_before_it_moves() {
+    let node = at_a_moving_address().await;
+    let client = Client::default();
+    let wanted = next_message();
+    let waiting = wait_for(&node, &client, &wanted).await;
     let handing_over = {
         let broker = Arc::clone(&node.broker);
         tokio::spawn(async move { broker.hand_over(None).await.unwrap() })
     };
-    let answer = waiting.await.unwrap();
-    assert!(
-        [3, 7].contains(&answer.suggest_which_broker_id),
-        "n2, or on a slow machine the next leader"
-    );
+    let answer: PullMessageResponse = waiting.await.unwrap().header().unwrap();
+    assert_eq!(answer.suggest_which_broker_id, 3, "n2, which lives");
+    assert!(node.broker.is_serving(), "it moves before they have left");
+    node.replica.transfers.add_permits(1);
     handing_over.await.unwrap();
     assert_eq!(*node.broker.moving.borrow(), 0);
     // As long as it has the address it sends them to who leads, by its own id.
     node.replica.is_frozen.store(true, Ordering::Relaxed);
     assert_eq!(sent_to(&node, &client, &wanted).await, 7);
+}
+
+#[tokio::test]
+async fn consumers_stay_at_an_address_when_its_hand_over_is_given_up() {
+    let node = at_a_moving_address().await;
+    let client = Client::default();
+    let handing_over = {
+        let broker = Arc::clone(&node.broker);
+        tokio::spawn(async move { broker.hand_over(None).await })
+    };
+    until("it begins", || *node.broker.moving.borrow() == 1).await;
+    let wanted = next_message();
+    assert_eq!(sent_to(&node, &client, &wanted).await, 3);
+    handing_over.abort();
+    assert!(handing_over.await.unwrap_err().is_cancelled());
+    assert_eq!(*node.broker.moving.borrow(), 0);
+    let waiting = wait_for(&node, &client, &wanted).await;
+    node.sent(send("", b"2")).await;
+    assert_eq!(bodies(&waiting.await.unwrap()), [b"2"]);
 }
 
 #[tokio::test]
@@ -602,22 +621,30 @@ async fn nobody_is_sent_to_a_node_that_says_that_it_goes() {
                 queue_id,
                 ..pull(0)
             };
-            let answer = client.call(&node.addr, pull_request(&wanted), LIMIT).await;
+            let answer = client
+                .call(&node.addr, pull_request(&wanted), PATIENCE)
+                .await;
             let header: PullMessageResponse = answer.unwrap().header().unwrap();
             ids.insert(header.suggest_which_broker_id);
         }
         ids
     };
-    while suggested().await != BTreeSet::from([3, 4]) {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    until_ok("it has looked", async || {
+        let found = suggested().await;
+        if found == BTreeSet::from([3, 4]) {
+            Ok(())
+        } else {
+            Err(found)
+        }
+    })
+    .await;
     let goodbye = || {
         let mut command = Command::request(request::RAFT_LEAVING);
         command.ext.insert("brokerId", 3);
         command
     };
     // Only a node may say so.
-    let answer = client.call(&node.addr, goodbye(), LIMIT).await.unwrap();
+    let answer = client.call(&node.addr, goodbye(), PATIENCE).await.unwrap();
     assert_eq!(answer.code, response::REQUEST_CODE_NOT_SUPPORTED);
     assert_eq!(node.told(goodbye()).await.code, response::SUCCESS);
     assert_eq!(suggested().await, BTreeSet::from([4]));
@@ -643,21 +670,25 @@ async fn whoever_led_is_not_asked_by_its_own_id_and_answers_by_the_one_it_was_fo
     for (flag, id) in [(0, 2), (pull_sys_flag::COMMIT_OFFSET, 0)] {
         let mut wanted = pull(0);
         wanted.sys_flag |= flag;
-        let answer = client.call(&node.addr, pull_request(&wanted), LIMIT).await;
+        let answer = client
+            .call(&node.addr, pull_request(&wanted), PATIENCE)
+            .await;
         let header: PullMessageResponse = answer.unwrap().header().unwrap();
         assert_eq!(header.suggest_which_broker_id, id);
     }
     // n6 led before; only n2 can be found by its id in routes of that time.
     *node.replica.members.lock().unwrap() = vec![member(2, 10), member(6, 10)];
     node.replica.become_leader(2);
-    loop {
-        let answer = client.call(&node.addr, pull_request(&pull(0)), LIMIT).await;
+    until_ok("it has looked", async || {
+        let answer = client
+            .call(&node.addr, pull_request(&pull(0)), PATIENCE)
+            .await;
         let header: PullMessageResponse = answer.unwrap().header().unwrap();
         match header.suggest_which_broker_id {
-            3 => break,
-            // It has not looked yet.
-            2 => tokio::time::sleep(Duration::from_millis(5)).await,
+            3 => Ok(()),
+            2 => Err(2),
             other => panic!("{other}"),
         }
-    }
+    })
+    .await;
 }

@@ -221,15 +221,15 @@ async fn delayed_messages_show_how_far_their_levels_are() {
     node.sent(send("DELAY\x011", b"late")).await;
     node.pulled(&pull(0)).await;
     let ask = Command::request(request::GET_ALL_DELAY_OFFSET);
-    let mut delays: DelayOffsetSerializeWrapper = node.shown(ask.clone()).await;
     // The progress is stored behind the message.
-    for _ in 0..500 {
-        if delays.offset_table.is_empty() {
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-            delays = node.shown(ask.clone()).await;
+    until_ok("the progress is stored", async || {
+        let delays: DelayOffsetSerializeWrapper = node.shown(ask.clone()).await;
+        match delays.offset_table == [(1, 1)].into() {
+            true => Ok(()),
+            false => Err(delays.offset_table),
         }
-    }
-    assert_eq!(delays.offset_table, [(1, 1)].into());
+    })
+    .await;
     let KvTable { table } = node
         .shown(Command::request(request::GET_BROKER_RUNTIME_INFO))
         .await;

@@ -22,9 +22,8 @@ use crate::meta::{Change, Command, Meta, OffsetCommit};
 use crate::raft::log_store::to_log_id;
 use crate::raft::node::{Node, Parts, Timers, config};
 use crate::raft::types::{LogId, NodeId, Proposal, Responder, TypeConfig};
+use crate::testing::{PATIENCE, own_loopback, until, until_ok};
 
-/// Longer than anything takes that works.
-const PATIENCE: Duration = Duration::from_secs(120);
 /// Time in which something that must never happen would usually have happened.
 const A_WHILE: Duration = Duration::from_millis(1200);
 
@@ -38,17 +37,6 @@ struct Cluster {
 fn raw_log(log: &LogReader) -> Vec<Vec<u8>> {
     let entries = (0..).map_while(|index| log.raw(LogIndex(index)).unwrap());
     entries.map(|slices| slices.concat()).collect()
-}
-
-/// Waits until `condition` holds.
-async fn eventually(what: &str, condition: impl Fn() -> bool) {
-    let holds = async {
-        while !condition() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    let waited = tokio::time::timeout(PATIENCE, holds).await;
-    assert!(waited.is_ok(), "{what}: not so after {PATIENCE:?}");
 }
 
 struct Running {
@@ -74,9 +62,12 @@ struct Differs {
 impl Cluster {
     async fn new(nodes: u16) -> Self {
         let mut peers = Vec::new();
+        let host = own_loopback();
+        let mut taken = Vec::new();
         for id in 0..nodes {
-            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let listener = TcpListener::bind((host, 0)).await.unwrap();
             peers.push((SelfId(id), listener.local_addr().unwrap().to_string()));
+            taken.push(listener);
         }
         Self {
             peers: peers.into_iter().collect(),
@@ -119,17 +110,13 @@ async fn open_store(dir: &Path) -> Store {
     config.index_slots = 100;
     config.index_entries = 1000;
     config.flush = FlushMode::Sync;
-    let opened = async {
-        loop {
-            match rmq_store::open(&config, Arc::new(RealDisk)) {
-                Err(OpenStoreError::Log(OpenError::Locked { .. })) => {
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                }
-                opened => return opened.unwrap(),
-            }
+    until_ok("the store is free", async || {
+        match rmq_store::open(&config, Arc::new(RealDisk)) {
+            Err(OpenStoreError::Log(locked @ OpenError::Locked { .. })) => Err(locked),
+            opened => Ok(opened.unwrap()),
         }
-    };
-    tokio::time::timeout(PATIENCE, opened).await.unwrap()
+    })
+    .await
 }
 
 fn open_identity(dir: &Path, id: SelfId, pristine: bool) -> Identity {
@@ -292,15 +279,13 @@ async fn leader(nodes: &[Running]) -> &Running {
 /// Has whichever node leads commit something. A leader's first moments, and those of a machine with
 /// too much to do, are without a lease.
 async fn write(nodes: &[Running], offset: i64) {
-    let written = async {
-        loop {
-            for node in nodes {
-                if node.try_write(offset).await {
-                    return;
-                }
+    until_ok("something is committed", async || {
+        for node in nodes {
+            if node.try_write(offset).await {
+                return Ok(());
             }
-            tokio::time::sleep(Duration::from_millis(20)).await;
         }
-    };
-    tokio::time::timeout(PATIENCE, written).await.unwrap();
+        Err("nobody leads")
+    })
+    .await;
 }

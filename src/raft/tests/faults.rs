@@ -56,7 +56,7 @@ async fn node_ends_and_the_others_go_on(fault: Fault, flush: FlushMode, leads: b
     let all: Vec<&Running> = nodes.iter().collect();
     let mut sent = send_surely(&all, "first", 50).await;
     let leader = leader_of(&all).await;
-    until_level(&[leader, all[0], all[1], all[2]]).await;
+    until_level(&all).await;
     let victim = (0..3).find(|place| std::ptr::eq(all[*place], leader) == leads);
     let victim = victim.unwrap();
 
@@ -90,7 +90,7 @@ async fn node_ends_and_the_others_go_on(fault: Fault, flush: FlushMode, leads: b
     nodes.insert(victim, back);
     let all: Vec<&Running> = nodes.iter().collect();
     sent.extend(send_surely(&all, "third", 50).await);
-    until_level(&[leader_of(&all).await, all[0], all[1], all[2]]).await;
+    until_level(&all).await;
     assert_equal_logs(&all);
     for node in &nodes {
         assert_in_place(&node.reader, &sent);

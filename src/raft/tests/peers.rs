@@ -12,11 +12,12 @@ use tempfile::TempDir;
 
 use super::{
     PATIENCE, Running, assert_equal_logs, assert_in_place, leader_of, open_store, send_surely,
-    store_config, until, until_level,
+    store_config, until, until_level, until_ok,
 };
 use crate::meta::Meta;
 use crate::raft::node::Timers;
 use crate::raft::{OnFatal, OnInstall, PeerOptions, RaftOptions, RetentionRules, SelfId, Tcp};
+use crate::testing::own_loopback;
 
 /// What a node runs on.
 #[derive(Clone, Copy, Debug)]
@@ -26,7 +27,7 @@ pub(super) struct Machine {
     pub(super) boot: &'static str,
     /// How quickly a test's log lets go of what is old; `None` for never.
     pub(super) retention: Option<fn() -> RetentionRules>,
-    /// Percent of the disk that are used; `None` for those of this machine.
+    /// Percent of the disk that are used; `None` for few, for the machine of the test has no say.
     pub(super) used: Option<&'static AtomicU64>,
 }
 
@@ -73,17 +74,12 @@ impl Disk for Booted {
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Any + Send + Sync>> {
         RealDisk.lock(path)
     }
-    fn space(&self, dir: &Path) -> io::Result<Space> {
-        match self.0.used {
-            None => RealDisk.space(dir),
-            Some(used) => {
-                let used = used.load(Ordering::Relaxed);
-                Ok(Space {
-                    used: used << 40,
-                    available: (100 - used) << 40,
-                })
-            }
-        }
+    fn space(&self, _: &Path) -> io::Result<Space> {
+        let used = self.0.used.map_or(10, |used| used.load(Ordering::Relaxed));
+        Ok(Space {
+            used: used << 40,
+            available: (100 - used) << 40,
+        })
     }
     fn boot_id(&self) -> io::Result<String> {
         Ok(self.0.boot.to_owned())
@@ -104,8 +100,9 @@ pub(super) struct Site {
 impl Site {
     pub(super) fn new() -> Self {
         // The ports are free again by the time that the nodes bind them.
+        let host = own_loopback();
         let listeners: Vec<_> = (0..3)
-            .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
+            .map(|_| TcpListener::bind((host, 0)).unwrap())
             .collect();
         Self {
             dirs: (0..3).map(|_| tempfile::tempdir().unwrap()).collect(),
@@ -216,21 +213,25 @@ async fn three_nodes_find_each_other_and_outlive_their_leader() {
     let mut nodes = site.start_all(machine).await;
     let all: Vec<&Running> = nodes.iter().collect();
     let mut sent = send_surely(&all, "first", 200).await;
-    let leader = leader_of(&all).await;
-    let follower = all.iter().find(|node| !node.group.serving()).unwrap();
-    let mut role = follower.group.watch_role();
-    role.wait_for(|role| role.leader.is_some()).await.unwrap();
     let client = "192.0.2.1:5".parse().unwrap();
-    let answer = follower
-        .group
-        .forward("pull".into(), client, PATIENCE)
-        .await
-        .unwrap()
-        .unwrap();
-    let number = SelfId::of(leader.group.node_id());
-    assert_eq!(answer, format!("192.0.2.1:5 asked {number} for b\"pull\""));
+    until_ok("a follower has its leader answer", async || {
+        let leader = leader_of(&all).await;
+        let number = SelfId::of(leader.group.node_id());
+        let follower = all.iter().find(|node| !node.group.serving()).unwrap();
+        let answer = follower
+            .group
+            .forward("pull".into(), client, PATIENCE)
+            .await;
+        let expected = format!("192.0.2.1:5 asked {number} for b\"pull\"");
+        match answer {
+            Ok(Some(answer)) if answer == expected => Ok(()),
+            other => Err(other),
+        }
+    })
+    .await;
 
     // The leader is stopped without a transfer; the others elect one and go on.
+    let leader = leader_of(&all).await;
     let stopped = all
         .iter()
         .position(|node| std::ptr::eq(*node, leader))
@@ -243,8 +244,7 @@ async fn three_nodes_find_each_other_and_outlive_their_leader() {
 
     // It comes back under its old address and catches up.
     let back = site.start(stopped, machine).await;
-    let leader = leader_of(&[rest[0], rest[1], &back]).await;
-    until_level(&[leader, rest[0], rest[1], &back]).await;
+    until_level(&[rest[0], rest[1], &back]).await;
     assert_equal_logs(&[rest[0], rest[1], &back]);
     for node in nodes.iter().chain([&back]) {
         assert_in_place(&node.reader, &sent);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::peers::{Machine, Site};
 use super::{
     Running, assert_equal_logs, assert_in_place, commit_surely, leader_of, record, send_surely,
-    until, until_level,
+    until, until_level, until_ok,
 };
 use crate::raft::{ProposeError, RetentionRules};
 
@@ -100,27 +100,25 @@ async fn a_group_most_of_which_is_full_refuses_messages_until_there_is_space() {
     for place in (0..3).filter(|place| *place != leader) {
         group.fill(place, 91);
     }
-    let refusal = async |part: &str| {
-        loop {
+    let refused = async |part: &str| {
+        until_ok(part, async || {
             let leader = leader_of(&group.all()).await;
             let outcome = leader.group.propose_messages(vec![record(0, "full")]).await;
             match outcome {
-                Err(ProposeError::Full(reason)) if reason.contains(part) => return,
+                Err(ProposeError::Full(reason)) if reason.contains(part) => Ok(()),
                 Err(ProposeError::Fatal(reason)) => panic!("{reason}"),
-                _ => tokio::time::sleep(Duration::from_millis(5)).await,
+                other => Err(other),
             }
-        }
+        })
+        .await;
     };
-    let limit = super::PATIENCE;
-    let of_majority = tokio::time::timeout(limit, refusal("a majority of the group are full"));
-    of_majority.await.expect("it refuses for the others");
+    refused("a majority of the group are full").await;
     // Down to another level they go on to be full, and what is no message is taken meanwhile.
     commit_surely(&group.all(), 7).await;
     for place in 0..3 {
         group.fill(place, 91);
     }
-    let of_all = tokio::time::timeout(limit, refusal("91% of it are used"));
-    of_all.await.expect("it refuses for itself");
+    refused("91% of it are used").await;
     commit_surely(&group.all(), 8).await;
     for place in 0..3 {
         group.fill(place, 85);
@@ -142,21 +140,16 @@ async fn a_follower_without_room_for_its_log_stays_and_catches_up_when_there_is_
         .map(|place| &group.nodes[place])
         .collect();
     let segment = others[0].reader.segment_bytes();
-    for round in 0.. {
-        assert!(round < 1000, "the log does not grow");
+    let mut round = 0;
+    until_ok("the log grows", async || {
+        round += 1;
         sent.extend(send_surely(&group.all(), &format!("more-{round}"), 100).await);
-        if others[0].reader.confirm_offset().0 > 3 * segment {
-            break;
-        }
-    }
+        let end = others[0].reader.confirm_offset();
+        (end.0 > 3 * segment).then_some(()).ok_or(end)
+    })
+    .await;
     let stuck = &group.nodes[full];
-    let is_stuck = async {
-        while stuck.reader.room().is_none() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    let is_stuck = tokio::time::timeout(super::PATIENCE, is_stuck);
-    is_stuck.await.expect("it has no room");
+    until("it has no room", || stuck.reader.room().is_some()).await;
     assert!(stuck.reader.end_offset().0 <= 2 * segment);
     group.fill(full, 10);
     until_level(&group.all()).await;

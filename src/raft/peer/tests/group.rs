@@ -12,7 +12,7 @@ async fn three_nodes_form_one_group_and_replicate() {
     for i in 0..60 {
         write(&nodes, i).await;
     }
-    eventually("all logs are the same", || {
+    until("all logs are the same", || {
         let logs: Vec<_> = nodes.iter().map(|node| raw_log(&node.log)).collect();
         logs[0].len() > 60 && logs.iter().all(|log| *log == logs[0])
     })
@@ -244,24 +244,27 @@ async fn a_new_node_joins_when_an_operator_adds_it() {
         let nodes = &nodes;
         async move { change_members(nodes, change, SelfId(3)).await }
     };
+    // A leader that was deposed meanwhile has done it nevertheless: its successor says "already".
+    let is_so = |text: &str, part: &str| {
+        let said = ["now", "already"].map(|when| format!("n3 is a {part} {when}"));
+        said.iter().any(|said| text.starts_with(said))
+    };
     let text = changed(MemberChange::Add).await.unwrap();
-    assert!(text.starts_with("n3 is a learner now"), "{text}");
+    assert!(is_so(&text, "learner"), "{text}");
     let text = changed(MemberChange::Add).await.unwrap();
     assert!(text.starts_with("n3 is a learner already"), "{text}");
     tokio::time::sleep(A_WHILE).await;
     assert_eq!(nodes[0].voters().len(), 3, "it got a vote by itself");
     let text = changed(MemberChange::Promote).await.unwrap();
-    assert!(text.starts_with("n3 is a voter now"), "{text}");
+    assert!(is_so(&text, "voter"), "{text}");
     new.joined(4).await;
     let text = changed(MemberChange::Promote).await.unwrap();
     assert!(text.starts_with("n3 is a voter already"), "{text}");
 
-    for text in [
-        "n3 is no member of the group any more",
-        "n3 is no member of the group",
-    ] {
-        assert_eq!(changed(MemberChange::Remove).await.unwrap(), text);
-    }
+    let text = changed(MemberChange::Remove).await.unwrap();
+    assert!(text.starts_with("n3 is no member of the group"), "{text}");
+    let text = changed(MemberChange::Remove).await.unwrap();
+    assert_eq!(text, "n3 is no member of the group");
     for node in &nodes {
         node.joined(3).await;
     }
@@ -274,20 +277,20 @@ async fn change_members(
     change: MemberChange,
     self_id: SelfId,
 ) -> Result<String, MembersError> {
-    let changed = async {
-        loop {
-            let leader = nodes.iter().find(|node| node.peers.shared.leads());
-            let answer = match leader {
-                Some(leader) => leader.peers.members().change(change, self_id).await,
-                None => Err(MembersError::Later("nobody leads".to_owned())),
-            };
-            match answer {
-                Err(MembersError::Later(_)) => tokio::time::sleep(Duration::from_millis(50)).await,
-                answer => return answer,
+    let mut answer = None;
+    until_ok("it is granted or refused", async || {
+        let leader = nodes.iter().find(|node| node.peers.shared.leads());
+        let leader = leader.ok_or("nobody leads".to_owned())?;
+        match leader.peers.members().change(change, self_id).await {
+            Err(MembersError::Later(reason)) => Err(reason),
+            told => {
+                answer = Some(told);
+                Ok(())
             }
         }
-    };
-    tokio::time::timeout(PATIENCE, changed).await.unwrap()
+    })
+    .await;
+    answer.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -336,12 +339,19 @@ async fn a_leader_is_replaced_and_leadership_handed_over() {
         .unwrap();
     heir.applied_all_of(first).await;
     let heir_node = heir.local.node;
-    first
-        .raft
-        .trigger()
-        .transfer_leader(heir_node)
-        .await
-        .unwrap();
+    until_ok("the heir is elected", async || {
+        let leading = leader(&nodes).await;
+        let own = leading.local.node;
+        if own == heir_node {
+            return Ok(());
+        }
+        let handed_over = leading.raft.trigger().transfer_leader(heir_node).await;
+        handed_over.unwrap();
+        let wait = leading.raft.wait(Some(Duration::from_secs(2)));
+        let replaced = wait.metrics(|metrics| metrics.current_leader != Some(own), "replaced");
+        Err(replaced.await.map(|metrics| metrics.current_leader))
+    })
+    .await;
     for node in &nodes {
         node.wait_for("the heir leads", |metrics| {
             metrics.current_leader == Some(heir_node)
