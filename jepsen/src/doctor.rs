@@ -15,9 +15,9 @@ use crate::cluster::leash;
 use crate::net::{self, Net};
 use crate::power::{self, Disks};
 use crate::switch::Link;
-use crate::trap::Trap;
+use crate::trap::{START, Trap};
 
-/// A place that is reached answers sooner.
+/// A place that is reached usually answers sooner.
 const PATIENCE: Duration = Duration::from_millis(500);
 
 /// What was tried, for which faults, and why it does not work, if so.
@@ -90,7 +90,7 @@ pub fn try_net() -> anyhow::Result<()> {
             });
             bound.join().map_err(|_| anyhow::anyhow!("it panicked"))?
         })?;
-        TcpStream::connect_timeout(&at, PATIENCE).context("frames do not pass the switch")?;
+        TcpStream::connect_timeout(&at, START).context("frames do not pass the switch")?;
         listener.accept()?;
         let to = (net.clients(), 0);
         net.set(&[(to, Link::CUT)]);
@@ -100,7 +100,7 @@ pub fn try_net() -> anyhow::Result<()> {
         );
         ensure!(net.touched([to]) > 0, "a cut link has dropped nothing");
         net.set(&[]);
-        TcpStream::connect_timeout(&at, PATIENCE).context("a mended link is still cut")?;
+        TcpStream::connect_timeout(&at, START).context("a mended link is still cut")?;
         Ok(())
     })
 }
@@ -146,7 +146,7 @@ pub fn try_trap(dir: &Path) -> anyhow::Result<()> {
     let mut child = leash(Command::new("sh").args(["-c", LOOPS])).spawn()?;
     let felt =
         Trap::begin(child.id(), "wait4", "delay_exit=1", &dir.join("log")).and_then(|trap| {
-            let end = Instant::now() + Duration::from_secs(10);
+            let end = Instant::now() + START;
             while trap.seen()? == 0 {
                 ensure!(Instant::now() < end, "strace changes no call");
                 thread::sleep(Duration::from_millis(10));

@@ -16,9 +16,9 @@ use crate::cluster::leash;
 use crate::schedule::Fault;
 
 /// How long the tracer may take to begin.
-const START: Duration = Duration::from_secs(10);
+pub(crate) const START: Duration = Duration::from_secs(60);
 /// The same to end.
-const END: Duration = Duration::from_secs(10);
+const END: Duration = Duration::from_secs(60);
 
 /// A tracer at work on a process. Dropping it lets go of the process.
 pub(crate) struct Trap {

@@ -20,8 +20,9 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::client::{Client, Outcome, describe};
 use crate::clock;
 use crate::net::{self, Net};
+pub use process::free_runs;
 pub(crate) use process::leash;
-use process::{free_runs, output_of, spawn, until_it_is};
+use process::{output_of, spawn, until_it_is};
 pub use target::Target;
 
 /// Bytes of a segment unless told otherwise: small, so that segments roll within a run.
@@ -495,7 +496,10 @@ impl Cluster {
     /// The highest term that a running node knows.
     pub fn term(&self) -> anyhow::Result<u64> {
         let running = self.nodes.iter().filter(|n| n.child.is_some());
-        let terms = running.map(|n| status(n.address)?["group"]["term"].as_u64().context("term"));
+        let terms = running.map(|n| {
+            let status = status_within(n.address, Duration::from_secs(30))?;
+            status["group"]["term"].as_u64().context("term")
+        });
         let terms: Vec<u64> = terms.collect::<anyhow::Result<_>>()?;
         terms.into_iter().max().context("no node is running")
     }

@@ -6,7 +6,7 @@ use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command as Process, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -74,17 +74,24 @@ pub(super) fn until_it_is(program: &Path, pid: u32) -> anyhow::Result<()> {
 /// What a node of a group of five needs: see `Node::new`.
 const RUN: u16 = 12;
 
-/// First ports of runs of [`RUN`] that were free a moment ago, below the range that the kernel gives to
-/// outgoing connections. One process never gets the same run twice.
-pub(super) fn free_runs(count: usize) -> anyhow::Result<Vec<u16>> {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
+/// So many of them lie below the range that the kernel gives to outgoing connections.
+const RUNS: u16 = 1_000;
+const FIRST: u16 = 20_000;
+
+/// First ports of runs of twelve that were free a moment ago, and that the kernel gives to nobody by
+/// itself. One process never gets the same run twice.
+///
+/// # Errors
+/// Where no more are free.
+pub fn free_runs(count: usize) -> anyhow::Result<Vec<u16>> {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
     // Runs that are started together have neighbouring process ids.
-    let first = 20_000 + std::process::id().wrapping_mul(331) % 9_000;
+    let first = u16::try_from(std::process::id().wrapping_mul(37) % u32::from(RUNS))?;
     let mut found = Vec::new();
     while found.len() < count {
-        let at = first + NEXT.fetch_add(u32::from(RUN), Ordering::Relaxed);
-        let at = u16::try_from(at).ok().filter(|at| *at < 32_000);
-        let at = at.context("no free ports between 20000 and 32000")?;
+        let nth = NEXT.fetch_add(1, Ordering::Relaxed);
+        ensure!(nth < RUNS, "no free ports between 20000 and 32000");
+        let at = FIRST + (first + nth) % RUNS * RUN;
         if (0..RUN).all(|i| TcpListener::bind(("127.0.0.1", at + i)).is_ok()) {
             found.push(at);
         }
