@@ -86,7 +86,8 @@ class Application:
         if line == "go":
             command = [f"{work}/failover-go", *arguments]
         else:
-            flags = ["-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
+            # Without its file of counters in /tmp, which has it wait for the disk.
+            flags = ["-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData", f"-Xlog:gc:{cluster.dir}/gc-{line}.log"]
             command = client_command(cluster, f"java-{line}", flags, f"{work}/classes-{line}", "Failover", *arguments, *more)
         self.log = os.path.join(cluster.dir, f"application-{line}.log")
         log = open(self.log, "wb")

@@ -17,6 +17,7 @@ import java.util.*;
 import java.util.concurrent.*;
 import java.util.concurrent.atomic.*;
 import java.util.concurrent.locks.LockSupport;
+import java.util.function.Consumer;
 import java.util.function.IntConsumer;
 import org.apache.rocketmq.client.consumer.DefaultMQPushConsumer;
 import org.apache.rocketmq.client.consumer.listener.*;
@@ -54,15 +55,69 @@ public final class Failover {
     }
 
     static final Set<Send> flying = ConcurrentHashMap.newKeySet();
-    static final Set<String> acked = ConcurrentHashMap.newKeySet();
-    static final Set<String> failed = ConcurrentHashMap.newKeySet();
-    static final Map<String, Set<String>> places = new ConcurrentHashMap<>();
+    /** What became of the messages of each thread, and then of each key. */
+    static final Fates[] fates = new Fates[THREADS + KEYS];
     static final AtomicInteger redelivered = new AtomicInteger(), storedTwice = new AtomicInteger(), disorder = new AtomicInteger();
     static final int[] newest = new int[KEYS];
-    static final long[] ARRIVED = {};
-    /** Plain messages that are acknowledged and have not arrived: queue and nanoseconds. */
-    static final Map<String, long[]> underWay = new ConcurrentHashMap<>();
     static volatile Window window = new Window();
+
+    /** What became of the messages with the numbers from 0 on: arrays of numbers, for a collector that has to follow a
+     * few objects for each message stops the application for longer than a failover takes. */
+    static final class Fates {
+        static final byte ACKED = 1, FAILED = 2;
+        /** Messages that are acknowledged and have not arrived: queue and nanoseconds. */
+        final Map<Integer, long[]> underWay = new HashMap<>();
+        private byte[] outcomes = new byte[1024];
+        /** Where each has first arrived, as place() has it, or 0; and the further places of those that have some. */
+        private long[] first = new long[1024];
+        private final Map<Integer, Set<Long>> further = new HashMap<>();
+
+        private void reach(int number) {
+            if (number < first.length) return;
+            outcomes = Arrays.copyOf(outcomes, 2 * number);
+            first = Arrays.copyOf(first, 2 * number);
+        }
+
+        synchronized void acked(int number, int queue, long at) {
+            reach(number);
+            outcomes[number] |= ACKED;
+            // It may arrive before its acknowledgement does.
+            if (first[number] == 0) underWay.put(number, new long[] {queue, at});
+        }
+
+        synchronized void failed(int number) {
+            reach(number);
+            outcomes[number] |= FAILED;
+        }
+
+        /** Whether this was its first arrival; if it was and the acknowledgement came before, calls `waited` with that. */
+        synchronized boolean arrived(int number, long place, Consumer<long[]> waited) {
+            reach(number);
+            if (first[number] == 0) {
+                first[number] = place;
+                long[] ack = underWay.remove(number);
+                if (ack != null) waited.accept(ack);
+                return true;
+            }
+            boolean newPlace = first[number] != place && further.computeIfAbsent(number, n -> new HashSet<>()).add(place);
+            (newPlace ? storedTwice : redelivered).incrementAndGet();
+            return false;
+        }
+
+        static long place(MessageExt m) { return (m.getQueueId() + 1L) << 48 | m.getQueueOffset(); }
+
+        /** How many were acknowledged, have not arrived although they were, and have arrived although all sends failed. */
+        synchronized int[] counts() {
+            int[] counts = new int[3];
+            for (int n = 0; n < first.length; n++) {
+                boolean acked = (outcomes[n] & ACKED) != 0;
+                if (acked) counts[0]++;
+                if (acked && first[n] == 0) counts[1]++;
+                if (outcomes[n] == FAILED && first[n] != 0) counts[2]++;
+            }
+            return counts;
+        }
+    }
 
     public static void main(String[] a) {
         int status = 0;
@@ -82,6 +137,7 @@ public final class Failover {
         String run = Long.toString(System.currentTimeMillis(), 36);
         DefaultMQProducer p = producer(a[0], "plain" + run), o = producer(a[0], "ordered" + run);
         Arrays.fill(newest, -1);
+        Arrays.setAll(fates, i -> new Fates());
         DefaultMQPushConsumer plain = consumer(a[0], a[1], "cp" + run, run, false);
         consumer(a[0], a[2], "co" + run, run, true);
         List<Thread> threads = new ArrayList<>();
@@ -173,20 +229,17 @@ public final class Failover {
     static boolean see(MessageExt m, String run) {
         String text = new String(m.getBody(), StandardCharsets.UTF_8);
         if (!text.startsWith(run + ":")) return false;
+        String[] f = text.split(":");
+        boolean isPlain = f[1].equals("p");
         Window w = window;
         long now = System.nanoTime();
-        if (text.charAt(run.length() + 1) == 'p') {
-            w.arrivals.add(now);
-            // It may arrive before its acknowledgement does.
-            long[] ack = underWay.put(text, ARRIVED);
-            if (ack != null && ack != ARRIVED) w.lags.merge(m.getQueueId(), now - Math.max(ack[1], w.from), Math::max);
-        }
-        Set<String> at = places.computeIfAbsent(text, t -> ConcurrentHashMap.newKeySet());
-        boolean first = at.isEmpty(), newPlace = at.add(m.getQueueId() + "/" + m.getQueueOffset());
-        if (!newPlace) redelivered.incrementAndGet();
-        else if (!first) storedTwice.incrementAndGet();
-        return first;
+        if (isPlain) w.arrivals.add(now);
+        return fates(isPlain, Integer.parseInt(f[2])).arrived(Integer.parseInt(f[3]), Fates.place(m), ack -> {
+            if (isPlain) w.lags.merge(m.getQueueId(), now - Math.max(ack[1], w.from), Math::max);
+        });
     }
+
+    static Fates fates(boolean isPlain, int threadOrKey) { return fates[isPlain ? threadOrKey : THREADS + threadOrKey]; }
 
     static void inOrder(MessageExt m) {
         String[] f = new String(m.getBody(), StandardCharsets.UTF_8).split(":");
@@ -202,7 +255,7 @@ public final class Failover {
             long period = THREADS * 1_000_000_000L / rate, due = System.nanoTime() + thread * period / THREADS;
             for (int n = 0; !stopping; n++, due = Math.max(due + period, System.nanoTime() - period)) {
                 for (long left; (left = due - System.nanoTime()) > 0; ) LockSupport.parkNanos(left);
-                send(p, new Message(topic, bytes(run + ":p:" + thread + ":" + n)), null, null);
+                send(p, new Message(topic, bytes(run + ":p:" + thread + ":" + n)), true, thread, n);
             }
         };
     }
@@ -217,7 +270,7 @@ public final class Failover {
                 int key = thread * mine + k;
                 if (begun[k] == 0) begun[k] = System.nanoTime();
                 Window w = window;
-                if (send(p, new Message(topic, bytes(run + ":o:" + key + ":" + next[k])), w, key)) {
+                if (send(p, new Message(topic, bytes(run + ":o:" + key + ":" + next[k])), false, key, next[k])) {
                     long from = Math.max(begun[k], w.from);
                     synchronized (w) { w.keyWait[key] = Math.max(w.keyWait[key], System.nanoTime() - from); }
                     next[k]++;
@@ -241,23 +294,22 @@ public final class Failover {
         };
     }
 
-    /** Plain sends (no key) are reported one by one. */
-    static boolean send(DefaultMQProducer p, Message m, Window w, Integer key) {
-        String text = new String(m.getBody(), StandardCharsets.UTF_8);
+    /** Plain sends are reported one by one; the others go by their key. */
+    static boolean send(DefaultMQProducer p, Message m, boolean isPlain, int threadOrKey, int number) {
         Send s = new Send();
-        if (key == null) flying.add(s);
-        boolean ok = false;
+        if (isPlain) flying.add(s);
+        Fates of = fates(isPlain, threadOrKey);
         try {
-            SendResult r = key == null ? p.send(m) : p.send(m, (queues, msg, arg) -> queues.get((Integer) arg % queues.size()), key);
-            ok = r.getSendStatus() == SendStatus.SEND_OK;
-            if (ok && key == null) underWay.putIfAbsent(text, new long[] {r.getMessageQueue().getQueueId(), System.nanoTime()});
-            if (!ok) s.error = r.getSendStatus().toString();
+            SendResult r = isPlain ? p.send(m) : p.send(m, (queues, msg, arg) -> queues.get((Integer) arg % queues.size()), threadOrKey);
+            if (r.getSendStatus() == SendStatus.SEND_OK) of.acked(number, r.getMessageQueue().getQueueId(), System.nanoTime());
+            else s.error = r.getSendStatus().toString();
         } catch (Exception e) {
             s.error = e.getClass().getSimpleName() + ": " + e.getMessage();
         }
         s.ended = System.nanoTime();
-        (ok ? acked : failed).add(text);
-        if (key == null) {
+        boolean ok = s.error == null;
+        if (!ok) of.failed(number);
+        if (isPlain) {
             Window now = window;
             if (ok) now.acks.add(s.ended);
             if (s.begun >= now.from) now.sends.add(s);
@@ -291,7 +343,11 @@ public final class Failover {
             slowestFlying = Math.max(slowestFlying, (s.ended == 0 ? now : s.ended) - w.from);
             if (s.error != null || s.ended == 0) { badFlying++; errors.merge("in flight: " + brief(s.error), 1, Integer::sum); }
         }
-        for (long[] ack : underWay.values()) if (ack != ARRIVED) w.lags.merge((int) ack[0], now - Math.max(ack[1], w.from), Math::max);
+        for (Fates of : Arrays.asList(fates).subList(0, THREADS)) {
+            synchronized (of) {
+                for (long[] ack : of.underWay.values()) w.lags.merge((int) ack[0], now - Math.max(ack[1], w.from), Math::max);
+            }
+        }
         long ofStruck = 0, ofLiving = 0;
         for (Map.Entry<Integer, Long> lag : w.lags.entrySet()) {
             if (w.ofStruck.contains(lag.getKey())) ofStruck = Math.max(ofStruck, lag.getValue());
@@ -323,17 +379,25 @@ public final class Failover {
     /** What was acknowledged must arrive; it may take a consumer half a minute and more to find its queue again. */
     static void end() throws Exception {
         long quiet = System.currentTimeMillis();
-        long before = -1;
-        long lost;
+        int[] counts, before = {0, 0, 0};
         do {
             Thread.sleep(200);
-            lost = acked.stream().filter(t -> !places.containsKey(t)).count();
-            if (places.size() != before) { before = places.size(); quiet = System.currentTimeMillis(); }
-        } while (lost > 0 && System.currentTimeMillis() - quiet < 60_000);
+            counts = counts();
+            if (!Arrays.equals(counts, before)) { before = counts; quiet = System.currentTimeMillis(); }
+        } while (counts[1] > 0 && System.currentTimeMillis() - quiet < 60_000);
         Thread.sleep(1000);
-        long yet = failed.stream().filter(t -> !acked.contains(t) && places.containsKey(t)).count();
+        counts = counts();
         System.out.println(String.format(Locale.ROOT, "{\"acknowledged\":%d,\"lost\":%d,\"stored_twice\":%d,\"redelivered\":%d,\"out_of_order\":%d,\"failed_yet_stored\":%d}",
-            acked.size(), lost, storedTwice.get(), redelivered.get(), disorder.get(), yet));
+            counts[0], counts[1], storedTwice.get(), redelivered.get(), disorder.get(), counts[2]));
         System.out.flush();
+    }
+
+    static int[] counts() {
+        int[] all = new int[3];
+        for (Fates of : fates) {
+            int[] counts = of.counts();
+            for (int i = 0; i < all.length; i++) all[i] += counts[i];
+        }
+        return all;
     }
 }
