@@ -303,6 +303,7 @@ def main():
     parser.add_argument("--base", type=int, default=23000, help="first of some 300 ports")
     parser.add_argument("--json", help="a file to add the JSON lines to")
     parser.add_argument("--table", metavar="FILE", help="measure what is missing there for the documents, and make them")
+    parser.add_argument("--beside", metavar="WORDS", help="what ran at idle priority meanwhile, for the report")
     parser.add_argument("--report", nargs="+", metavar="FILE", help="measure nothing, put tables and picture of these files into docs")
     options = parser.parse_args()
 
@@ -319,7 +320,7 @@ def main():
         measure_table(options.table, read_alike(options.table, made))
         failover_report.publish(read_alike(options.table, made))
     elif options.report:
-        failover_report.publish(read(*options.report))
+        failover_report.publish(read(*options.report), options.beside)
     else:
         print("\n".join(["", *failover_report.table(run(options))]))
 

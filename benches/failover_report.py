@@ -82,7 +82,7 @@ def picture(records):
     return "\n".join([head, *out, "</svg>", ""])
 
 
-def publish(records):
+def publish(records, beside=None):
     """Puts the picture beside docs/failover.md and the tables into it, with how they were made."""
     if not records:
         raise SystemExit("nothing was measured")
@@ -93,4 +93,4 @@ def publish(records):
         before, rest = f.read().split(begin)
     after = rest.split(end)[1]
     with open(f"{ROOT}/docs/failover.md", "w") as f:
-        f.write(before + begin + "\n".join([conditions(records), "", *table(records), ""]) + end + after)
+        f.write(before + begin + "\n".join([conditions(records, beside), "", *table(records), ""]) + end + after)

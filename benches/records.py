@@ -55,12 +55,17 @@ def add(record, path):
     return record
 
 
-def conditions(records):
-    """Which build these records are of, and what else the machine did, in words."""
+def conditions(records, beside=None):
+    """Which build these records are of, and what else the machine did, in words. `beside` says what ran there at idle
+    priority, which yields to all that is measured and is counted in the load."""
     builds = sorted({(record.get("build", ""), record.get("commit", "")) for record in records})
     named = [f"{BUILDS.get(build, 'a build of unknown kind')} of commit {commit or 'unknown'}" for build, commit in builds]
     cores = max((record["cores"] for record in records if "cores" in record), default=os.cpu_count())
     loads = [record["load"] for record in records if "load" in record]
     middle = statistics.median(loads)
     load = f"{min(loads):.0f} to {max(loads):.0f}, median {middle:.0f}"
-    return f"Measured with {' and '.join(named)}. Load of the machine ({cores} cores): {load}" + (", so times are long and only comparisons mean something." if middle > 2 * cores else ".")
+    if beside:
+        load += f", most of it {beside} at idle priority."
+    else:
+        load += ", so times are long and only comparisons mean something." if middle > 2 * cores else "."
+    return f"Measured with {' and '.join(named)}. Load of the machine ({cores} cores): {load}"
