@@ -24,7 +24,8 @@ class Network:
         os.close(fd)
         here.kill()
         here.wait()
-        ip("link set lo up", "link add br0 type bridge", "addr add 10.79.0.254/24 dev br0", "link set br0 up")
+        # With an address of its own: by that of a port the packets of a node that is cut off would arrive.
+        ip("link set lo up", "link add br0 address 02:00:00:00:00:fe type bridge", "addr add 10.79.0.254/24 dev br0", "link set br0 up")
         for i, holder in enumerate(self.holders):
             ip(f"link add port{i} type veth peer name eth0 netns {holder.pid}", f"link set port{i} master br0 up")
             for command in ("link set lo up", f"addr add 10.79.0.{i + 1}/24 dev eth0", "link set eth0 up"):

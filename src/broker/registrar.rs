@@ -3,8 +3,9 @@
 //! Each name server has a task and an open connection of its own, so that one that hangs delays no
 //! other; the end of the connection takes the broker out of that name server's routes, so it is
 //! made again at once. What is registered follows the role: the serving leader as id 0 with all
-//! topics, a follower under its own id with none. A leader whose lease has ended says nothing,
-//! since Java's name servers believe whoever spoke last.
+//! topics, a follower under its own id with none. A leader whose lease has ended says nothing for a
+//! period, unless it hears of another leader: it may be cut off and yet be heard, and further names of its
+//! group would lead to it.
 //!
 //! With very many topics a registration is long. It is made anew only when there is something new, once
 //! for all name servers, and compressed if it fits no frame otherwise.
@@ -129,6 +130,7 @@ pub(super) async fn run(
             body: Arc::clone(&body),
             conn: None,
             accepted_as: None,
+            deposed: None,
             failing: false,
             number,
             told: topics.told.clone(),
@@ -208,6 +210,8 @@ struct Registration {
     conn: Option<Arc<Conn>>,
     /// The id under which this name server last accepted this broker.
     accepted_as: Option<i64>,
+    /// Since when it has no lease and knows no leader, although it is registered as leader.
+    deposed: Option<Instant>,
     /// So that an outage is one line in the log, not one per attempt.
     failing: bool,
     /// Its place in `told`.
@@ -278,12 +282,17 @@ impl Registration {
     }
 
     /// The id to register with now; none for a leader without a lease.
-    fn wanted_id(&self, role: &Role) -> Option<i64> {
+    fn wanted_id(&mut self, role: &Role) -> Option<i64> {
         if role.serving {
+            self.deposed = None;
             return Some(MASTER);
         }
-        let leads = role.leader.as_ref() == Some(&self.options.addr);
-        (!leads).then_some(self.options.follower_id)
+        if role.leader.is_some() || self.accepted_as != Some(MASTER) {
+            self.deposed = None;
+            return Some(self.options.follower_id);
+        }
+        let since = *self.deposed.get_or_insert_with(Instant::now);
+        (since.elapsed() >= self.options.period).then_some(self.options.follower_id)
     }
 
     async fn register(&mut self, revision: u64) -> Result<(), RegisterError> {
@@ -357,7 +366,8 @@ impl Registration {
 
     async fn unregister(&mut self) {
         let Some(conn) = self.conn.take() else { return };
-        let wanted = self.wanted_id(&self.role.borrow().clone());
+        let role = self.role.borrow().clone();
+        let wanted = self.wanted_id(&role);
         // 4.9.7 removes whoever has the id, so it must still be this broker's. Otherwise the end
         // of the connection has to do, which removes by address.
         if let Some(id) = wanted

@@ -213,20 +213,28 @@ async fn what_is_registered_follows_the_role() {
     fixture.role.send_replace(role(2, Some("other:1"), false));
     assert_eq!(recorder.news().await, [registered(1, 2, 0)]);
     // Elected, and not ready to serve yet.
-    fixture.role.send_replace(role(3, Some(ADDR), false));
-    assert_eq!(recorder.news().await, []);
-    fixture.role.send_replace(role(3, Some(ADDR), true));
+    fixture.role.send_replace(role(3, None, false));
+    assert_eq!(recorder.news().await, [registered(1, 3, 0)]);
+    fixture.role.send_replace(role(3, None, true));
     assert_eq!(recorder.news().await, [registered(0, 3, 1)]);
     fixture.create("U");
     fixture.create("V");
     assert_eq!(recorder.news().await, [registered(0, 3, 3)]);
-    // Its lease has ended: neither time nor topics make it speak.
-    fixture.role.send_replace(role(3, Some(ADDR), false));
+    // Its lease has ended: topics do not make it speak.
+    fixture.role.send_replace(role(3, None, false));
     fixture.create("W");
-    sleep(Duration::from_secs(100)).await;
+    sleep(Duration::from_secs(25)).await;
     assert_eq!(recorder.news().await, []);
     fixture.role.send_replace(role(4, Some("other:1"), false));
     assert_eq!(recorder.news().await, [registered(1, 4, 0)]);
+    // Nor does a short time, but a group that stays without a leader is not to vanish.
+    fixture.role.send_replace(role(5, None, true));
+    assert_eq!(recorder.news().await, [registered(0, 5, 4)]);
+    fixture.role.send_replace(role(6, None, false));
+    sleep(Duration::from_secs(25)).await;
+    assert_eq!(recorder.news().await, []);
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(recorder.news().await.first(), Some(&registered(1, 6, 0)));
     fixture.stop().await;
     assert_eq!(recorder.news().await, [unregistered(1)]);
     assert_eq!(*recorder.open.lock().unwrap(), 0);
@@ -240,7 +248,7 @@ async fn a_change_is_repeated_soon_and_then_once_a_period() {
         trigger: _trigger,
         ..
     } = recorder(&switchboard, "ns1:1");
-    let fixture = start(&switchboard, 1, role(1, Some(ADDR), true));
+    let fixture = start(&switchboard, 1, role(1, None, true));
     sleep(Duration::from_secs(40)).await;
     // At 0, 1, 3, 7, 15 and 31 s.
     assert_eq!(recorder.news().await, [registered(0, 1, 1); 6]);
@@ -301,14 +309,14 @@ async fn the_leader_unregisters_and_one_without_a_lease_only_hangs_up() {
         trigger: _trigger,
         ..
     } = recorder(&switchboard, "ns1:1");
-    let fixture = start(&switchboard, 1, role(1, Some(ADDR), true));
+    let fixture = start(&switchboard, 1, role(1, None, true));
     assert_eq!(recorder.news().await, [registered(0, 1, 1)]);
     fixture.stop().await;
     assert_eq!(recorder.news().await, [unregistered(0)]);
 
-    let fixture = start(&switchboard, 1, role(1, Some(ADDR), true));
+    let fixture = start(&switchboard, 1, role(1, None, true));
     assert_eq!(recorder.news().await, [registered(0, 1, 1)]);
-    fixture.role.send_replace(role(1, Some(ADDR), false));
+    fixture.role.send_replace(role(1, None, false));
     fixture.stop().await;
     assert_eq!(recorder.news().await, []);
     assert_eq!(*recorder.open.lock().unwrap(), 0);
@@ -330,7 +338,7 @@ async fn dead_and_hanging_name_servers_delay_no_other() {
     let fixture = start(&switchboard, 4, role(1, Some("other:1"), false));
     assert_eq!(recorder.news().await, [registered(1, 1, 0)]);
     for term in 2..6 {
-        fixture.role.send_replace(role(term, Some(ADDR), true));
+        fixture.role.send_replace(role(term, None, true));
         assert_eq!(
             recorder.news().await,
             [registered(0, i64::try_from(term).unwrap(), 1)]
@@ -364,7 +372,7 @@ fn silent() -> (Port, JoinHandle<()>) {
 async fn a_name_server_that_comes_back_is_told_again() {
     let switchboard = Switchboard::default();
     let first = recorder(&switchboard, "ns1:1");
-    let fixture = start(&switchboard, 1, role(1, Some(ADDR), true));
+    let fixture = start(&switchboard, 1, role(1, None, true));
     assert_eq!(first.recorder.news().await, [registered(0, 1, 1)]);
     sleep(Duration::from_secs(100)).await;
     // Only its connections break: told again at once.
@@ -384,7 +392,7 @@ async fn a_name_server_that_comes_back_is_told_again() {
 
     // It refuses: asked again.
     *third.recorder.refuse.lock().unwrap() = true;
-    fixture.role.send_replace(role(2, Some(ADDR), true));
+    fixture.role.send_replace(role(2, None, true));
     sleep(Duration::from_secs(100)).await;
     assert!(third.recorder.news().await.len() > 10);
     fixture.stop().await;
@@ -460,7 +468,7 @@ async fn our_name_server_shows_the_leader_and_forgets_a_broker_that_stops() {
     // A follower stands in while there is no leader.
     assert_eq!(addrs().await, [(0, ADDR.to_owned())]);
     assert!(topics().await.is_empty());
-    fixture.role.send_replace(role(2, Some(ADDR), true));
+    fixture.role.send_replace(role(2, None, true));
     assert_eq!(topics().await, ["T"]);
     assert_eq!(addrs().await, [(0, ADDR.to_owned())]);
     fixture.stop().await;

@@ -63,26 +63,34 @@ impl Name {
         };
         let nodes = names + 1;
         let leader = self.addrs().remove(&MASTER);
-        let mut living: Vec<_> = self
-            .members
-            .iter()
-            .filter_map(|(addr, member)| Some((addr, member.id, member.alias_addr.as_ref()?)))
-            .collect();
-        // By id, so that each name keeps its node while nobody comes or goes; the leader comes first.
-        living.sort_by_key(|(addr, id, _)| (Some(*addr) != leader.as_ref(), *id));
-        let leads = living
-            .first()
-            .is_some_and(|(addr, ..)| Some(*addr) == leader.as_ref());
-        let addrs: Vec<_> = living.iter().map(|(_, _, alias)| alias.as_str()).collect();
-        let others = addrs
-            .get(usize::from(leads)..)
-            .filter(|others| !others.is_empty());
-        let (Some(own), others) = (addrs.first(), others.unwrap_or(&addrs)) else {
+        let mut own = None;
+        let mut others = Vec::new();
+        for (addr, member) in &self.members {
+            let Some(alias) = member.alias_addr.as_deref() else {
+                continue;
+            };
+            if leader.as_ref() == Some(addr) {
+                own = Some(alias);
+            } else {
+                others.push((member.id, alias));
+            }
+        }
+        // A leader that another one has replaced, and that has not said anything since, is frozen or cut off.
+        if others.iter().any(|(id, _)| id.is_some()) {
+            others.retain(|(id, _)| id.is_some());
+        }
+        // By id, so that each name keeps its node while nobody comes or goes.
+        others.sort_unstable();
+        let mut others: Vec<_> = others.into_iter().map(|(_, alias)| alias).collect();
+        let Some(own) = own.or_else(|| others.first().copied()) else {
             return Vec::new();
         };
+        if others.is_empty() {
+            others.push(own);
+        }
         let own = match &self.vip {
             Some(vip) => at_host_of(vip, own),
-            None => (*own).to_owned(),
+            None => own.to_owned(),
         };
         (1..=if all { group_alias_ports(nodes) } else { names })
             .map(|number| {
@@ -275,6 +283,19 @@ mod tests {
         assert_eq!(group.shown(), ["b=a3", "b@1=a3-alias", "b@2=a3-alias"]);
         group.die("a3");
         assert_eq!(group.routes.route("T", false), None);
+    }
+
+    #[test]
+    fn no_name_is_at_a_leader_that_was_replaced_until_it_speaks_again() {
+        let mut group = Group::new();
+        group.register("a3", 0, 2);
+        assert_eq!(group.shown(), ["b=a3", "b@1=a2-alias", "b@2=a2-alias"]);
+        group.register("a1", 1, 2);
+        assert_eq!(group.shown(), ["b=a3", "b@1=a1-alias", "b@2=a2-alias"]);
+        // Where there is no other, it is better than none.
+        group.register("a2", 0, 3);
+        group.die("a1");
+        assert_eq!(group.shown(), ["b=a2", "b@1=a3-alias", "b@2=a3-alias"]);
     }
 
     #[test]
