@@ -175,6 +175,12 @@ impl Outbox {
         }
     }
 
+    /// The socket has taken everything, and nobody waits for room.
+    pub(super) fn is_sent(&self) -> bool {
+        let queue = self.lock();
+        queue.unsent == 0 && queue.waiting == 0
+    }
+
     /// Refuses new frames; the writer ends after those that are queued.
     pub(super) fn finish(&self) {
         let mut queue = self.lock();

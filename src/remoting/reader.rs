@@ -6,6 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
@@ -13,7 +14,7 @@ use rmq_wire::code::response;
 use rmq_wire::frame::{self, Command, FrameError};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::http::{self, Head};
 use super::limits::{Bounds, Large};
@@ -33,6 +34,13 @@ const LENGTH_BYTES: usize = 4;
 /// The unit in which bytes in flight are counted; a semaphore's permits would not suffice for
 /// bytes on a 32-bit machine.
 const UNIT_BYTES: usize = 1024;
+
+/// A stopping server answers on until nothing was read for so long, nothing is in flight and all is written.
+/// Stock Java clients (4.9) that meet the reset with a write leave whatever else they have sent there to its
+/// timeout.
+const QUIET: Duration = Duration::from_millis(2);
+/// But no longer than this: what comes all the time never becomes quiet.
+const QUIET_LIMIT: Duration = Duration::from_millis(200);
 
 static BAD_FRAMES: LogLimit = LogLimit::new();
 static OVERRUNS: LogLimit = LogLimit::new();
@@ -113,7 +121,10 @@ impl<'a, S: Service> Reader<'a, S> {
         let ended = tokio::select! {
             biased;
             () = conn.closed() => Ended::Over,
-            () = shutdown.asked() => Ended::Drain,
+            () = async {
+                shutdown.asked().await;
+                sleep(QUIET_LIMIT).await;
+            } => Ended::Drain,
             ended = self.read() => ended.unwrap_or_else(|reason| {
                 if let Some(more) = BAD_FRAMES.pass() {
                     tracing::warn!(peer = %conn.peer(), more, "connection closed: {reason}");
@@ -124,9 +135,11 @@ impl<'a, S: Service> Reader<'a, S> {
         ended
     }
 
-    /// Reads until the end of the input or a broken rule.
+    /// Reads until the end of the input, a broken rule or a quiet moment of a server that stops.
     async fn read(&mut self) -> Result<Ended, Broken> {
         let mut alarm = pin!(sleep_until(self.deadline()));
+        let mut shutdown = self.shutdown.clone();
+        let mut stopping = false;
         loop {
             self.make_room();
             tokio::select! {
@@ -156,6 +169,12 @@ impl<'a, S: Service> Reader<'a, S> {
                         }
                     }
                 },
+                () = shutdown.asked(), if !stopping => stopping = true,
+                () = sleep(QUIET), if stopping => {
+                    if self.working.is_empty() && self.conn.outbox.is_sent() {
+                        return Ok(Ended::Drain);
+                    }
+                }
                 () = &mut alarm => {
                     if self.deadline() <= Instant::now() {
                         return self.overdue();

@@ -16,8 +16,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 static REFUSED: LogLimit = LogLimit::new();
 
-/// Serves connections until `shutdown`, then stops accepting and reading, leaves
-/// [`Limits::drain`] to the requests in flight, closes everything and returns.
+/// Serves connections until `shutdown`, then stops accepting, and reading from each connection in its next
+/// quiet moment, leaves [`Limits::drain`] to the requests in flight, closes everything and returns.
 pub async fn serve<S: Service>(
     mut listener: impl Listener,
     service: Arc<S>,

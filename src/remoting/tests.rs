@@ -559,8 +559,12 @@ async fn stopping_lets_requests_finish_within_the_deadline() {
     send(&mut io, &request(SUSPEND, 1, "")).await;
     until(|| server.probe.suspended.load(Ordering::SeqCst) == 1).await;
     server.trigger.stop();
+    // It was under way when the client could not know.
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    send(&mut io, &request(ECHO, 2, "in time")).await;
+    assert_eq!(receive(&mut io).await.opaque, 2);
     tokio::time::sleep(Duration::from_secs(1)).await;
-    send(&mut io, &request(ECHO, 2, "too late")).await;
+    send(&mut io, &request(ECHO, 3, "too late")).await;
     server.probe.release.notify_one();
     assert_eq!(receive(&mut io).await.opaque, 1);
     assert!(is_closed_by_server(&mut io).await);
@@ -575,6 +579,17 @@ async fn stopping_lets_requests_finish_within_the_deadline() {
     server.trigger.stop();
     server.task.await.unwrap();
     assert_eq!(begun.elapsed().as_secs(), 5);
+    assert!(is_closed_by_server(&mut io).await);
+
+    // Where nothing is in flight it takes a moment of silence.
+    let server = start(Limits::default());
+    let mut io = server.port.connect(1 << 16).await.unwrap();
+    send(&mut io, &request(ECHO, 1, "")).await;
+    assert_eq!(receive(&mut io).await.opaque, 1);
+    let begun = Instant::now();
+    server.trigger.stop();
+    server.task.await.unwrap();
+    assert!(begun.elapsed().as_millis() < 50);
     assert!(is_closed_by_server(&mut io).await);
 }
 
