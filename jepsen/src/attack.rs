@@ -55,21 +55,28 @@ pub struct Outcome {
 }
 
 /// How to run it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::Args)]
 pub struct Bed {
     /// Each node, the name server and the clients have a network namespace.
+    #[arg(long)]
     pub net: bool,
     /// Each node has a file system, and its own identity of its machine's run.
+    #[arg(long)]
     pub disks: bool,
     /// Each node of such a run can have a clock.
+    #[arg(long)]
     pub clocks: bool,
     /// Nodes can be traced.
+    #[arg(long)]
     pub traps: bool,
     /// Clients that send one message at a time.
+    #[arg(long)]
     pub producers: u32,
     /// Messages a second that the workload `load` sends at most.
+    #[arg(long)]
     pub rate: u64,
     /// The planted bug that the nodes have, see `rmq_store::mutants`.
+    #[arg(skip)]
     pub mutant: Option<&'static str>,
 }
 
@@ -81,6 +88,24 @@ impl Bed {
             Kind::Syscall => self.traps,
             _ => (self.net || !kind.needs_net()) && (self.disks || !kind.needs_disks()),
         }
+    }
+
+    /// The words of a command line that say the same. None plants a bug.
+    pub(crate) fn words(self) -> Vec<String> {
+        let has = [
+            ("--net", self.net),
+            ("--disks", self.disks),
+            ("--clocks", self.clocks),
+            ("--traps", self.traps),
+        ];
+        let has = has.into_iter().filter(|(_, has)| *has);
+        let numbers = [
+            format!("--producers={}", self.producers),
+            format!("--rate={}", self.rate),
+        ];
+        has.map(|(word, _)| word.to_owned())
+            .chain(numbers)
+            .collect()
     }
 }
 
@@ -291,4 +316,32 @@ pub fn summary(outcome: &Outcome) -> String {
         outcome.cuts,
         outcome.recovery,
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Arguments {
+        #[command(flatten)]
+        bed: Bed,
+    }
+
+    #[test]
+    fn words_say_what_a_bed_has() {
+        let bed = Bed {
+            net: true,
+            disks: false,
+            clocks: true,
+            traps: false,
+            producers: 3,
+            rate: 4,
+            mutant: None,
+        };
+        let words = [vec!["run".to_owned()], bed.words()].concat();
+        assert_eq!(Arguments::parse_from(words).bed, bed);
+    }
 }

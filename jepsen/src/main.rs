@@ -4,14 +4,15 @@
     reason = "a command-line tool reports on standard output"
 )]
 
+mod built;
 mod rounds;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use clap::{Parser, Subcommand, ValueEnum};
 use jepsen::attack::Bed;
 use jepsen::bench::{self, Bench};
@@ -23,6 +24,8 @@ use jepsen::suite::{self, Verdict};
 use jepsen::versus::{self, Versus};
 use jepsen::workload::Kind as Workload;
 use jepsen::{doctor, mutants, power, record};
+
+use built::built;
 
 #[derive(Parser)]
 #[command(about = "Attacks a three-node group and judges what its clients saw")]
@@ -79,6 +82,9 @@ enum Action {
         /// ASYNC_FLUSH.
         #[arg(long, conflicts_with = "sync_flush")]
         async_flush: bool,
+        /// Messages a second that the workload load sends at most.
+        #[arg(long, requires = "time")]
+        rate: Option<u64>,
     },
     /// Runs a schedule again that a run has left.
     Replay {
@@ -87,6 +93,14 @@ enum Action {
         /// Then tries it without each of its faults, and leaves out those that are not needed to fail.
         #[arg(long)]
         shrink: bool,
+    },
+    /// One run of a night, with what the night found this machine to have.
+    #[command(hide = true)]
+    Once {
+        /// Its `schedule.json`.
+        schedule: PathBuf,
+        #[command(flatten)]
+        bed: Bed,
     },
     /// Runs the same schedules on rmq and on Java brokers, and prints what clients saw of each. Needs the jars
     /// that `scripts/clients.sh java` fetches.
@@ -122,7 +136,7 @@ enum Action {
     Suite {
         /// Which.
         which: Suite,
-        /// For how long `nightly` begins new runs.
+        /// For how long `nightly` begins new runs, all times together if it was stopped on the way.
         #[arg(long, default_value_t = 120)]
         minutes: u64,
         /// The first seed of `nightly`; each run has the next one.
@@ -174,9 +188,13 @@ fn main() -> Done {
             seed,
             sync_flush,
             async_flush,
+            rate,
             ..
         } => {
-            let bed = suite::bed(&say);
+            let bed = Bed {
+                rate: rate.unwrap_or(suite::RATE),
+                ..suite::bed(&say)
+            };
             let workload = workload.unwrap_or(Workload::Queue);
             let kinds = families(&nemesis, target, workload)?;
             let kinds = suite::possible(&kinds, bed);
@@ -211,15 +229,18 @@ fn main() -> Done {
             }]
         }
         Action::Replay { schedule, shrink } => {
-            let text = fs::read_to_string(&schedule);
-            let text = text.with_context(|| schedule.display().to_string())?;
-            let schedule = Schedule::from_json(&text)?;
+            let schedule = read(&schedule)?;
             let dir = dir.unwrap_or_else(temporary);
             if shrink {
                 suite::shrink(&rmq()?, &dir, schedule, suite::bed(&say), &say)?;
                 return Ok(ExitCode::SUCCESS);
             }
             let verdict = attack(&rmq()?, &dir, &schedule, suite::bed(&say))?;
+            return Ok(exit(verdict == Verdict::Passed));
+        }
+        Action::Once { schedule, bed } => {
+            let dir = dir.unwrap_or_else(temporary);
+            let (verdict, _) = suite::one(&rmq()?, &dir, &read(&schedule)?, bed, &say)?;
             return Ok(exit(verdict == Verdict::Passed));
         }
         Action::Versus(plan) => {
@@ -256,7 +277,10 @@ fn main() -> Done {
             seed,
         } => {
             let dir = dir.unwrap_or_else(|| suite::directory("nightly"));
-            fs::create_dir_all(&dir)?;
+            println!(
+                "goes on if it is stopped, with --seed {seed} --dir {}",
+                dir.display()
+            );
             let (time, bed) = (Duration::from_secs(60 * minutes), suite::bed(&say));
             let tally = suite::nightly(&rmq()?, &dir, seed, time, bed, &say)?;
             println!("{}in {}", tally.to_markdown(), dir.display());
@@ -384,6 +408,13 @@ fn families(names: &[String], target: Target, workload: Workload) -> anyhow::Res
     Ok(kinds)
 }
 
+/// A schedule that a run has left.
+fn read(path: &Path) -> anyhow::Result<Schedule> {
+    let text = fs::read_to_string(path);
+    let text = text.with_context(|| path.display().to_string())?;
+    Schedule::from_json(&text).with_context(|| path.display().to_string())
+}
+
 /// Runs one schedule, as far as this machine can.
 fn attack(rmq: &Path, dir: &Path, schedule: &Schedule, bed: Bed) -> anyhow::Result<Verdict> {
     let say = |line: &str| println!("{line}");
@@ -455,51 +486,6 @@ fn measure(rmq: &Path, dir: &Path, bench: &Bench) -> anyhow::Result<ExitCode> {
     }
     fs::remove_dir_all(dir)?;
     Ok(exit(report.wrong.is_empty()))
-}
-
-/// The executable beside this one. Under cargo it is built first, so that a run never tests an old one.
-/// One with features is for development and lies in a directory of its own.
-fn built(name: &str, features: &[&str]) -> anyhow::Result<PathBuf> {
-    let own = std::env::current_exe().context("cannot find this program's own path")?;
-    let mut path = own.with_file_name(name);
-    let is_release = own.parent().is_some_and(|d| d.ends_with("release"));
-    let cargo = std::env::var_os("CARGO");
-    if !features.is_empty() {
-        let target = own
-            .parent()
-            .and_then(Path::parent)
-            .context("no target directory")?;
-        path = target.join("mutants/debug").join(name);
-    }
-    if let Some(cargo) = cargo {
-        let mut build = Command::new(cargo);
-        build.args([
-            "build",
-            "--quiet",
-            "--locked",
-            "--package",
-            "rmq",
-            "--bin",
-            name,
-        ]);
-        build.args(features);
-        if !features.is_empty() {
-            let target = path
-                .parent()
-                .and_then(Path::parent)
-                .context("no target directory")?;
-            build.arg("--target-dir").arg(target);
-        } else if is_release {
-            build.arg("--release");
-        }
-        ensure!(build.status()?.success(), "{name} does not build");
-    }
-    ensure!(
-        path.is_file(),
-        "{} is missing: build rmq, or name it with --rmq",
-        path.display()
-    );
-    Ok(path)
 }
 
 #[cfg(test)]

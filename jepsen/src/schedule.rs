@@ -356,11 +356,6 @@ impl Schedule {
     /// With the field that is missing or wrong.
     pub fn from_json(text: &str) -> anyhow::Result<Self> {
         let value: Value = serde_json::from_str(text)?;
-        let number = |of: &Value, key: &str| {
-            of[key]
-                .as_u64()
-                .with_context(|| format!("{key}: {} is no whole number", of[key]))
-        };
         let mut windows = Vec::new();
         for window in value["windows"]
             .as_array()
@@ -394,7 +389,14 @@ impl Schedule {
     }
 }
 
-fn named<T: ValueEnum>(name: &Value, key: &str) -> anyhow::Result<T> {
+/// The number under a key of a file.
+pub(crate) fn number(of: &Value, key: &str) -> anyhow::Result<u64> {
+    let number = of[key].as_u64();
+    number.with_context(|| format!("{key}: {} is no whole number", of[key]))
+}
+
+/// The value that has this name on the command line.
+pub(crate) fn named<T: ValueEnum>(name: &Value, key: &str) -> anyhow::Result<T> {
     let known = name.as_str().and_then(|name| T::from_str(name, false).ok());
     known.with_context(|| format!("{key}: {name} is not known"))
 }

@@ -31,6 +31,8 @@ const TICK: Duration = Duration::from_millis(10);
 const TRANSFER: Duration = Duration::from_millis(500);
 /// How long a node may take to end of what it could not read or write.
 const EXCUSED: Duration = Duration::from_secs(2);
+/// Milliseconds after its end in which a schedule may catch up.
+const LATE: u64 = 10_000;
 /// A storm of kills kills so often.
 const STORM: Duration = Duration::from_millis(300);
 
@@ -92,11 +94,17 @@ impl<'a> Storm<'a> {
         }
     }
 
-    /// Strikes until the schedule is over, and undoes everything.
+    /// Strikes until the schedule is over, and undoes everything. What had to wait for its victims may come and
+    /// end later.
     pub(crate) fn run(&mut self, schedule: &Schedule) -> anyhow::Result<()> {
         let mut due = schedule.windows.iter().peekable();
-        while self.now() < 1000 * schedule.time {
+        let end = 1000 * schedule.time;
+        loop {
             let now = self.now();
+            let is_over = due.peek().is_none() && self.active.is_empty();
+            if now >= end && (is_over || now >= end + LATE) {
+                break;
+            }
             while let Some(n) = self.active.iter().position(|a| a.until <= now) {
                 let ended = self.active.remove(n);
                 self.undo(ended)?;
