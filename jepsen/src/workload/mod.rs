@@ -1,13 +1,14 @@
-//! Clients at work, and what they saw. Producers always; `consumers` read what they have sent, `members`
-//! are a consumer group, `monitor` asks who leads.
+//! Clients at work, and what they saw. `producers` always; `consumers` read what they have sent, `members`
+//! are a consumer group, `monitor` asks who leads, `last` reads what is left in the end.
 
 mod consumers;
 mod delayed;
+mod last;
 mod load;
 mod members;
 mod monitor;
+mod producers;
 
-use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,12 +16,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::ensure;
 use clap::ValueEnum;
 
 use crate::client::{Client, Outcome};
 use crate::cluster::Cluster;
-use crate::history::{Fault, History, Lead, OffsetCall, OffsetOp, PROBE, Send, Stretch};
+use crate::history::{Fault, History, Lead, OffsetCall, OffsetOp, PROBE};
+pub(crate) use last::{read_back, read_stretches};
 
 /// Queues; the producers have them in turn.
 const QUEUES: u32 = 4;
@@ -36,11 +38,6 @@ pub(crate) const TOPIC: &str = "jepsen_queue";
 const GROUP: &str = "jepsen_group";
 /// A producer gives an operation up after this; then its outcome is unknown.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// A probe asks a node only so long: less than an election takes, so that a node that hangs hides
-/// nothing of what the others do.
-const PROBE_PATIENCE: Duration = Duration::from_millis(100);
-/// After so long without an answer probes become patient, for a machine that is slow.
-const PROBE_HURRY: Duration = Duration::from_secs(10);
 /// How long the last questions of a run may take.
 pub(crate) const LIVENESS: Duration = Duration::from_secs(60);
 
@@ -94,7 +91,7 @@ impl Workload {
             workers: Vec::new(),
         };
         for producer in 0..producers {
-            work.add(move |shared| produce(shared, producer));
+            work.add(move |shared| producers::produce(shared, producer));
         }
         if target.is_java() {
             let namesrv = cluster.namesrv;
@@ -110,7 +107,7 @@ impl Workload {
                 for sender in 0..loads {
                     work.add(move |shared| load::send(shared, sender, rate, seed));
                 }
-                work.add(commit);
+                work.add(producers::commit);
                 for node in 0..count {
                     work.add(move |shared| consumers::look(shared, node));
                 }
@@ -124,7 +121,7 @@ impl Workload {
                 }
             }
             Kind::Delay => {
-                work.add(commit);
+                work.add(producers::commit);
                 work.add(delayed::send);
                 work.add(delayed::watch);
             }
@@ -137,7 +134,7 @@ impl Workload {
         work
     }
 
-    fn add(&mut self, work: impl FnOnce(&Shared) + std::marker::Send + 'static) {
+    fn add(&mut self, work: impl FnOnce(&Shared) + Send + 'static) {
         let shared = self.shared.clone();
         self.workers.push(thread::spawn(move || work(&shared)));
     }
@@ -221,7 +218,7 @@ impl Workload {
             if let Some(ack) = self.shared.history().first_ack(from) {
                 return Ok((ack - from) / 1_000_000);
             }
-            anyhow::ensure!(
+            ensure!(
                 Instant::now() < end,
                 "nothing was acknowledged for {liveness:?}"
             );
@@ -232,55 +229,8 @@ impl Workload {
     /// Sends through each node in turn until one acknowledges; answers how many milliseconds after `from`
     /// that was. What it sends is part of the history.
     pub(crate) fn probe(&self, from: u64, name: &str) -> anyhow::Result<u64> {
-        probe(&self.shared, from, &format!("{PROBE}:{name}"))
+        producers::probe(&self.shared, from, &format!("{PROBE}:{name}"))
     }
-}
-
-/// Everything that lies in the queues, and the group's offsets, read from the node at `address`. The run
-/// began at `start`.
-pub(crate) fn read_back(
-    address: SocketAddr,
-    start: Instant,
-    history: &mut History,
-) -> anyhow::Result<()> {
-    forget_last(history);
-    delayed::read_back(address, start, history)?;
-    history.stretches = read_stretches(address, history)?;
-    let mut client = Client::connect(address, LIVENESS)?;
-    let end = history.end();
-    for queue in 0..QUEUES {
-        let found = client.read_queue(TOPIC, queue).context("final read")?;
-        history.found.insert(queue, found);
-        let read = client
-            .committed(GROUP, TOPIC, queue)
-            .context("final read")?;
-        history.offsets.push(OffsetOp {
-            process: LAST,
-            queue,
-            invoked: end + 1 + 2 * u64::from(queue),
-            ended: end + 2 + 2 * u64::from(queue),
-            call: OffsetCall::Read(read),
-        });
-    }
-    Ok(())
-}
-
-/// What lies in the queues of a load, if there was one, as the node at `address` has it.
-pub(crate) fn read_stretches(
-    address: SocketAddr,
-    history: &History,
-) -> anyhow::Result<BTreeMap<u32, Vec<Stretch>>> {
-    if history.batches.is_empty() {
-        return Ok(BTreeMap::new());
-    }
-    load::read_back(address).context("final read")
-}
-
-/// Takes from a history what an earlier final read has left, so that one that is tried again counts once.
-fn forget_last(history: &mut History) {
-    history.offsets.retain(|op| op.process != LAST);
-    history.deliveries.retain(|delivery| !delivery.last);
-    history.found.clear();
 }
 
 struct Shared {
@@ -398,133 +348,5 @@ impl Shared {
             ended,
             call,
         });
-    }
-}
-
-/// [`Workload::probe`].
-fn probe(shared: &Shared, from: u64, name: &str) -> anyhow::Result<u64> {
-    const QUEUE: u32 = 0;
-    for (seq, node) in (0u32..).zip(0usize..) {
-        let address = shared.node(node);
-        let waited = shared.since(from);
-        let liveness = shared.liveness;
-        anyhow::ensure!(waited < liveness, "no node answered for {liveness:?}");
-        let patience = if waited < PROBE_HURRY {
-            PROBE_PATIENCE
-        } else {
-            PATIENCE
-        };
-        let Ok(mut client) = Client::connect(address, patience) else {
-            thread::sleep(Duration::from_millis(5));
-            continue;
-        };
-        let body = format!("{name}:{seq}");
-        let invoked = shared.now();
-        let outcome = client.send(TOPIC, QUEUE, &body);
-        let ended = shared.now();
-        let is_acknowledged = matches!(outcome, Outcome::Ok(_));
-        shared.history().sends.push(Send {
-            process: PROBES,
-            queue: QUEUE,
-            body,
-            invoked,
-            ended,
-            outcome,
-        });
-        if is_acknowledged {
-            return Ok((ended - from) / 1_000_000);
-        }
-    }
-    unreachable!("a cycle over nodes has no end")
-}
-
-/// Sends unique messages one after the other to one queue, through whichever node answers.
-fn produce(shared: &Shared, producer: u32) {
-    let queue = producer % QUEUES;
-    let mut node = producer as usize;
-    let mut connection = None;
-    for seq in 0u64.. {
-        if shared.stopped() {
-            return;
-        }
-        let body = format!("{producer}:{seq}");
-        let address = shared.node(node);
-        let client = match connection.take() {
-            Some(c) => c,
-            None => match Client::connect(address, PATIENCE) {
-                Ok(c) => c,
-                Err(_) => {
-                    node += 1;
-                    thread::sleep(Duration::from_millis(5));
-                    continue;
-                }
-            },
-        };
-        let mut client = client;
-        let invoked = shared.now();
-        let outcome = client.send(TOPIC, queue, &body);
-        let ended = shared.now();
-        if let Outcome::Ok(offset) = outcome {
-            shared.note_acknowledged(queue, offset);
-            connection = Some(client);
-        } else {
-            node += 1;
-            thread::sleep(Duration::from_millis(5));
-        }
-        shared.history().sends.push(Send {
-            process: producer.into(),
-            queue,
-            body,
-            invoked,
-            ended,
-            outcome,
-        });
-        thread::sleep(Duration::from_millis(1));
-    }
-}
-
-/// Commits rising offsets for a group and reads them back, through whichever node answers.
-fn commit(shared: &Shared) {
-    let (mut node, mut offset) = (0, 0);
-    while !shared.stopped() {
-        let address = shared.coordinator(node);
-        let Ok(mut client) = Client::connect(address, PATIENCE) else {
-            node += 1;
-            thread::sleep(Duration::from_millis(5));
-            continue;
-        };
-        while !shared.stopped() && shared.coordinator(node) == address {
-            offset += 1;
-            shared.commit(&mut client, COMMITTER, 0, offset);
-            if shared.committed(&mut client, COMMITTER, 0).is_err() {
-                break;
-            }
-            thread::sleep(Duration::from_millis(10));
-        }
-        node += 1;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_final_read_that_is_tried_again_counts_once() {
-        let read = |process| OffsetOp {
-            process,
-            queue: 0,
-            invoked: 1,
-            ended: 2,
-            call: OffsetCall::Read(Some(3)),
-        };
-        let mut history = History {
-            offsets: vec![read(COMMITTER), read(LAST), read(LAST)],
-            found: [(0, vec![(0, "0:0".into())])].into(),
-            ..History::default()
-        };
-        forget_last(&mut history);
-        assert_eq!(history.offsets, [read(COMMITTER)]);
-        assert!(history.found.is_empty());
     }
 }

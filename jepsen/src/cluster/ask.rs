@@ -1,0 +1,159 @@
+//! What nodes and name server say: who leads, how far each is; and whether the logs are the same.
+
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use rmq_wire::code::request;
+use rmq_wire::frame::Command;
+
+use super::{Cluster, PATIENCE};
+use crate::client::{Client, Outcome, describe};
+
+impl Cluster {
+    /// The node that the name server shows as broker id 0.
+    pub fn leader(&self) -> anyhow::Result<usize> {
+        let shown = shown_leader(self.namesrv)?;
+        let node = self.nodes.iter().position(|n| n.address == shown);
+        node.with_context(|| format!("the name server shows {shown} as leader, which is no node"))
+    }
+
+    /// Waits until the name server shows a running node as leader and that node takes writes.
+    pub fn wait_for_leader(&self, patience: Duration) -> anyhow::Result<usize> {
+        let end = Instant::now() + patience;
+        loop {
+            let found = self.leader().and_then(|n| {
+                ensure!(
+                    self.nodes[n].child.is_some(),
+                    "the name server still shows dead node {n}"
+                );
+                let mut client = Client::connect(self.nodes[n].address, PATIENCE)?;
+                // A Java broker takes offsets in any role.
+                let ready = match self.options.target.is_java() {
+                    true => client.send("jepsen_ready", 0, "ready"),
+                    false => client
+                        .commit_offset("jepsen_ready", "jepsen", 0)
+                        .map(|()| 0),
+                };
+                match ready {
+                    Outcome::Ok(_) => Ok(n),
+                    other => bail!("node {n}: {other:?}"),
+                }
+            });
+            match found {
+                Ok(n) => return Ok(n),
+                Err(e) if Instant::now() > end => return Err(e.context("no leader")),
+                Err(_) => std::thread::sleep(Duration::from_millis(50)),
+            }
+        }
+    }
+
+    /// The highest term that a running node knows.
+    pub fn term(&self) -> anyhow::Result<u64> {
+        let running = self.nodes.iter().filter(|n| n.child.is_some());
+        let terms = running.map(|n| {
+            let status = status_within(n.address, Duration::from_secs(30))?;
+            status["group"]["term"].as_u64().context("term")
+        });
+        let terms: Vec<u64> = terms.collect::<anyhow::Result<_>>()?;
+        terms.into_iter().max().context("no node is running")
+    }
+
+    /// Waits until all nodes have committed equally far, with no writes under way, and answers how far:
+    /// the physical offset below which the logs must be equal.
+    pub fn wait_until_even(&self, patience: Duration) -> anyhow::Result<u64> {
+        let end = Instant::now() + patience;
+        loop {
+            let ends: Vec<io::Result<u64>> = self
+                .nodes
+                .iter()
+                .filter(|n| !n.retired)
+                .map(|n| committed_end(n.address))
+                .collect();
+            if let Ok(list) = ends
+                .iter()
+                .map(|r| r.as_ref().copied())
+                .collect::<Result<Vec<_>, _>>()
+                && list.iter().all(|e| *e == list[0])
+            {
+                return Ok(list[0]);
+            }
+            ensure!(Instant::now() < end, "the nodes do not converge: {ends:?}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// The first byte below `end` in which two nodes' commit logs differ, as a message.
+    pub fn compare_logs(&self, end: u64) -> anyhow::Result<Option<String>> {
+        let segment = self.options.segment;
+        let mut base = 0;
+        while base < end {
+            let name = format!("{base:020}");
+            let length = usize::try_from(segment.min(end - base))?;
+            let mut first: Option<Vec<u8>> = None;
+            for n in self.members() {
+                let node = &self.nodes[n];
+                let path = node.store.join("commitlog").join(&name);
+                let mut bytes = fs::read(&path).with_context(|| path.display().to_string())?;
+                ensure!(
+                    bytes.len() >= length,
+                    "{} is shorter than {length}",
+                    path.display()
+                );
+                bytes.truncate(length);
+                match &first {
+                    None => first = Some(bytes),
+                    Some(f) if *f == bytes => {}
+                    Some(f) => {
+                        let at = f.iter().zip(&bytes).position(|(a, b)| a != b).unwrap_or(0);
+                        let at = base + at as u64;
+                        return Ok(Some(format!(
+                            "node {n} differs from those before at byte {at}"
+                        )));
+                    }
+                }
+            }
+            base += segment;
+        }
+        Ok(None)
+    }
+}
+
+/// The node that a name server shows as broker id 0.
+pub(crate) fn shown_leader(namesrv: SocketAddr) -> anyhow::Result<SocketAddr> {
+    let mut command = Command::request(request::GET_ROUTEINFO_BY_TOPIC);
+    // A broker has a topic of its own name.
+    command.ext.insert("topic", "jepsen");
+    command.ext.insert("acceptStandardJsonOnly", "true");
+    let answer = Client::connect(namesrv, PATIENCE)?.call(command)?;
+    let route: serde_json::Value = serde_json::from_slice(&answer.body)
+        .with_context(|| format!("route answer {}", describe(&answer)))?;
+    let shown = route["brokerDatas"][0]["brokerAddrs"]["0"].as_str();
+    let shown = shown.and_then(|address| address.parse().ok());
+    shown.with_context(|| format!("the name server shows no leader: {route}"))
+}
+
+/// What a node says of itself and its group, as `mqadmin raftStatus` shows it.
+pub fn status(address: SocketAddr) -> anyhow::Result<serde_json::Value> {
+    status_within(address, PATIENCE)
+}
+
+/// The same from a node that answers so soon.
+pub fn status_within(address: SocketAddr, patience: Duration) -> anyhow::Result<serde_json::Value> {
+    let mut client = Client::connect(address, patience)?;
+    let answer = client.call(Command::request(request::RAFT_STATUS))?;
+    serde_json::from_slice(&answer.body).with_context(|| describe(&answer))
+}
+
+/// The end of what a node has committed, from its runtime information.
+fn committed_end(address: SocketAddr) -> io::Result<u64> {
+    let mut client = Client::connect(address, PATIENCE)?;
+    let answer = client.call(Command::request(request::GET_BROKER_RUNTIME_INFO))?;
+    let info: serde_json::Value = serde_json::from_slice(&answer.body).map_err(io::Error::other)?;
+    info["table"]["commitLogMaxOffset"]
+        .as_str()
+        .and_then(|s| s.parse().ok())
+        .ok_or_else(|| io::Error::other("no commitLogMaxOffset"))
+}
