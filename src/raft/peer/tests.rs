@@ -61,16 +61,18 @@ struct Differs {
 
 impl Cluster {
     async fn new(nodes: u16) -> Self {
-        let mut peers = Vec::new();
         let host = own_loopback();
-        let mut taken = Vec::new();
-        for id in 0..nodes {
-            let listener = TcpListener::bind((host, 0)).await.unwrap();
-            peers.push((SelfId(id), listener.local_addr().unwrap().to_string()));
-            taken.push(listener);
+        let mut listeners = Vec::new();
+        for _ in 0..nodes {
+            listeners.push(TcpListener::bind((host, 0)).await.unwrap());
         }
+        // Together, so that no two get the same port.
+        let addrs = listeners.iter().map(|l| l.local_addr().unwrap());
         Self {
-            peers: peers.into_iter().collect(),
+            peers: (0..)
+                .map(SelfId)
+                .zip(addrs.map(|a| a.to_string()))
+                .collect(),
             dirs: (0..nodes).map(|_| tempfile::tempdir().unwrap()).collect(),
         }
     }

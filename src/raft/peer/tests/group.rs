@@ -280,7 +280,7 @@ async fn change_members(
     let mut answer = None;
     until_ok("it is granted or refused", async || {
         let leader = nodes.iter().find(|node| node.peers.shared.leads());
-        let leader = leader.ok_or("nobody leads".to_owned())?;
+        let leader = leader.ok_or_else(|| "nobody leads".to_owned())?;
         match leader.peers.members().change(change, self_id).await {
             Err(MembersError::Later(reason)) => Err(reason),
             told => {
