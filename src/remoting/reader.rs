@@ -139,6 +139,7 @@ impl<'a, S: Service> Reader<'a, S> {
     async fn read(&mut self) -> Result<Ended, Broken> {
         let mut alarm = pin!(sleep_until(self.deadline()));
         let mut shutdown = self.shutdown.clone();
+        let mut asked = pin!(async move { shutdown.asked().await });
         let mut stopping = false;
         loop {
             self.make_room();
@@ -169,8 +170,9 @@ impl<'a, S: Service> Reader<'a, S> {
                         }
                     }
                 },
-                () = shutdown.asked(), if !stopping => stopping = true,
-                () = sleep(QUIET), if stopping => {
+                () = &mut asked, if !stopping => stopping = true,
+                // A timer is made only then.
+                () = async { sleep(QUIET).await }, if stopping => {
                     if self.working.is_empty() && self.conn.outbox.is_sent() {
                         return Ok(Ended::Drain);
                     }
