@@ -318,7 +318,7 @@ def main():
         Rmq.choose(options.binary)
         made = made_by(parser.parse_args(PLAN_OPTIONS))
         measure_table(options.table, read_alike(options.table, made))
-        failover_report.publish(read_alike(options.table, made))
+        failover_report.publish(read_alike(options.table, made), options.beside)
     elif options.report:
         failover_report.publish(read(*options.report), options.beside)
     else:

@@ -305,11 +305,11 @@ fn main() -> Done {
                 }
                 if verdict == Verdict::Passed {
                     passed += 1;
+                    if dir.try_exists()? {
+                        fs::remove_dir_all(&dir)?;
+                    }
                 } else {
                     failed += 1;
-                }
-                if verdict == Verdict::Passed && dir.try_exists()? {
-                    fs::remove_dir_all(&dir)?;
                 }
             }
             short()
