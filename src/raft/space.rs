@@ -89,24 +89,24 @@ impl Space {
     fn check_room(&self, bytes: usize) -> Result<(), ProposeError> {
         // A record that does not fit the segment leaves the rest of it blank.
         let needed = bytes as u64 + ENTRY_BYTES + self.log.max_extent_bytes();
-        self.check(needed)
+        self.check(needed + self.log.reserve_bytes())
     }
 
     /// The same of a metadata command.
     pub(super) fn check_metadata(&self, bytes: usize) -> Result<(), ProposeError> {
-        let needed = bytes as u64 + ENTRY_BYTES;
-        self.check(needed.saturating_sub(self.last_reserve()))
+        self.check(bytes as u64 + ENTRY_BYTES + self.last_reserve())
     }
 
     fn last_reserve(&self) -> u64 {
-        self.log.segment_bytes() / 16 / LAST_SHARE
+        self.log.reserve_bytes() / LAST_SHARE
     }
 
     fn check(&self, needed: u64) -> Result<(), ProposeError> {
         match self.log.room() {
             Some(room) if room < needed => Err(ProposeError::Full(format!(
                 "service not available now: the broker's disk has no space for another file of the \
-                 commit log, and the last one has room for {room} bytes only"
+                 commit log, and the last one has {room} bytes left, of which {} are kept free",
+                self.log.reserve_bytes()
             ))),
             _ => Ok(()),
         }
@@ -115,11 +115,84 @@ impl Space {
     /// Whether a follower may append this many raw bytes, with what is on its way included.
     pub(super) fn takes(&self, bytes: usize) -> bool {
         let room = self.log.room();
-        room.is_none_or(|room| bytes as u64 <= room + self.last_reserve())
+        room.is_none_or(|room| bytes as u64 + self.last_reserve() <= room)
     }
 
     /// Whether this node has no space for messages.
     pub(super) fn is_full(&self) -> bool {
         self.refusal().is_some() || self.check_room(0).is_err()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::{Duration, Instant};
+
+    use bytes::Bytes;
+    use rmq_store::sim::SimDisk;
+    use rmq_store::{Disk, EntryId, EntryKind, Log, LogIndex, NewEntry, StoreConfig, Term};
+
+    use super::*;
+
+    /// However often something is appended: what is asked for a second time finds less.
+    #[test]
+    fn nothing_is_taken_that_the_last_file_has_no_room_for() {
+        let sim = SimDisk::default();
+        let disk: Arc<dyn Disk> = Arc::new(sim.clone());
+        let mut config = StoreConfig::new("/store");
+        config.max_message_bytes = 4096;
+        config.segment_bytes = 4 * 1024 * 1024;
+        let mut log = Log::open(&config, &disk).unwrap();
+        let reader = log.reader();
+        let append = |log: &mut Log, bytes: usize| {
+            let next = reader.last_id().map_or(0, |last| last.index.0 + 1);
+            let entry = NewEntry::Unsealed {
+                id: EntryId {
+                    term: Term(1),
+                    node: 1,
+                    index: LogIndex(next),
+                },
+                kind: EntryKind::Meta,
+                meta: Bytes::from(vec![1; bytes]),
+                batch: None,
+            };
+            log.append(vec![entry]).unwrap();
+        };
+        append(&mut log, 100);
+        sim.set_space(Used {
+            used: 100,
+            available: 0,
+        });
+        let space = Space::new(reader.clone());
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while reader.room().is_none() {
+            assert!(Instant::now() < deadline, "it is never short");
+            if reader.end_offset().0 < config.segment_bytes * 2 / 3 {
+                append(&mut log, 1000);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        while space.check_messages(1000).is_ok() {
+            append(&mut log, 1000);
+        }
+        assert!(reader.room() >= Some(reader.reserve_bytes()));
+        assert!(space.takes(1000));
+        while space.check_metadata(1000).is_ok() {
+            append(&mut log, 1000);
+        }
+        let left = reader.room().unwrap();
+        assert!(left >= reader.reserve_bytes() / 2, "{left}");
+        while space.takes(500) {
+            append(&mut log, 100);
+        }
+        for bytes in [500, 1000, 4000] {
+            assert!(!space.takes(bytes), "{bytes} of {:?}", reader.room());
+            assert!(space.check_metadata(bytes).is_err(), "{bytes}");
+        }
+        // What is the last of the reserve for.
+        for _ in 0..5 {
+            append(&mut log, 100);
+        }
     }
 }

@@ -302,21 +302,25 @@ impl LogReader {
     }
 
     /// `None` while new files can be made as they are needed. Else the bytes that can be appended before
-    /// the log needs one, blanks included, but for a reserve of a sixteenth of a segment, which is for
-    /// what must be written whatever happens: appending beyond is fatal.
+    /// the log needs one, blanks included: appending beyond is fatal. [`LogReader::reserve_bytes`] of
+    /// them are for what must be written whatever happens.
     #[must_use]
     pub fn room(&self) -> Option<u64> {
         if !self.shared.is_short() {
             return None;
         }
-        let segments = &self.shared.segments;
         let next = self.last_id().map_or(LogIndex(0), |last| last.index.next());
         if !self.shared.index.has_room(next) {
             return Some(0);
         }
-        let limit = segments.limit().unwrap_or_default().0;
-        let free = limit.saturating_sub(self.end_offset().0);
-        Some(free.saturating_sub(reserve_bytes(segments.bytes)))
+        let limit = self.shared.segments.limit().unwrap_or_default().0;
+        Some(limit.saturating_sub(self.end_offset().0))
+    }
+
+    /// What is to be left of [`LogReader::room`]: a sixteenth of a segment.
+    #[must_use]
+    pub fn reserve_bytes(&self) -> u64 {
+        reserve_bytes(self.segment_bytes())
     }
 
     /// Bytes of a segment.

@@ -163,8 +163,9 @@ fn a_log_that_gets_no_next_segment_tells_its_room_and_goes_on_when_there_is_spac
     append(&mut log, 1000);
     let used = reader.end_offset() - end;
     assert_eq!(reader.room(), Some(before - used));
-    assert_eq!(before + end.0, SEGMENT_BYTES - SEGMENT_BYTES / 16);
-    while reader.room() > Some(2000) {
+    assert_eq!(before + end.0, SEGMENT_BYTES);
+    assert_eq!(reader.reserve_bytes(), SEGMENT_BYTES / 16);
+    while reader.room() > Some(reader.reserve_bytes() + 2000) {
         append(&mut log, 1000);
     }
     // Votes, truncations and what the reserve is for.
