@@ -5,6 +5,7 @@
 //! its own name, so here there is nothing more to add.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use rmq_wire::body::{
     ConsumeStats, HeartbeatData, QueryConsumeTimeSpanBody, ResetOffsetBody, TopicStatsTable,
@@ -16,7 +17,7 @@ use serde::Serialize;
 
 use super::Broker;
 use super::dispatch::frame;
-use crate::remoting::{Conn, Health, Reply, Request, Service};
+use crate::remoting::{Class, Conn, Health, Reply, Request, Service};
 
 /// Answers what is asked by a further name.
 pub(super) struct AliasPort {
@@ -79,6 +80,14 @@ impl Service for AliasPort {
             };
         }
         Arc::clone(&self.broker).call(request).await
+    }
+
+    fn class(&self, code: i32) -> Class {
+        self.broker.class(code)
+    }
+
+    fn busy(&self, code: i32, waited: Duration) -> Option<(i32, String)> {
+        self.broker.busy(code, waited)
     }
 
     fn health(&self, path: &str) -> Option<Health> {

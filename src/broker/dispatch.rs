@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use rmq_wire::code::{request, response};
@@ -9,11 +10,11 @@ use rmq_wire::frame::Command;
 
 use super::refusal::{Handled, Refusal};
 use super::{
-    Broker, admin, forward, group, heartbeat, lock, offset, pull, query, queue, reply, send,
-    send_back, topic, vip,
+    Broker, admin, forward, group, heartbeat, intake, lock, offset, pull, query, queue, reply,
+    send, send_back, topic, vip,
 };
 use crate::raft::NotLeader;
-use crate::remoting::{Conn, Health, Reply, Request, Service};
+use crate::remoting::{Class, Conn, Health, Reply, Request, Service};
 
 /// Who answers a request, and what must hold when it is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,6 +129,14 @@ impl Service for Broker {
         reply(&request.command, handled)
     }
 
+    fn class(&self, code: i32) -> Class {
+        intake::class(code)
+    }
+
+    fn busy(&self, code: i32, waited: Duration) -> Option<(i32, String)> {
+        intake::busy(self, code, waited)
+    }
+
     fn health(&self, path: &str) -> Option<Health> {
         let role = self.replica.role().borrow().clone();
         let serves = self.is_serving() && !self.is_draining();
@@ -177,6 +186,12 @@ pub(super) async fn forwarded(
             tracing::warn!(%client, %error, "a forwarded frame is unreadable");
             return Ok(None);
         }
+    };
+    let _room = match intake::enter(&broker, &command, raw.len()).await {
+        Ok(room) => room,
+        Err(busy) if broker.is_serving() => return Ok(busy.map(|busy| frame(busy.into()))),
+        // What fills it waits for the leader, which has room.
+        Err(_) => return Err(NotLeader),
     };
     let request = Request {
         command,

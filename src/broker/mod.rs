@@ -7,6 +7,7 @@
 //! reads what is committed, and answers or refuses (`refusal`).
 //!
 //! - `node`: what they share
+//! - `intake`: how much is taken in at a time
 //! - `send`, `send_back`: messages in; `message` makes their records
 //! - `reply`: replies on their way from client to client
 //! - `pull`: messages out; `hold` keeps the pulls that wait, `filter` says what they wait for
@@ -36,6 +37,7 @@ mod group;
 mod heartbeat;
 mod hold;
 mod hook;
+mod intake;
 mod leading;
 mod lock;
 mod member;

@@ -20,10 +20,11 @@ use super::refusal::Refusal;
 use super::registrar::Told;
 use super::replica::{ProposeError, Replica};
 use super::stats::{self, Stats};
-use super::{heartbeat, leading, vip};
+use super::{heartbeat, intake, leading, vip};
 use crate::config::BrokerConfig;
 use crate::meta::{Change, Command, Meta, Reply, SystemNames};
 use crate::raft::{SelfId, TransferError};
+use crate::remoting;
 
 /// A node that stops is left by its consumers when none of them has asked for so long. The answer that sends
 /// them away is a round trip; some are busy with what they got before.
@@ -47,6 +48,8 @@ pub struct Broker {
     pub(super) offsets: Arc<OffsetBuffer>,
     pub(super) holds: Holds,
     pub(super) forwarding: Forwarding,
+    /// The bounds of all its ports.
+    pub(super) intake: remoting::Bounds,
     pub(super) readers: Readers,
     pub(super) arrived: vip::Arrived,
     /// This node's broker id while it does not lead.
@@ -86,6 +89,7 @@ impl Broker {
         clock: fn() -> i64,
     ) -> Arc<Self> {
         let follower_id = follower_id(&config);
+        let intake = intake::bounds(&config);
         Arc::new(Self {
             config,
             meta,
@@ -96,6 +100,7 @@ impl Broker {
             clients: Clients::default(),
             holds: Holds::default(),
             forwarding: Forwarding::default(),
+            intake,
             readers: Readers::default(),
             arrived: vip::Arrived::default(),
             follower_id,

@@ -24,7 +24,7 @@ use super::refusal::{Handled, Refusal};
 use super::stats::Got;
 use super::{Broker, group, heartbeat};
 use crate::meta::OffsetCommit;
-use crate::remoting::{Reply, Request};
+use crate::remoting::{Class, Reply, Request};
 
 pub(super) use follower::{Readers, addressed, as_follower, leaving, others, own_id, say_goodbye};
 
@@ -329,6 +329,10 @@ async fn wait(
 /// Logs that a consumer is outside its queue, and puts it into the topic for that
 /// (`generateOffsetMovedEvent`).
 fn tell_of_move(broker: &Arc<Broker>, pull: &PullMessage, result: &GetResult) {
+    // A client that asks for what is not there again and again is not worth the room of others' messages.
+    let Some(room) = broker.intake.try_enter(Class::Send, 0) else {
+        return;
+    };
     let group = pull.consumer_group.as_str();
     tracing::info!(
         group, topic = pull.topic, queue_id = pull.queue_id,
@@ -365,6 +369,7 @@ fn tell_of_move(broker: &Arc<Broker>, pull: &PullMessage, result: &GetResult) {
     // The answer does not wait for it: it is news for people, and nobody's position.
     let broker = Arc::clone(broker);
     tokio::spawn(async move {
+        let _room = room;
         let stored = match message {
             Ok(record) => broker.store(vec![record]).await.map_err(Refusal::from),
             Err(refusal) => Err(refusal),

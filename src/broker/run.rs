@@ -30,7 +30,7 @@ use crate::meta::{Adopted, Meta, Views};
 use crate::raft::{
     self, NotLeader, PeerListError, PeerOptions, RaftOptions, RetentionRules, SelfIdError, Timers,
 };
-use crate::remoting::{Client, Limits, serve};
+use crate::remoting::{Client, serve};
 use crate::shutdown::{Shutdown, Trigger};
 
 /// The ports of a broker.
@@ -197,20 +197,17 @@ async fn run_on_store(
         )),
     ];
     let (stop_serving, serving) = Shutdown::new();
-    let limits = Limits {
-        idle: Duration::from_secs(config.server_channel_max_idle_time_seconds.into()),
-        drain: config.drain_timeout_millis,
-        ..Limits::default()
-    };
     let mut servers = JoinSet::new();
     let ports = [&listeners.clients, &listeners.vip];
     for port in ports {
         let (listener, service) = (port.open()?, Arc::clone(&broker));
-        servers.spawn(serve(listener, service, limits.clone(), serving.clone()));
+        let intake = broker.intake.clone();
+        servers.spawn(serve(listener, service, intake, serving.clone()));
     }
     for (number, port) in (1..).zip(&listeners.aliases) {
         let (listener, service) = (port.open()?, AliasPort::new(Arc::clone(&broker), number));
-        servers.spawn(serve(listener, service, limits.clone(), serving.clone()));
+        let intake = broker.intake.clone();
+        servers.spawn(serve(listener, service, intake, serving.clone()));
     }
     let (registrar, stop_registering) = register(&broker);
     let (stop_moving, moving_ends) = Shutdown::new();

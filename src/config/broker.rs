@@ -107,6 +107,21 @@ config_struct! {
         "serverChannelMaxIdleTimeSeconds" => server_channel_max_idle_time_seconds: u32 = 120,
             in 1..=86_400;
 
+        /// Sends of all clients together that are worked on at a time; one larger than 4 KiB counts as
+        /// several. Connections with more are not read meanwhile.
+        "sendThreadPoolQueueCapacity" => send_thread_pool_queue_capacity: u32 = 10_000,
+            in 1..=10_000_000;
+        /// Pulls of all clients together that are worked on or wait for messages. More are refused, and
+        /// consumers repeat them after 3 s.
+        "pullThreadPoolQueueCapacity" => pull_thread_pool_queue_capacity: u32 = 100_000,
+            in 1..=10_000_000;
+        /// Whether a send that could not be begun in time is refused with the code `SYSTEM_BUSY`. Else it
+        /// waits for as long as it takes.
+        "brokerFastFailureEnable" => broker_fast_failure_enable: bool = true;
+        /// Milliseconds after which it is.
+        "waitTimeMillsInSendQueue" => wait_time_mills_in_send_queue: Duration
+            = Duration::from_millis(200), in 0..=600_000;
+
         /// The directory of everything that the broker stores.
         "storePathRootDir" => store_path_root_dir: PathBuf = host::user_home().join("store");
         /// The directory of the commit log; `commitlog` under the root by default.
@@ -231,6 +246,10 @@ config_struct! {
         /// fetched again from the other nodes. 0 for none.
         "scrubMaxBytesPerSecond" => scrub_max_bytes_per_second: u64 = 4 * u64::from(MIB),
             in 0..=1_000_000_000_000;
+        /// Bytes of memory for requests and answers of all connections together: a quarter of it for sends,
+        /// a quarter for pulls. 0 for a quarter of the machine's memory, or of the container's; else at
+        /// least 134217728.
+        "requestMemoryMaxBytes" => request_memory_max_bytes: u64 = 0, in 0..=1_000_000_000_000;
         /// Milliseconds that a stop may take before unanswered requests are given up.
         "drainTimeoutMillis" => drain_timeout_millis: Duration = Duration::from_secs(10),
             in 0..=600_000;
@@ -238,6 +257,9 @@ config_struct! {
 }
 
 impl BrokerConfig {
+    /// Least `requestMemoryMaxBytes` but 0: the largest frame has room as a send, of which there are two copies.
+    pub const REQUEST_MEMORY_MIN: u64 = 128 * MIB as u64;
+
     /// Where the commit log lies.
     pub fn commit_log_dir(&self) -> PathBuf {
         match &self.store_path_commit_log {

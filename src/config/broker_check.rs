@@ -23,6 +23,7 @@ pub(super) fn check(config: &mut BrokerConfig, settings: &mut Settings) {
     check_vip(config, settings);
     check_timers(config, settings);
     check_disk_ratios(config, settings);
+    check_memory(config, settings);
     store_check::check_file_sizes(config, settings);
     store_check::check_paths(config, settings);
 }
@@ -99,6 +100,24 @@ fn check_disk_ratios(config: &mut BrokerConfig, settings: &mut Settings) {
                 format!("{key} is kept from {low} to {high}; {kept} is taken"),
             );
         }
+    }
+}
+
+fn check_memory(config: &BrokerConfig, settings: &mut Settings) {
+    let (bytes, least) = (
+        config.request_memory_max_bytes,
+        BrokerConfig::REQUEST_MEMORY_MIN,
+    );
+    if bytes > 0 && bytes < least {
+        settings.error(
+            "requestMemoryMaxBytes",
+            format!(
+                "requestMemoryMaxBytes: {bytes} bytes have no room for a frame of the largest size"
+            ),
+            Some(format!(
+                "want {least} or more, or 0 for a quarter of the memory"
+            )),
+        );
     }
 }
 

@@ -11,8 +11,7 @@ use rmq_wire::frame::Command;
 use tokio::time::{Instant, timeout};
 
 use super::conn::{self, CallError, Conn};
-use super::limits::Bounds;
-use super::{Dialer, Limits, Reply, Request, Service, Tcp};
+use super::{Bounds, Dialer, Limits, Reply, Request, Service, Tcp};
 use crate::shutdown::{Shutdown, Trigger};
 
 /// Longest wait for a connection, as in the Java client (`connectTimeoutMillis`).
@@ -27,7 +26,7 @@ pub struct Client(Arc<Inner>);
 
 struct Inner {
     dialer: Box<dyn Dialer>,
-    bounds: Arc<Bounds>,
+    bounds: Bounds,
     slots: Mutex<HashMap<String, Slot>>,
     shutdown: Shutdown,
     _trigger: Trigger,
@@ -118,8 +117,8 @@ impl Client {
                 return Ok(Arc::clone(conn));
             }
             let stream = self.0.dialer.dial(addr).await?;
-            let conn = Conn::new(&stream, &self.0.bounds.limits);
-            let bounds = Arc::clone(&self.0.bounds);
+            let conn = Conn::new(&stream, &self.0.bounds);
+            let bounds = self.0.bounds.clone();
             let shutdown = self.0.shutdown.clone();
             tokio::spawn(conn::run(
                 stream,

@@ -14,10 +14,9 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::limits::Bounds;
 use super::outbox::{Outbox, Pieces, PushError};
 use super::reader::{Ended, Reader};
-use super::{Limits, Reply, Service, Stream};
+use super::{Bounds, Reply, Service, Stream};
 use crate::shutdown::Shutdown;
 
 /// Calls in one direction of one connection that wait for their answers.
@@ -72,12 +71,12 @@ impl fmt::Debug for Conn {
 }
 
 impl Conn {
-    pub(super) fn new(stream: &Stream, limits: &Limits) -> Arc<Self> {
+    pub(super) fn new(stream: &Stream, bounds: &Bounds) -> Arc<Self> {
         Arc::new(Self {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             peer: stream.peer,
             local: stream.local,
-            outbox: Outbox::new(limits.outbound_bytes, limits.waiting_bytes),
+            outbox: Outbox::new(bounds.clone()),
             pending: Mutex::default(),
             closed: watch::Sender::new(false),
             opened: Instant::now(),
@@ -267,13 +266,13 @@ pub(super) async fn run<S: Service>(
     stream: Stream,
     conn: Arc<Conn>,
     service: Arc<S>,
-    bounds: Arc<Bounds>,
+    bounds: Bounds,
     shutdown: Shutdown,
 ) {
     let writer = tokio::spawn(write(
         stream.writer,
         Arc::clone(&conn),
-        bounds.limits.write_stall,
+        bounds.limits().write_stall,
     ));
     service.opened(&conn);
     let mut reader = Reader::new(stream.reader, &conn, &service, &bounds, shutdown);
@@ -284,7 +283,7 @@ pub(super) async fn run<S: Service>(
             conn.outbox.finish();
             writer.await.ok();
         };
-        timeout(bounds.limits.drain, drain).await.ok();
+        timeout(bounds.limits().drain, drain).await.ok();
     }
     conn.close();
     reader.leave();

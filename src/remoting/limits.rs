@@ -1,8 +1,7 @@
 //! The bounds that keep a peer from costing more than its share, and the log lines about peers
 //! that try.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -10,7 +9,7 @@ use tokio::time::Instant;
 /// Bounds of a server or client. The durations are measured with tokio's clock.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// Connections of one server; one more is closed as soon as it is accepted.
+    /// Connections of all servers together; one more is closed as soon as it is accepted.
     pub connections: usize,
     /// Time a new connection has for its first complete frame.
     pub first_frame: Duration,
@@ -24,9 +23,19 @@ pub struct Limits {
     /// Requests of one connection that are being worked on, in bytes; each counts its length but
     /// at least [`Limits::REQUEST_BYTES_MIN`]. At the limit nothing more is read from it.
     pub in_flight_bytes: usize,
-    /// Bytes of large requests, arriving or being worked on, of all connections of a server
-    /// together. A connection on which more arrives is closed.
-    pub large_bytes: usize,
+    /// What all connections together may hold: requests that arrive or are worked on, counted as above,
+    /// and answers; see [`Bounds`](super::Bounds) for how it is shared out.
+    pub memory_bytes: usize,
+    /// Requests that bring messages and are worked on at a time, those of all connections together; one
+    /// larger than half of [`Limits::REQUEST_BYTES_MIN`] counts as several.
+    pub sends: usize,
+    /// Pulls of all connections, counted in the same way.
+    pub pulls: usize,
+    /// How long a send may wait for its place among them, since it was read; `None` for as long as it
+    /// takes.
+    pub send_wait: Option<Duration>,
+    /// How long any other request but a pull may wait for room, since it was read.
+    pub request_wait: Duration,
     /// Bytes accepted for one connection and not yet taken by its socket. At the limit no new
     /// request of it is started, and finished ones wait with their answers.
     pub outbound_bytes: usize,
@@ -50,60 +59,15 @@ impl Default for Limits {
             idle: Duration::from_secs(120),
             write_stall: Duration::from_secs(30),
             in_flight_bytes: 64 << 20,
-            large_bytes: 512 << 20,
+            memory_bytes: 512 << 20,
+            sends: 10_000,
+            pulls: 100_000,
+            send_wait: Some(Duration::from_millis(200)),
+            request_wait: Duration::from_secs(5),
             outbound_bytes: 4 << 20,
             waiting_bytes: 256 << 20,
             drain: Duration::from_secs(5),
         }
-    }
-}
-
-/// The limits of a server or client with what all its connections hold together.
-#[derive(Debug)]
-pub(super) struct Bounds {
-    pub(super) limits: Limits,
-    large: AtomicUsize,
-}
-
-impl Bounds {
-    pub(super) fn new(limits: Limits) -> Arc<Self> {
-        let large = AtomicUsize::new(0);
-        Arc::new(Self { limits, large })
-    }
-}
-
-/// What one connection or request holds of [`Limits::large_bytes`], until dropped.
-#[derive(Debug)]
-pub(super) struct Large {
-    bounds: Arc<Bounds>,
-    bytes: usize,
-}
-
-impl Large {
-    pub(super) fn none(bounds: &Arc<Bounds>) -> Self {
-        let bounds = Arc::clone(bounds);
-        Self { bounds, bytes: 0 }
-    }
-
-    /// Holds at least so many; `false` if that is too much for all together.
-    pub(super) fn grow_to(&mut self, bytes: usize) -> bool {
-        let more = bytes.saturating_sub(self.bytes);
-        self.bytes += more;
-        let before = self.bounds.large.fetch_add(more, Ordering::Relaxed);
-        before + more <= self.bounds.limits.large_bytes
-    }
-
-    /// Takes all that is held out.
-    pub(super) fn take(&mut self) -> Self {
-        let bytes = std::mem::take(&mut self.bytes);
-        let bounds = Arc::clone(&self.bounds);
-        Self { bounds, bytes }
-    }
-}
-
-impl Drop for Large {
-    fn drop(&mut self) {
-        self.bounds.large.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 

@@ -7,8 +7,10 @@
 //! - `conn`: one connection, the same from both ends; `reader` is its half that starts handlers,
 //!   `outbox` the bounded queue before its writing half
 //! - `http`: the questions of load balancers on the same port
-//! - `service`: what a server implements; `limits`: the bounds
+//! - `service`: what a server implements; `limits`: the bounds; `bounds`: what all connections of a process
+//!   share of them
 
+mod bounds;
 mod client;
 mod conn;
 mod http;
@@ -26,9 +28,10 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
+pub use bounds::{Bounds, Class, Room};
 pub use client::Client;
 pub use conn::{CallError, Conn};
 pub use limits::{Limits, LogLimit};
 pub use net::{Dialer, Dialing, Listener, Stream, Tcp};
 pub use server::serve;
-pub use service::{Health, Reply, Request, Service};
+pub use service::{Health, OVERLOAD, Reply, Request, Service};

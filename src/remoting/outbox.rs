@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use tokio::sync::Notify;
 
-use super::Reply;
+use super::{Bounds, Reply};
 
 /// A body up to this size is copied behind its header; a larger one is queued as it is, which
 /// costs a slice of its own in the vectored write.
@@ -16,16 +16,15 @@ const COPY_BYTES_MAX: usize = 8 * 1024;
 
 /// The bounded queue between those who answer and the task that writes.
 ///
-/// What it holds, written or being written, is at most the limit plus one frame; those who wait
-/// for room hold at most the waiting limit together.
+/// What it holds, written or being written, is at most what [`Bounds`] leaves it plus one frame; what
+/// those hold who wait for room is bounded there too.
 pub(super) struct Outbox {
     queue: Mutex<Queue>,
     /// Wakes the writer.
     filled: Notify,
     /// Wakes everyone who waits for room.
     room: Notify,
-    limit: usize,
-    waiting_limit: usize,
+    bounds: Bounds,
 }
 
 #[derive(Default)]
@@ -59,14 +58,13 @@ pub(super) enum PushError {
 }
 
 impl Outbox {
-    pub(super) fn new(limit: usize, waiting_limit: usize) -> Self {
+    pub(super) fn new(bounds: Bounds) -> Self {
         let (filled, room) = (Notify::new(), Notify::new());
         Self {
             queue: Mutex::default(),
             filled,
             room,
-            limit,
-            waiting_limit,
+            bounds,
         }
     }
 
@@ -94,10 +92,12 @@ impl Outbox {
         if queue.end != End::Open {
             return Err(PushError::Closed);
         }
-        if queue.unsent >= self.limit {
+        if !self.bounds.may_answer(queue.unsent) {
             return Ok(false);
         }
+        let before = queue.unsent;
         queue.append(reply);
+        self.bounds.add_unsent(queue.unsent - before);
         drop(queue);
         self.filled.notify_one();
         Ok(true)
@@ -106,7 +106,11 @@ impl Outbox {
     /// Queues bytes that are no frame, whether there is room or not.
     pub(super) fn push_text(&self, text: Bytes) {
         let mut queue = self.lock();
+        if queue.end != End::Open {
+            return;
+        }
         queue.unsent += text.len();
+        self.bounds.add_unsent(text.len());
         queue.seal_tail();
         queue.chunks.push_back(text);
         drop(queue);
@@ -119,21 +123,26 @@ impl Outbox {
             // Registered before looking again, so that room made in between is not missed.
             let mut room = pin!(self.room.notified());
             room.as_mut().enable();
+            let mut others = pin!(self.bounds.fewer_unsent().notified());
+            others.as_mut().enable();
             if self.is_room_or_end() {
                 return;
             }
-            room.await;
+            tokio::select! {
+                () = room => {}
+                () = others => {}
+            }
         }
     }
 
     fn is_room_or_end(&self) -> bool {
         let queue = self.lock();
-        queue.unsent < self.limit || queue.end != End::Open
+        self.bounds.may_answer(queue.unsent) || queue.end != End::Open
     }
 
     fn wait_with(&self, bytes: usize) -> Result<Waiting<'_>, PushError> {
         let mut queue = self.lock();
-        if queue.waiting + bytes > self.waiting_limit {
+        if !self.bounds.add_waiting(queue.waiting, bytes) {
             return Err(PushError::Overrun(queue.waiting));
         }
         queue.waiting += bytes;
@@ -166,11 +175,13 @@ impl Outbox {
     /// For the writer: so many bytes were taken by the socket.
     pub(super) fn sent(&self, bytes: usize) {
         let mut queue = self.lock();
-        let was_full = queue.unsent >= self.limit;
+        // Nothing is left of them if the connection was closed meanwhile.
+        let bytes = bytes.min(queue.unsent);
         queue.unsent -= bytes;
-        let is_full = queue.unsent >= self.limit;
+        let unsent = queue.unsent;
         drop(queue);
-        if was_full && !is_full {
+        self.bounds.remove_unsent(bytes);
+        if self.bounds.may_answer(unsent) {
             self.room.notify_waiters();
         }
     }
@@ -197,7 +208,9 @@ impl Outbox {
         queue.end = End::Closed;
         queue.chunks = VecDeque::new();
         queue.tail = BytesMut::new();
+        let unsent = std::mem::take(&mut queue.unsent);
         drop(queue);
+        self.bounds.remove_unsent(unsent);
         self.wake_all();
     }
 
@@ -216,6 +229,7 @@ struct Waiting<'a> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.outbox.lock().waiting -= self.bytes;
+        self.outbox.bounds.remove_waiting(self.bytes);
     }
 }
 

@@ -1,4 +1,5 @@
-//! The reading half of a connection: frames out of bytes, handlers out of frames.
+//! The reading half of a connection: frames out of bytes, handlers out of frames, as far as there is room
+//! for them ([`Bounds`]).
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
@@ -14,26 +15,21 @@ use rmq_wire::code::response;
 use rmq_wire::frame::{self, Command, FrameError};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
+use super::bounds::{READ_BYTES_MIN, Room, UNIT_BYTES, units};
 use super::http::{self, Head};
-use super::limits::{Bounds, Large};
 use super::outbox::PushError;
-use super::{Conn, Limits, LogLimit, Reply, Request, Service};
+use super::{Bounds, Class, Conn, LogLimit, Reply, Request, Service};
 use crate::shutdown::Shutdown;
 
-/// Space for one read, doubled while reads fill it: an idle connection holds the least, a busy one
-/// needs few system calls.
-const READ_BYTES_MIN: usize = 4 * 1024;
-const READ_BYTES_MAX: usize = 64 * 1024;
 /// Frames up to this size are copied out of the read buffer, so that a request that waits long
 /// does not keep the buffer and its other frames alive.
 const COPY_FRAME_BYTES_MAX: usize = 4 * 1024;
 /// The length field before each frame.
 const LENGTH_BYTES: usize = 4;
-/// The unit in which bytes in flight are counted; a semaphore's permits would not suffice for
-/// bytes on a 32-bit machine.
-const UNIT_BYTES: usize = 1024;
+/// The wait of those that may wait for as long as it takes.
+const VERY_LONG: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A stopping server answers on until nothing was read for so long, nothing is in flight and all is written.
 /// Stock Java clients (4.9) that meet the reset with a write leave whatever else they have sent there to its
@@ -43,6 +39,7 @@ const QUIET: Duration = Duration::from_millis(2);
 const QUIET_LIMIT: Duration = Duration::from_millis(200);
 
 static BAD_FRAMES: LogLimit = LogLimit::new();
+static BUSY: LogLimit = LogLimit::new();
 static OVERRUNS: LogLimit = LogLimit::new();
 static PANICS: LogLimit = LogLimit::new();
 
@@ -58,14 +55,19 @@ pub(super) enum Ended {
 pub(super) struct Reader<'a, S> {
     input: Box<dyn AsyncRead + Send + Unpin>,
     buffer: BytesMut,
+    /// Space for one read, doubled while reads fill it: an idle connection holds the least, a busy one
+    /// needs few system calls.
     read_bytes: usize,
     /// When the first byte of the frame that is incomplete in the buffer was seen.
     partial_since: Option<Instant>,
     had_frame: bool,
     conn: &'a Arc<Conn>,
     service: &'a Arc<S>,
-    bounds: &'a Arc<Bounds>,
-    large: Large,
+    bounds: &'a Bounds,
+    /// That of the large request that is arriving.
+    room: Option<Room>,
+    /// Bytes that are still to come of a large request that was refused.
+    unwanted: usize,
     shutdown: Shutdown,
     in_flight: Arc<Semaphore>,
     in_flight_units: u32,
@@ -78,10 +80,10 @@ impl<'a, S: Service> Reader<'a, S> {
         input: Box<dyn AsyncRead + Send + Unpin>,
         conn: &'a Arc<Conn>,
         service: &'a Arc<S>,
-        bounds: &'a Arc<Bounds>,
+        bounds: &'a Bounds,
         shutdown: Shutdown,
     ) -> Self {
-        let units = bounds.limits.in_flight_bytes / UNIT_BYTES;
+        let units = bounds.limits().in_flight_bytes / UNIT_BYTES;
         let units = u32::try_from(units).unwrap_or(u32::MAX);
         Self {
             input,
@@ -92,7 +94,8 @@ impl<'a, S: Service> Reader<'a, S> {
             conn,
             service,
             bounds,
-            large: Large::none(bounds),
+            room: None,
+            unwanted: 0,
             shutdown,
             in_flight: Arc::new(Semaphore::new(units as usize)),
             in_flight_units: units,
@@ -193,9 +196,9 @@ impl<'a, S: Service> Reader<'a, S> {
 
     fn deadline(&self) -> Instant {
         match self.partial_since {
-            Some(since) => since + self.bounds.limits.partial_frame,
-            None if !self.had_frame => self.conn.opened() + self.bounds.limits.first_frame,
-            None => self.conn.last_active() + self.bounds.limits.idle,
+            Some(since) => since + self.bounds.limits().partial_frame,
+            None if !self.had_frame => self.conn.opened() + self.bounds.limits().first_frame,
+            None => self.conn.last_active() + self.bounds.limits().idle,
         }
     }
 
@@ -217,17 +220,25 @@ impl<'a, S: Service> Reader<'a, S> {
 
     async fn has_read(&mut self, count: usize) -> Result<(), Broken> {
         self.conn.has_read();
+        let most = self.bounds.read_bytes();
         if count >= self.read_bytes {
-            self.read_bytes = (self.read_bytes * 2).min(READ_BYTES_MAX);
+            self.read_bytes *= 2;
         }
-        if self.buffer.len() > READ_BYTES_MAX && !self.large.grow_to(self.buffer.len()) {
-            return Err(Broken::Crowd(self.bounds.limits.large_bytes));
+        self.read_bytes = self.read_bytes.min(most);
+        let arrived = Instant::now();
+        loop {
+            self.drop_unwanted();
+            if let Some(raw) = self.next_frame()? {
+                self.had_frame = true;
+                self.start(raw, arrived).await?;
+            } else if self.room.is_none() && self.buffer.len() > most {
+                self.begin_large(arrived).await?;
+            } else {
+                break;
+            }
         }
-        while let Some(raw) = self.next_frame()? {
-            self.had_frame = true;
-            self.start(raw).await?;
-        }
-        self.partial_since = match (self.buffer.is_empty(), self.partial_since) {
+        let is_between = self.buffer.is_empty() && self.unwanted == 0;
+        self.partial_since = match (is_between, self.partial_since) {
             (true, _) => None,
             (false, since) => Some(since.unwrap_or_else(Instant::now)),
         };
@@ -253,18 +264,92 @@ impl<'a, S: Service> Reader<'a, S> {
         Ok(Some(raw))
     }
 
-    async fn start(&mut self, raw: Bytes) -> Result<(), Broken> {
-        // What was counted while the frame arrived is now the request's.
-        let large = self.large.take();
+    /// Takes room for the frame that is arriving, all that it needs at once: two that had half of it each
+    /// would wait for each other.
+    async fn begin_large(&mut self, arrived: Instant) -> Result<(), Broken> {
+        let len = frame::peek_len(&self.buffer)?.expect("more than a length is here");
+        let here = Bytes::copy_from_slice(&self.buffer[LENGTH_BYTES..]);
+        let command = match Command::decode(here) {
+            // Nobody's header is that long: what it asks for, and how to refuse it, is not known yet.
+            Err(FrameError::HeaderOverrun { .. }) => {
+                let room = self.bounds.try_enter(Class::Other, len);
+                self.room = Some(room.ok_or(Broken::LongHeader)?);
+                return Ok(());
+            }
+            decoded => decoded?,
+        };
+        self.room = self.enter(&command, len, arrived).await;
+        if self.room.is_none() {
+            self.had_frame = true;
+            self.unwanted = LENGTH_BYTES + len;
+        }
+        // Its peer could not go on while nothing was read.
+        self.partial_since = None;
+        Ok(())
+    }
+
+    fn drop_unwanted(&mut self) {
+        if self.unwanted == 0 {
+            return;
+        }
+        let here = self.unwanted.min(self.buffer.len());
+        self.buffer.advance(here);
+        self.unwanted -= here;
+        if self.unwanted == 0 {
+            self.partial_since = None;
+        }
+    }
+
+    /// Room for a request among those of all connections; without any in time it is refused.
+    async fn enter(&mut self, command: &Command, bytes: usize, arrived: Instant) -> Option<Room> {
+        if !command.is_response() {
+            // A peer that does not read its answers gets no new ones made.
+            meanwhile(&mut self.working, self.conn.outbox.has_room()).await;
+        }
+        let class = self.service.class(command.code);
+        if let Some(room) = self.bounds.try_enter(class, bytes) {
+            return Some(room);
+        }
+        let patience = self.bounds.patience(class).unwrap_or(VERY_LONG);
+        let room = timeout_at(arrived + patience, self.bounds.enter(class, bytes));
+        if let Ok(room) = meanwhile(&mut self.working, room).await {
+            return Some(room);
+        }
+        self.refuse(command, arrived.elapsed());
+        None
+    }
+
+    fn refuse(&self, command: &Command, waited: Duration) {
+        if let Some(more) = BUSY.pass() {
+            let (peer, code, ms) = (self.conn.peer(), command.code, waited.as_millis());
+            tracing::warn!(%peer, code, ms, more, "request refused: too many are worked on");
+        }
+        if command.is_oneway() || command.is_response() {
+            return;
+        }
+        if let Some((code, remark)) = self.service.busy(command.code, waited) {
+            let reply = command.reply_error(code, remark);
+            // There was room for it a moment ago; a client that gets none asks again by itself.
+            self.conn.outbox.try_push(&reply.into()).ok();
+        }
+    }
+
+    async fn start(&mut self, raw: Bytes, arrived: Instant) -> Result<(), Broken> {
+        let room = self.room.take();
         let command = Command::decode(raw.clone())?;
         if command.is_response() {
             self.conn.complete(command);
             return Ok(());
         }
-        // A peer that does not read its answers gets no new ones made.
-        meanwhile(&mut self.working, self.conn.outbox.has_room()).await;
         let in_flight = self.admit(raw.len()).await;
-        let answer = Answer::to(&command, self.conn, (in_flight, large));
+        let room = match room {
+            Some(room) => Some(room),
+            None => self.enter(&command, raw.len(), arrived).await,
+        };
+        let Some(room) = room else {
+            return Ok(());
+        };
+        let answer = Answer::to(&command, self.conn, (in_flight, room));
         let request = Request {
             command,
             raw,
@@ -283,9 +368,7 @@ impl<'a, S: Service> Reader<'a, S> {
     }
 
     async fn admit(&mut self, bytes: usize) -> OwnedSemaphorePermit {
-        let bytes = bytes.max(Limits::REQUEST_BYTES_MIN);
-        let units = u32::try_from(bytes / UNIT_BYTES).unwrap_or(u32::MAX);
-        let units = units.min(self.in_flight_units);
+        let units = units(bytes).min(self.in_flight_units);
         let in_flight = || Arc::clone(&self.in_flight);
         // A wait, even for nothing, is counted against the requests that one turn of this task begins.
         match in_flight().try_acquire_many_owned(units) {
@@ -332,12 +415,12 @@ enum Broken {
     Silent,
     #[error("no HTTP question either")]
     Http,
-    #[error("large requests of all connections exceed {0} bytes")]
-    Crowd(usize),
+    #[error("no room for a frame with so long a header")]
+    LongHeader,
 }
 
 /// What a request counts for while it is worked on.
-type Held = (OwnedSemaphorePermit, Large);
+type Held = (OwnedSemaphorePermit, Room);
 
 /// Where the outcome of one request goes.
 struct Answer {

@@ -3,11 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 
 use super::conn::{self, Conn};
-use super::limits::Bounds;
-use super::{Limits, Listener, LogLimit, Service};
+use super::{Bounds, Listener, LogLimit, Service};
 use crate::shutdown::Shutdown;
 
 /// Accepting fails while the process has no descriptor left; trying at once again would only
@@ -17,15 +16,15 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 static REFUSED: LogLimit = LogLimit::new();
 
 /// Serves connections until `shutdown`, then stops accepting, and reading from each connection in its next
-/// quiet moment, leaves [`Limits::drain`] to the requests in flight, closes everything and returns.
+/// quiet moment, leaves [`Limits::drain`](super::Limits::drain) to the requests in flight, closes everything and
+/// returns. Servers of one process share their bounds.
 pub async fn serve<S: Service>(
     mut listener: impl Listener,
     service: Arc<S>,
-    limits: Limits,
+    bounds: impl Into<Bounds>,
     mut shutdown: Shutdown,
 ) {
-    let slots = Arc::new(Semaphore::new(limits.connections));
-    let bounds = Bounds::new(limits);
+    let bounds = bounds.into();
     // Every connection holds a sender; the channel closes with the last of them.
     let (alive, mut all_gone) = mpsc::channel::<()>(1);
     loop {
@@ -44,19 +43,19 @@ pub async fn serve<S: Service>(
                 continue;
             }
         };
-        let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
+        let Some(slot) = bounds.slot() else {
             if let Some(more) = REFUSED.pass() {
-                let (peer, limit) = (stream.peer, bounds.limits.connections);
+                let (peer, limit) = (stream.peer, bounds.limits().connections);
                 tracing::warn!(%peer, limit, more, "connection refused: there are too many");
             }
             continue;
         };
-        let conn = Conn::new(&stream, &bounds.limits);
+        let conn = Conn::new(&stream, &bounds);
         let task = conn::run(
             stream,
             conn,
             Arc::clone(&service),
-            Arc::clone(&bounds),
+            bounds.clone(),
             shutdown.clone(),
         );
         let alive = alive.clone();

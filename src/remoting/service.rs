@@ -3,11 +3,13 @@
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
+use rmq_wire::code::response;
 use rmq_wire::frame::Command;
 
-use super::Conn;
+use super::{Class, Conn};
 
 /// One request as it arrived.
 #[derive(Debug, Clone)]
@@ -57,6 +59,9 @@ impl From<Command> for Reply {
     }
 }
 
+/// The remark with which Java refuses what its queues have no room for (`NettyRemotingAbstract`).
+pub const OVERLOAD: &str = "[OVERLOAD]system busy, start flow control for a while";
+
 /// Answers requests.
 ///
 /// Requests of one connection run concurrently, but each is polled for the first time in the order
@@ -70,6 +75,19 @@ pub trait Service: Send + Sync + 'static {
     /// The future is never cancelled, not even by the end of the connection. One that waits long
     /// must therefore also wait for [`Conn::closed`].
     fn call(self: Arc<Self>, request: Request) -> impl Future<Output = Option<Reply>> + Send;
+
+    /// With what a request of this code shares its room.
+    fn class(&self, code: i32) -> Class {
+        let _ = code;
+        Class::Other
+    }
+
+    /// What a request of this code is told for which there was no room in so long, code and remark;
+    /// `None` tells nothing. Nothing was done for it.
+    fn busy(&self, code: i32, waited: Duration) -> Option<(i32, String)> {
+        let _ = (code, waited);
+        Some((response::SYSTEM_BUSY, OVERLOAD.to_owned()))
+    }
 
     /// What a load balancer is told that asks for `path` by HTTP; `None` for an unknown one.
     fn health(&self, path: &str) -> Option<Health> {

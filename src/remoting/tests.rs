@@ -1,3 +1,5 @@
+mod crowd;
+
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -27,6 +29,10 @@ const ASK_BACK: i32 = 6;
 const NOTE: i32 = 7;
 /// As `BYTES`, in two parts and after a suspension.
 const PARTS: i32 = 8;
+/// As `SUSPEND`, with room among sends.
+const HOLD: i32 = 9;
+/// As `SUSPEND`, with room among pulls.
+const PULL: i32 = 10;
 
 #[derive(Default)]
 struct Probe {
@@ -51,7 +57,7 @@ impl Probe {
         };
         match command.code {
             ECHO => Some(reply.with_body(command.body.clone()).into()),
-            SUSPEND => {
+            SUSPEND | HOLD | PULL => {
                 self.suspended.fetch_add(1, Ordering::SeqCst);
                 tokio::select! {
                     () = self.release.notified() => {}
@@ -105,6 +111,14 @@ impl Service for Probe {
         self.answer(request).await
     }
 
+    fn class(&self, code: i32) -> Class {
+        match code {
+            HOLD => Class::Send,
+            PULL => Class::Pull,
+            _ => Class::Other,
+        }
+    }
+
     fn opened(&self, _conn: &Arc<Conn>) {
         self.opened.fetch_add(1, Ordering::SeqCst);
     }
@@ -121,11 +135,12 @@ struct Server {
     task: JoinHandle<()>,
 }
 
-fn start(limits: Limits) -> Server {
+fn start(bounds: impl Into<Bounds>) -> Server {
     let (net, port) = network();
     let (trigger, shutdown) = Shutdown::new();
     let probe = Arc::new(Probe::default());
-    let task = tokio::spawn(serve(net, Arc::clone(&probe), limits, shutdown));
+    let bounds = bounds.into();
+    let task = tokio::spawn(serve(net, Arc::clone(&probe), bounds, shutdown));
     Server {
         probe,
         port,
@@ -520,7 +535,8 @@ async fn requests_beyond_what_may_be_in_flight_are_left_unread() {
 #[tokio::test]
 async fn large_requests_of_all_connections_have_one_limit() {
     let server = start(Limits {
-        large_bytes: 500_000,
+        memory_bytes: 8 * 500_000,
+        request_wait: Duration::ZERO,
         ..Limits::default()
     });
     let mut frame = BytesMut::new();
@@ -538,12 +554,17 @@ async fn large_requests_of_all_connections_have_one_limit() {
         let closed = server.probe.closed.load(Ordering::SeqCst);
 
         let mut second = server.port.connect(1 << 20).await.unwrap();
-        second.write_all(&frame[..200_000]).await.ok();
-        assert!(is_closed_by_server(&mut second).await);
+        second.write_all(&frame[..200_000]).await.unwrap();
+        let refused = receive(&mut second).await;
+        assert_eq!((refused.opaque, refused.code), (1, response::SYSTEM_BUSY));
+        // The rest of it is not taken for anything else.
+        second.write_all(&frame[200_000..]).await.unwrap();
+        send(&mut second, &request(ECHO, 2, "next")).await;
+        assert_eq!(&receive(&mut second).await.body[..], b"next");
         send(&mut small, &request(ECHO, 1, vec![1; 50_000])).await;
         assert_eq!(receive(&mut small).await.body.len(), 50_000);
         // Room again when the first is gone.
-        drop((first, small));
+        drop((first, second, small));
         until(|| server.probe.closed.load(Ordering::SeqCst) == closed + 3).await;
         until(|| server.probe.suspended.load(Ordering::SeqCst) == 0).await;
     }

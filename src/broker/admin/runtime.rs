@@ -17,7 +17,7 @@ use super::{answer, blocking};
 use crate::broker::Broker;
 use crate::broker::refusal::Handled;
 use crate::broker::stats::Totals;
-use crate::remoting::Request;
+use crate::remoting::{Class, Limits, Request};
 
 /// Name of [`frame::VERSION`] in `MQVersion`.
 const VERSION_NAME: &str = "V4_9_8";
@@ -38,6 +38,7 @@ pub(in crate::broker) async fn runtime_info(broker: &Arc<Broker>, request: &Requ
         of_disk(broker, &mut table);
         of_delays(broker, &mut table);
         of_forwards(broker, &mut table);
+        of_sends(broker, &mut table);
         absent(&mut table);
         Ok(table)
     })
@@ -214,11 +215,20 @@ fn of_forwards(broker: &Broker, table: &mut Table) {
     }
 }
 
-/// What Java has and we do not: no request waits in the queue of a pool of threads, no buffer
+/// The sends that are worked on: they are what waits in the queue of Java's pool for them.
+fn of_sends(broker: &Broker, table: &mut Table) {
+    let held = broker.intake.held(Class::Send) / Limits::REQUEST_BYTES_MIN;
+    let capacity = broker.config.send_thread_pool_queue_capacity;
+    put(table, "sendThreadPoolQueueSize", held);
+    put(table, "sendThreadPoolQueueCapacity", capacity);
+    put(table, "sendThreadPoolQueueHeadWaitTimeMills", 0);
+}
+
+/// What Java has and we do not: no other request waits in the queue of a pool of threads, no buffer
 /// stands before the page cache, no lock is held while a message is written, and there is neither a
 /// pause before sends are taken nor a timer wheel.
 fn absent(table: &mut Table) {
-    for pool in ["send", "pull", "query", "litePull"] {
+    for pool in ["pull", "query", "litePull"] {
         put(table, format!("{pool}ThreadPoolQueueSize"), 0);
         put(table, format!("{pool}ThreadPoolQueueCapacity"), 0);
         put(table, format!("{pool}ThreadPoolQueueHeadWaitTimeMills"), 0);

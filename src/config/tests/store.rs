@@ -39,6 +39,23 @@ broker.conf:2: error: mappedFileSizeCommitLog=4194304 is too small for maxMessag
 }
 
 #[test]
+fn memory_for_requests_has_room_for_a_frame() {
+    assert_eq!(
+        refused("requestMemoryMaxBytes=134217727\n"),
+        "\
+broker.conf:1: error: requestMemoryMaxBytes: 134217727 bytes have no room for a frame of the largest size
+    1 | requestMemoryMaxBytes=134217727
+      |                       ^^^^^^^^^ want 134217728 or more, or 0 for a quarter of the memory
+1 error. Nothing was started.
+"
+    );
+    for bytes in [0, 134_217_728] {
+        let (config, _) = loaded(&format!("requestMemoryMaxBytes={bytes}\n"));
+        assert_eq!(config.request_memory_max_bytes, bytes);
+    }
+}
+
+#[test]
 fn old_spellings_of_file_sizes_are_understood() {
     let files = Files::new(
         "mapedFileSizeCommitLog=1048576\nmapedFileSizeConsumeQueue=300000\nmaxMessageSize=65536\n",
