@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
 """Where the brokers' time goes: a group of three under `rmq bench`, by thread, system call and function.
 
-    benches/profile.py [--size 1024] [--connections 1] [--in-flight 64] [--seconds 8] [--perf]
+    benches/profile.py [--size 1024] [--connections 1] [--in-flight 64] [--rate N] [--seconds 8] [--perf] [--idle]
 
 Starts three nodes and a name server on loopback, loads them, and prints Markdown tables: for the threads of the
-leader and of the followers CPU seconds per million messages and switches per message; system calls per
-message; with --perf the functions in which the brokers were found most often. System calls are counted in a
-run of their own (strace), and so are functions (perf), because both slow down what they watch. `--binary` is
-the program of the brokers, built if not given; --generator that of the load.
+leader and of the followers CPU seconds per million messages and wake-ups per message (voluntary switches, which a
+machine that does other things too changes little); system calls per message; with --perf the functions in which the
+brokers were found most often; with --idle the share of a core and the wake-ups a second of brokers without any
+client, instead of all that. System calls are counted in a run of their own (strace), and so are functions (perf),
+because both slow down what they watch. `--binary` is the program of the brokers, built if not given; --generator that
+of the load.
 """
 
 import argparse
@@ -15,12 +17,13 @@ import os
 import re
 import subprocess
 import threading
+import time
 
 from cluster import Rmq, work_dir
 
 
 def tasks(pid):
-    """CPU nanoseconds and switches of each thread, by its name."""
+    """CPU nanoseconds and wake-ups of each thread, by its name."""
     found = {}
     for task in os.listdir(f"/proc/{pid}/task"):
         with open(f"/proc/{pid}/task/{task}/comm") as f:
@@ -28,9 +31,9 @@ def tasks(pid):
         with open(f"/proc/{pid}/task/{task}/schedstat") as f:
             nanoseconds = int(f.read().split()[0])
         with open(f"/proc/{pid}/task/{task}/status") as f:
-            switches = sum(int(n) for n in re.findall(r"voluntary_ctxt_switches:\s+(\d+)", f.read()))
+            wakeups = int(re.search(r"^voluntary_ctxt_switches:\s+(\d+)", f.read(), re.M).group(1))
         old = found.get(name, (0, 0))
-        found[name] = (old[0] + nanoseconds, old[1] + switches)
+        found[name] = (old[0] + nanoseconds, old[1] + wakeups)
     return found
 
 
@@ -40,7 +43,7 @@ def load(cluster, options, watch=None):
     leader = cluster.leading()
     plan = [
         "-t", "bench1024", "-s", options.size, "-c", options.connections, "-i", options.in_flight, "--warmup", 0, "-d", options.seconds,
-    ]
+    ] + ["-r", options.rate] * bool(options.rate)
     watcher = watch and threading.Thread(target=watch)
     if watcher:
         watcher.start()
@@ -54,26 +57,47 @@ def load(cluster, options, watch=None):
     return leader, sent, before, after
 
 
-def threads(cluster, options):
-    leader, sent, before, after = load(cluster, options)
+def by_role(leader, before, after, unit):
+    """Nanoseconds and wake-ups of the threads of the leader and of the followers together, per unit."""
     rows = {}
     for node in range(3):
         role = "leader" if node == leader else "followers"
-        for name, (nanoseconds, switches) in after[node].items():
-            nanoseconds0, switches0 = before[node].get(name, (0, 0))
+        for name, counts in after[node].items():
             row = rows.setdefault((role, name), [0, 0])
-            row[0] += (nanoseconds - nanoseconds0) / sent["messages"] / 1e3
-            row[1] += (switches - switches0) / sent["messages"]
+            for i, count in enumerate(counts):
+                row[i] += (count - before[node].get(name, (0, 0))[i]) / unit
+    return rows
+
+
+def idle(cluster, options):
+    leader = cluster.leading()
+    time.sleep(5)
+    before = [tasks(process.pid) for process in cluster.nodes()]
+    begun = time.time()
+    time.sleep(options.seconds)
+    elapsed = time.time() - begun
+    rows = by_role(leader, before, [tasks(process.pid) for process in cluster.nodes()], elapsed)
+    print("\n| node | threads | % of a core | wake-ups a second |\n|---|---|---|---|")
+    for (role, name), (cpu, wakeups) in sorted(rows.items()):
+        if wakeups >= 0.5:
+            print(f"| {role} | {name} | {cpu / 1e7:.2f} | {wakeups:.1f} |")
+    cpu, wakeups = (sum(row[i] for row in rows.values()) for i in range(2))
+    print(f"| all | all | {cpu / 1e7:.2f} | {wakeups:.1f} |")
+
+
+def threads(cluster, options):
+    leader, sent, before, after = load(cluster, options)
+    rows = by_role(leader, before, after, sent["messages"])
     print(
         f"\n{sent['messages']} messages of {options.size} B, {sent['per_second']:.0f}/s, "
         f"p50 {sent['latency_ms']['p50']:.2f} ms, {sent['failed']} failed"
     )
-    print("\n| node | threads | CPU s per million messages | switches per message |\n|---|---|---|---|")
-    for (role, name), (cpu, switches) in sorted(rows.items()):
-        if cpu >= 0.05 or switches >= 0.005:
-            print(f"| {role} | {name} | {cpu:.2f} | {switches:.3f} |")
-    cpu, switches = (sum(row[i] for row in rows.values()) for i in range(2))
-    print(f"| all | all | {cpu:.2f} | {switches:.3f} |")
+    print("\n| node | threads | CPU s per million messages | wake-ups per message |\n|---|---|---|---|")
+    for (role, name), (cpu, wakeups) in sorted(rows.items()):
+        if cpu >= 50 or wakeups >= 0.005:
+            print(f"| {role} | {name} | {cpu / 1e3:.2f} | {wakeups:.3f} |")
+    cpu, wakeups = (sum(row[i] for row in rows.values()) for i in range(2))
+    print(f"| all | all | {cpu / 1e3:.2f} | {wakeups:.3f} |")
 
 
 def calls(cluster, options):
@@ -125,14 +149,16 @@ def main():
     parser.add_argument("--connections", type=int, default=1)
     parser.add_argument("--in-flight", type=int, default=64)
     parser.add_argument("--seconds", type=int, default=8)
+    parser.add_argument("--rate", type=float, help="messages a second; as many as it takes by default")
     parser.add_argument("--perf", action="store_true")
+    parser.add_argument("--idle", action="store_true")
     parser.add_argument("--binary", help="the rmq executable; built in release mode by default")
     parser.add_argument("--generator", help="the one that makes the load, if not the same")
     options = parser.parse_args()
     Rmq.choose(options.binary)
     with work_dir("profile") as work, Rmq(23000, work, None) as cluster:
         cluster.up()
-        for measure in [threads, calls] + [functions] * options.perf:
+        for measure in [idle] if options.idle else [threads, calls] + [functions] * options.perf:
             measure(cluster, options)
 
 
