@@ -163,19 +163,21 @@ impl Client {
     /// Every message of a queue up to its present end, as (queue offset, body).
     pub fn read_queue(&mut self, topic: &str, queue: u32) -> io::Result<Vec<(u64, String)>> {
         let mut found = Vec::new();
-        self.read_queue_in_parts(topic, queue, |offset, body| found.push((offset, body)))?;
+        self.read_queue_from(topic, queue, 0, |offset, body| found.push((offset, body)))?;
         Ok(found)
     }
 
-    /// The same, given away message by message.
-    pub fn read_queue_in_parts(
+    /// The same from an offset on, or from the first that is left, given away message by message.
+    pub fn read_queue_from(
         &mut self,
         topic: &str,
         queue: u32,
+        from: u64,
         mut take: impl FnMut(u64, String),
     ) -> io::Result<()> {
         let end = self.queue_number(request::GET_MAX_OFFSET, topic, queue)?;
-        let mut at = self.queue_number(request::GET_MIN_OFFSET, topic, queue)?;
+        let first = self.queue_number(request::GET_MIN_OFFSET, topic, queue)?;
+        let mut at = first.max(from);
         while at < end {
             let answer = self.pull_for("jepsen_read", topic, queue, at, MOST)?;
             match answer.code {

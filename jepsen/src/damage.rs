@@ -36,12 +36,24 @@ pub(crate) fn strike(store: &Path, fault: Fault, dice: &mut StdRng) -> anyhow::R
     Ok(1)
 }
 
+/// Whether each store has files of its log that are not written to any more.
+pub(crate) fn have_old_logs<'a>(
+    mut stores: impl Iterator<Item = &'a Path>,
+) -> anyhow::Result<bool> {
+    stores.try_fold(true, |all, store| Ok(all && !old_log(store)?.is_empty()))
+}
+
+/// The files of the log but the last ones, which may be written to. What is rotten there may look like a torn
+/// write, and only readers find it.
+fn old_log(store: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let mut log = files(&store.join("commitlog"))?;
+    log.truncate(log.len().saturating_sub(2));
+    Ok(log)
+}
+
 /// The files that the fault may have.
 fn victims(store: &Path, fault: Fault) -> anyhow::Result<Vec<PathBuf>> {
-    let mut log = files(&store.join("commitlog"))?;
-    // The last files may be written to. What is rotten there may look like a torn write, and only
-    // readers find it.
-    log.truncate(log.len().saturating_sub(2));
+    let log = old_log(store)?;
     if fault == Fault::DamageLog && !log.is_empty() {
         return Ok(log);
     }

@@ -57,8 +57,8 @@ enum Action {
     Test {
         /// Faults, separated by commas. With --time families of them: partition, slow, flaky, kill,
         /// pause, restart, transfer, power, full, eio, damage, lost, saturate, clock, syscall, or all. Without: kill-leader,
-        /// kill-follower, pause-leader, kill-all, saturate, members, replace, power, power-one, blackout,
-        /// blackout-longest.
+        /// kill-follower, pause-leader, kill-all, saturate, members, replace, damage-one, snapshot, power,
+        /// power-one, blackout, blackout-longest.
         #[arg(long, value_delimiter = ',', default_value = "kill-leader")]
         nemesis: Vec<String>,
         /// How long faults come and go, in seconds.

@@ -16,6 +16,9 @@ const TRIES: u64 = 5;
 /// Seconds of a run.
 const TIME: u64 = 30;
 
+/// The command that needs disks.
+const POWER: &str = "power";
+
 /// A bug and the run that has to find it.
 struct Mutant {
     name: &'static str,
@@ -31,7 +34,7 @@ enum Run {
 }
 
 /// Those of `rmq_store::mutants` that faults of this suite bring to light. The simulation finds all.
-const MUTANTS: [Mutant; 8] = [
+const MUTANTS: [Mutant; 10] = [
     Mutant {
         name: "M1",
         run: Run::Schedule(Workload::Queue, &[Kind::Partition, Kind::Kill], false),
@@ -57,12 +60,20 @@ const MUTANTS: [Mutant; 8] = [
         run: Run::Schedule(Workload::Offset, &[Kind::Kill, Kind::Transfer], false),
     },
     Mutant {
+        name: "M7",
+        run: Run::Command(&["test", "--nemesis", "damage-one", "--rounds", "3"]),
+    },
+    Mutant {
         name: "M8",
         run: Run::Schedule(Workload::Queue, &[Kind::Syscall], true),
     },
     Mutant {
+        name: "M13",
+        run: Run::Command(&["test", "--nemesis", "snapshot", "--rounds", "2"]),
+    },
+    Mutant {
         name: "Quarantine",
-        run: Run::Command(&["power", "async-one", "--cuts", "10"]),
+        run: Run::Command(&[POWER, "async-one", "--cuts", "10"]),
     },
 ];
 
@@ -70,7 +81,7 @@ impl Run {
     fn is_possible(&self, bed: Bed) -> bool {
         match self {
             Self::Schedule(_, kinds, _) => suite::possible(kinds, bed) == *kinds,
-            Self::Command(_) => bed.disks,
+            Self::Command(words) => bed.disks || words[0] != POWER,
         }
     }
 

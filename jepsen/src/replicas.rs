@@ -68,7 +68,7 @@ fn difference<T: PartialEq + Debug>(
 }
 
 /// Whether the node leads in the end.
-fn lead(cluster: &Cluster, node: usize) -> bool {
+pub(crate) fn lead(cluster: &Cluster, node: usize) -> bool {
     let end = Instant::now() + TURN;
     while Instant::now() < end {
         match cluster.leader() {

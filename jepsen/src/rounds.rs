@@ -27,7 +27,7 @@ pub(crate) fn judge(rmq: &Path, dir: &Path, plan: &Plan, limits: bool) -> anyhow
              {of_producers} by a producer"
         );
         // Nodes have to start again first.
-        let is_limited = !nemesis.cuts_power();
+        let is_limited = !nemesis.cuts_power() && *nemesis != Nemesis::DamageOne;
         if is_limited && (of_probe.median > MEDIAN_LIMIT_MS || of_probe.worst > WORST_LIMIT_MS) {
             too_slow.push(format!(
                 "{nemesis:?}: {of_probe}; the limits are {MEDIAN_LIMIT_MS} ms (median) and \

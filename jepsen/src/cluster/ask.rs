@@ -61,6 +61,32 @@ impl Cluster {
         terms.into_iter().max().context("no node is running")
     }
 
+    /// Where a node's log begins, for retention removes its first segments.
+    pub(crate) fn log_begins(&self, node: usize) -> anyhow::Result<u64> {
+        let log = self.nodes[node].store.join("commitlog");
+        let names = fs::read_dir(&log).with_context(|| log.display().to_string())?;
+        let names = names.map(|entry| Ok(entry?.file_name().to_string_lossy().parse().ok()));
+        let bases: Vec<Option<u64>> = names.collect::<io::Result<_>>()?;
+        let first = bases.into_iter().flatten().min();
+        first.with_context(|| format!("{} has no segment", log.display()))
+    }
+
+    /// From where on all members have the log.
+    pub(crate) fn logs_begin(&self) -> anyhow::Result<u64> {
+        let members = self.members().into_iter();
+        let begin = members.map(|node| self.log_begins(node));
+        let begin: Vec<u64> = begin.collect::<Result<_, _>>()?;
+        begin.into_iter().max().context("no members")
+    }
+
+    /// How far all running members have committed.
+    pub(crate) fn committed(&self) -> anyhow::Result<u64> {
+        let running = self.nodes.iter().filter(|n| n.child.is_some());
+        let ends = running.map(|n| committed_end(n.address));
+        let ends: Vec<u64> = ends.collect::<Result<_, _>>()?;
+        ends.into_iter().min().context("no node is running")
+    }
+
     /// Waits until all nodes have committed equally far, with no writes under way, and answers how far:
     /// the physical offset below which the logs must be equal.
     pub fn wait_until_even(&self, patience: Duration) -> anyhow::Result<u64> {
@@ -87,8 +113,16 @@ impl Cluster {
 
     /// The first byte below `end` in which two nodes' commit logs differ, as a message.
     pub fn compare_logs(&self, end: u64) -> anyhow::Result<Option<String>> {
+        self.compare_logs_from(0, end)
+    }
+
+    /// The same from the segment on that begins at `base`.
+    pub(crate) fn compare_logs_from(
+        &self,
+        mut base: u64,
+        end: u64,
+    ) -> anyhow::Result<Option<String>> {
         let segment = self.options.segment;
-        let mut base = 0;
         while base < end {
             let name = format!("{base:020}");
             let length = usize::try_from(segment.min(end - base))?;

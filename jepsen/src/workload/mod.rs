@@ -25,10 +25,11 @@ use crate::history::{Fault, History, Lead, OffsetCall, OffsetOp, PROBE};
 pub(crate) use last::{read_back, read_stretches};
 
 /// Queues; the producers have them in turn.
-const QUEUES: u32 = 4;
+pub(crate) const QUEUES: u32 = 4;
 /// Processes of producers are numbered from 0, those of others from these.
 const PROBES: u64 = 39;
 const COMMITTER: u64 = 40;
+const ONCE: u64 = 41;
 const DELAYER: u64 = 45;
 const READERS: u64 = 50;
 const MEMBERS: u64 = 60;
@@ -230,6 +231,25 @@ impl Workload {
     /// that was. What it sends is part of the history.
     pub(crate) fn probe(&self, from: u64, name: &str) -> anyhow::Result<u64> {
         producers::probe(&self.shared, from, &format!("{PROBE}:{name}"))
+    }
+
+    /// Commits an offset of the group in a queue where no other client does, until the node at `address` has
+    /// acknowledged one.
+    pub(crate) fn commit_once(&self, address: SocketAddr) -> anyhow::Result<()> {
+        const QUEUE: u32 = QUEUES - 1;
+        let shared = &self.shared;
+        let end = Instant::now() + shared.liveness;
+        loop {
+            let done = Client::connect(address, PATIENCE).is_ok_and(|mut client| {
+                let offset = shared.now() / 1_000_000;
+                shared.commit(&mut client, ONCE, QUEUE, offset)
+            });
+            if done {
+                return Ok(());
+            }
+            ensure!(Instant::now() < end, "{address} takes no offset");
+            thread::sleep(Duration::from_millis(20));
+        }
     }
 }
 
