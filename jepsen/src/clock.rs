@@ -13,6 +13,10 @@ use anyhow::Context;
 const LIBRARIES: &str = "/usr/lib";
 const LIBRARY: &str = "faketime/libfaketimeMT.so.1";
 
+/// What a shell does in a mount namespace before anything there has such a clock: what the library leaves in shared
+/// memory is of this namespace, and gone with it.
+pub(crate) const OWN_MEMORY: &str = "mount -t tmpfs shm /dev/shm";
+
 /// What has to stand before a program so that it has the clock of `file`.
 ///
 /// # Errors

@@ -118,10 +118,9 @@ pub fn try_clock(dir: &Path) -> anyhow::Result<()> {
     let file = dir.join("clock");
     clock::set(&file, Duration::from_secs(AHEAD), true)?;
     let told = apart(|| {
-        // What the library leaves in shared memory is gone with its mount.
         let mut command = Command::new("unshare");
         command.args(["--mount", "sh", "-c"]);
-        command.arg("mount -t tmpfs shm /dev/shm && exec \"$@\"");
+        command.arg(format!("{} && exec \"$@\"", clock::OWN_MEMORY));
         command.arg("clock").args(clock::words(&file)?);
         let output = command.args(["date", "+%s"]).output()?;
         let told = String::from_utf8_lossy(&output.stdout)

@@ -1,11 +1,18 @@
 //! The fault-injection suite: a group of real processes, faults, and checkers that judge what clients saw.
 //!
-//! `client` speaks the protocol, `cluster` owns the processes, `net` and `switch` are a network and `power`
-//! the disks of their own, `workload` has clients use them. A run either strikes fault after fault (`run`,
-//! which times each) or follows a `schedule` drawn from a seed (`attack`, with `storm` to strike, `damage` for
-//! files, `torn` for sectors, `clock` and `trap` for what a node hears from its kernel). `history` is what was seen, `record` its file in `edn`, `check` the promises, `page` a picture
-//! of it. `suite` runs many, `versus` sets brokers side by side, `doctor` tells what works here. `burn` takes the processors away, `bench`
-//! measures. The tests of whole processes use `cluster` and `client` too.
+//! What is attacked: `cluster` owns the processes, of rmq or of Java; `net` gives each a place in a network that
+//! `switch` moves frames through, `power` a disk whose power can be cut, of which `torn` says what it had written.
+//! `client` speaks the protocol, and `workload` has clients use the group.
+//!
+//! What strikes: a run either has fault after fault, each timed (`run`), or follows a `schedule` that is drawn from a
+//! seed (`attack`). There `storm` strikes, by `links` for what happens between nodes, `damage` for files, `clock` and
+//! `trap` for what a node hears from its kernel, `burn` for processors that are busy.
+//!
+//! What is judged: `history` is what was seen, `record` its file in `edn`; `check` holds the promises, `replicas` what
+//! each node makes of its log, and `page` draws a picture.
+//!
+//! `suite` runs many schedules, `versus` sets brokers side by side, `mutants` looks for planted bugs, `doctor` tells
+//! what works here, and `bench` measures. The tests of whole processes use `cluster` and `client` too.
 
 pub mod attack;
 pub mod bench;

@@ -15,13 +15,15 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use rand::Rng;
 use rand::rngs::StdRng;
 use rustix::fs::{FallocateFlags, fallocate, statvfs};
 use rustix::io::Errno;
 use rustix::ioctl::{Opcode, Setter, ioctl, opcode};
+use rustix::process::Signal;
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
-use crate::cluster::boot;
+use crate::cluster::{Cluster, boot};
 use crate::torn;
 
 /// Bytes of a node's disk; its file is sparse.
@@ -81,6 +83,26 @@ impl Disks {
             disks.mounted.push(disk);
         }
         Ok(disks)
+    }
+
+    /// Cuts the power of running nodes at once and leaves them without. Every other time some of what they had not
+    /// synced is on their disks nevertheless; how many sectors. `struck` is called when it is cut.
+    pub(crate) fn cut_power(
+        &self,
+        cluster: &mut Cluster,
+        nodes: &[usize],
+        dice: &mut StdRng,
+        struck: impl FnOnce(),
+    ) -> anyhow::Result<u64> {
+        for node in nodes {
+            cluster.signal(*node, Signal::STOP)?;
+        }
+        let pids: Vec<u32> = nodes.iter().filter_map(|n| cluster.pid(*n)).collect();
+        let torn = dice.random_bool(0.5).then_some(dice);
+        self.cut(nodes, &pids, torn, || {
+            struck();
+            nodes.iter().try_for_each(|node| cluster.kill(*node))
+        })
     }
 
     /// Cuts the power of `nodes`, whose processes are `pids` and were told to stop: loses what is not on

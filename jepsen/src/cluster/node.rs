@@ -132,14 +132,16 @@ impl Cluster {
     fn machine(&self, node: usize) -> Process {
         // A file system of another node is in use, and never mounted anew, for as long as it is
         // mounted anywhere.
-        const SCRIPT: &str = "boot=$1; shift; \
+        let script = format!(
+            "boot=$1; shift; \
             until [ \"$1\" = -- ]; do umount \"$1\" || exit; shift; done; shift; \
-            mount -t tmpfs shm /dev/shm && \
-            mount --bind \"$boot\" /proc/sys/kernel/random/boot_id && exec \"$@\"";
+            {} && mount --bind \"$boot\" /proc/sys/kernel/random/boot_id && exec \"$@\"",
+            clock::OWN_MEMORY
+        );
         let others = self.nodes.iter().enumerate().filter(|(n, _)| *n != node);
         let mut command = Process::new("unshare");
         command
-            .args(["--mount", "sh", "-c", SCRIPT, "machine"])
+            .args(["--mount", "sh", "-c", &script, "machine"])
             .arg(boot(&self.nodes[node].store))
             .args(others.map(|(_, other)| &other.store))
             .arg("--");

@@ -184,19 +184,12 @@ impl Striker<'_> {
         members.into_iter().map(|n| addresses[n]).collect()
     }
 
-    /// Cuts the power of `nodes` at once and switches it on again; when it was cut. Every other time some of what
-    /// was not synced is there nevertheless.
+    /// Cuts the power of `nodes` at once and switches it on again; when it was cut.
     fn cut_power(&mut self, nodes: &[usize]) -> anyhow::Result<u64> {
         let disks = self.disks.context("a power cut needs disks of its own")?;
-        for node in nodes {
-            self.cluster.signal(*node, Signal::STOP)?;
-        }
-        let pids: Vec<u32> = nodes.iter().filter_map(|n| self.cluster.pid(*n)).collect();
         let mut from = 0;
-        let torn = self.rng.random_bool(0.5).then_some(&mut self.rng);
-        disks.cut(nodes, &pids, torn, || {
+        disks.cut_power(self.cluster, nodes, &mut self.rng, || {
             from = self.work.note_strike();
-            nodes.iter().try_for_each(|node| self.cluster.kill(*node))
         })?;
         for node in nodes {
             self.cluster.start_node(*node)?;

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use rand::Rng;
 use rand::rngs::StdRng;
-use rustix::process::Signal;
 
 use super::{Active, Storm, TICK};
 use crate::clock;
@@ -49,18 +48,10 @@ impl<'a> Storm<'a> {
         self.disks.context("it needs file systems of its own")
     }
 
-    /// Cuts the power of nodes at once and leaves them without. Every other time some of what they had not
-    /// synced is on their disks.
+    /// Cuts the power of nodes at once and leaves them without, and counts it.
     pub(super) fn cut_power(&mut self, nodes: &[usize], dice: &mut StdRng) -> anyhow::Result<()> {
-        for node in nodes {
-            self.cluster.signal(*node, Signal::STOP)?;
-        }
-        let pids: Vec<u32> = nodes.iter().filter_map(|n| self.cluster.pid(*n)).collect();
         let disks = self.disks()?;
-        let torn = dice.random_bool(0.5).then_some(dice);
-        let sectors = disks.cut(nodes, &pids, torn, || {
-            nodes.iter().try_for_each(|node| self.cluster.kill(*node))
-        })?;
+        let sectors = disks.cut_power(self.cluster, nodes, dice, || ())?;
         self.cuts.times += 1;
         self.cuts.nodes += nodes.len() as u64;
         self.cuts.sectors += sectors;
