@@ -92,8 +92,8 @@ pub(crate) enum Action {
     /// Runs nodes with planted bugs, each of which has to be found within five tries, and the same seeds
     /// without. Needs nodes that were built with the feature `mutants`.
     Mutants {
-        /// Only this one.
-        which: Option<String>,
+        /// Only these.
+        which: Vec<String>,
     },
     /// Cuts of power under load, on file systems of their own. Takes root.
     Power {

@@ -6,7 +6,8 @@ use std::process::Command;
 use anyhow::{Context, ensure};
 
 /// The executable beside this one. Under cargo it is built first, so that a run never tests an old one.
-/// One with features is for development and lies in a directory of its own.
+/// One with features has the simulation's profile, with which it shares what it depends on, and lies in a directory
+/// of its own.
 pub(crate) fn built(name: &str, features: &[&str]) -> anyhow::Result<PathBuf> {
     let own = std::env::current_exe().context("cannot find this program's own path")?;
     let mut path = own.with_file_name(name);
@@ -17,7 +18,7 @@ pub(crate) fn built(name: &str, features: &[&str]) -> anyhow::Result<PathBuf> {
             .parent()
             .and_then(Path::parent)
             .context("no target directory")?;
-        path = target.join("mutants/debug").join(name);
+        path = target.join("mutants/sim").join(name);
     }
     if let Some(cargo) = cargo {
         let mut build = Command::new(cargo);
@@ -36,7 +37,7 @@ pub(crate) fn built(name: &str, features: &[&str]) -> anyhow::Result<PathBuf> {
                 .parent()
                 .and_then(Path::parent)
                 .context("no target directory")?;
-            build.arg("--target-dir").arg(target);
+            build.args(["--profile", "sim", "--target-dir"]).arg(target);
         } else if is_release {
             build.arg("--release");
         }

@@ -124,7 +124,7 @@ fn main() -> Done {
                 None => built("rmq", &["--features", "mutants"])?,
             };
             let dir = dir.unwrap_or_else(temporary);
-            let found = mutants::find_all(&rmq, &dir, which.as_deref(), &say)?;
+            let found = mutants::find_all(&rmq, &dir, &which, &say)?;
             return Ok(exit(found));
         }
         Action::Power { of, cuts, seed } => {

@@ -5,9 +5,12 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::ensure;
+use rmq_store::mutants::{OF_BROKER, OF_LOG};
 
 use crate::attack::Bed;
-use crate::schedule::{Kind, Schedule};
+use crate::check::{self, CHECKERS};
+use crate::history::History;
+use crate::schedule::{Kind, Schedule, value_name};
 use crate::suite::{self, Say, Verdict};
 use crate::workload::Kind as Workload;
 
@@ -15,9 +18,11 @@ use crate::workload::Kind as Workload;
 const TRIES: u64 = 5;
 /// Seconds of a run.
 const TIME: u64 = 30;
-
 /// The command that needs disks.
 const POWER: &str = "power";
+/// The bug that is none of a node: of what a run reads back in the end, the checkers do not get every message.
+const BLIND: (&str, &str) = ("M15", "hides one message of a thousand from the checkers");
+const HIDDEN: usize = 1_000;
 
 /// A bug and the run that has to find it.
 struct Mutant {
@@ -33,8 +38,8 @@ enum Run {
     Command(&'static [&'static str]),
 }
 
-/// Those of `rmq_store::mutants` that faults of this suite bring to light. The simulation finds all.
-const MUTANTS: [Mutant; 10] = [
+/// Those of `rmq_store::mutants`, and what has to bring each to light.
+const MUTANTS: [Mutant; 14] = [
     Mutant {
         name: "M1",
         run: Run::Schedule(Workload::Queue, &[Kind::Partition, Kind::Kill], false),
@@ -68,8 +73,25 @@ const MUTANTS: [Mutant; 10] = [
         run: Run::Schedule(Workload::Queue, &[Kind::Syscall], true),
     },
     Mutant {
+        name: "M10",
+        run: Run::Schedule(Workload::Delay, &[Kind::Kill], false),
+    },
+    Mutant {
+        name: "M11",
+        run: Run::Schedule(Workload::Ordered, &[Kind::Kill, Kind::Transfer], false),
+    },
+    Mutant {
+        name: "M12",
+        // A node that is killed builds anew what it has indexed since it was last stopped.
+        run: Run::Schedule(Workload::Queue, &[Kind::Kill, Kind::Restart], false),
+    },
+    Mutant {
         name: "M13",
         run: Run::Command(&["test", "--nemesis", "snapshot", "--rounds", "2"]),
+    },
+    Mutant {
+        name: BLIND.0,
+        run: Run::Schedule(Workload::Queue, &[Kind::Kill], false),
     },
     Mutant {
         name: "Quarantine",
@@ -85,43 +107,61 @@ impl Run {
         }
     }
 
-    /// What is wrong, if anything.
-    fn once(
-        &self,
-        rmq: &Path,
-        dir: &Path,
-        (seed, planted): (u64, Option<&'static str>),
-        bed: Bed,
-        say: Say<'_>,
-    ) -> anyhow::Result<Option<String>> {
+    /// For people: the workload and its faults, or the command.
+    fn words(&self) -> String {
+        match self {
+            Self::Schedule(workload, kinds, _) => {
+                let kinds: Vec<String> = kinds.iter().map(value_name).collect();
+                format!("`{}`, `{}`", value_name(workload), kinds.join(","))
+            }
+            Self::Command(words) => format!("`{}`", words.join(" ")),
+        }
+    }
+}
+
+impl Mutant {
+    fn what(&self) -> &'static str {
+        let known = OF_LOG.iter().chain(&OF_BROKER).chain([&BLIND]);
+        let what = known.filter(|(name, _)| *name == self.name);
+        what.map(|(_, what)| *what).next().unwrap_or_default()
+    }
+
+    /// Runs it with a seed, with or without the bug. What is wrong, if anything.
+    fn once(&self, at: Place<'_>, seed: u64, planted: bool) -> anyhow::Result<Option<String>> {
+        let Place { rmq, dir, bed, say } = at;
         if dir.try_exists()? {
             fs::remove_dir_all(dir)?;
         }
-        match self {
-            Self::Schedule(workload, kinds, sync_flush) => {
+        let is_blind = self.name == BLIND.0;
+        let of_nodes = (planted && !is_blind).then_some(self.name);
+        match &self.run {
+            Run::Schedule(workload, kinds, sync_flush) => {
                 let schedule = Schedule::draw(*workload, kinds, TIME, seed, Some(*sync_flush))?;
                 let bed = Bed {
-                    mutant: planted,
+                    mutant: of_nodes,
                     ..bed
                 };
                 Ok(match suite::one(rmq, dir, &schedule, bed, say) {
                     Ok((Verdict::Failed, outcome)) => outcome.wrong.into_iter().next(),
+                    Ok((_, outcome)) if planted && is_blind => judge_blindly(outcome.history),
                     Ok(_) => None,
                     Err(e) => Some(format!("{e:#}")),
                 })
             }
-            Self::Command(arguments) => {
+            Run::Command(arguments) => {
                 let mut command = Command::new(std::env::current_exe()?);
                 command.arg("--rmq").arg(rmq).arg("--dir").arg(dir);
                 command.args(*arguments).args(["--seed", &seed.to_string()]);
-                if let Some(planted) = planted {
+                if let Some(planted) = of_nodes {
                     // It is passed on to the nodes.
                     command.env("RMQ_MUTANT", planted);
                 }
                 let output = command.output()?;
                 let told = String::from_utf8_lossy(&output.stdout);
                 told.lines().for_each(say);
-                let wrong = told.lines().find(|line| line.contains("FAILED"));
+                let wrong = told
+                    .lines()
+                    .find_map(|line| line.trim_start().strip_prefix("FAILED "));
                 let error = String::from_utf8_lossy(&output.stderr);
                 let error = || error.lines().take(4).collect::<Vec<_>>().join(" ");
                 let wrong = wrong.map_or_else(error, str::to_owned);
@@ -129,65 +169,111 @@ impl Run {
             }
         }
     }
+
+    /// Looks for it, and runs each seed without it too.
+    fn find(&self, at: Place<'_>) -> anyhow::Result<Found> {
+        let say = at.say;
+        let mut found = Found::Never;
+        for seed in 1..=TRIES {
+            say(&format!("{} planted", self.name));
+            let by = self.once(at, seed, true)?;
+            say(&format!("{} not planted", self.name));
+            if let Some(without) = self.once(at, seed, false)? {
+                return Ok(Found::Without(seed, without));
+            }
+            if let Some(by) = by {
+                found = Found::Seed(seed, by);
+                break;
+            }
+        }
+        if at.dir.try_exists()? {
+            fs::remove_dir_all(at.dir)?;
+        }
+        Ok(found)
+    }
 }
 
-/// Whether each bug is found, and nothing is found with the same seeds without it.
-pub fn find_all(rmq: &Path, dir: &Path, which: Option<&str>, say: Say<'_>) -> anyhow::Result<bool> {
-    let bed = suite::bed(say);
-    let chosen = || {
-        MUTANTS
-            .iter()
-            .filter(|mutant| which.is_none_or(|which| which == mutant.name))
-    };
-    let names = MUTANTS.map(|mutant| mutant.name).join(", ");
-    ensure!(chosen().next().is_some(), "no such bug; there are {names}");
-    let mut all = true;
-    let mut lines = Vec::new();
-    for mutant in chosen() {
-        if !mutant.run.is_possible(bed) {
-            lines.push(format!(
-                "{}: skipped, for its faults do not work here",
-                mutant.name
-            ));
-            continue;
+/// What the checkers say if they do not get every message that was read back.
+fn judge_blindly(mut history: History) -> Option<String> {
+    for found in history.found.values_mut() {
+        let mut nth = 0..;
+        found.retain(|_| nth.next().is_none_or(|n: usize| n % HIDDEN != HIDDEN / 2));
+    }
+    check::judge(&history, &CHECKERS).into_iter().next()
+}
+
+/// Where runs are, and what they have.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    rmq: &'a Path,
+    dir: &'a Path,
+    bed: Bed,
+    say: Say<'a>,
+}
+
+/// What came of the search for a bug.
+enum Found {
+    /// By this seed, and what was wrong then.
+    Seed(u64, String),
+    Never,
+    /// This seed finds something without it.
+    Without(u64, String),
+    /// This machine has not what it takes.
+    Skipped,
+}
+
+impl Found {
+    fn to_row(&self) -> String {
+        match self {
+            Self::Seed(seed, by) => format!("{seed} | {}", by.replace('|', "/")),
+            Self::Never => format!("- | NOT FOUND in {TRIES} tries"),
+            Self::Without(seed, what) => format!("{seed} | FOUND WITHOUT IT, TOO: {what}"),
+            Self::Skipped => "- | skipped, for its faults do not work here".to_owned(),
         }
-        let found = find(rmq, dir, mutant, bed, say)?;
-        all &= found.is_some();
-        lines.push(match found {
-            Some((tries, by)) => format!("{}: found by try {tries}: {by}", mutant.name),
-            None => format!("{}: NOT FOUND in {TRIES} tries", mutant.name),
-        });
     }
-    for line in lines {
-        say(&line);
+}
+
+/// Whether each bug is found, or each of these, and nothing is found with the same seeds without it. Says so in a
+/// table.
+pub fn find_all(rmq: &Path, dir: &Path, which: &[String], say: Say<'_>) -> anyhow::Result<bool> {
+    let names = MUTANTS.map(|mutant| mutant.name);
+    for name in which {
+        ensure!(
+            names.contains(&name.as_str()),
+            "no such bug: {name}; there are {}",
+            names.join(", ")
+        );
     }
+    let bed = suite::bed(say);
+    let mut all = true;
+    let mut table = "| bug | run | seed | found by |\n|---|---|---|---|".to_owned();
+    let is_chosen = |name: &str| which.is_empty() || which.iter().any(|which| which == name);
+    for mutant in MUTANTS.iter().filter(|mutant| is_chosen(mutant.name)) {
+        let dir = &dir.join(mutant.name);
+        let found = match mutant.run.is_possible(bed) {
+            true => mutant.find(Place { rmq, dir, bed, say })?,
+            false => Found::Skipped,
+        };
+        all &= matches!(found, Found::Seed(..));
+        let Mutant { name, run } = mutant;
+        let (what, run) = (mutant.what(), run.words());
+        table += &format!("\n| {name}: {what} | {run} | {} |", found.to_row());
+    }
+    say(&table);
     Ok(all)
 }
 
-/// Which try found it, and what was wrong.
-fn find(
-    rmq: &Path,
-    dir: &Path,
-    mutant: &Mutant,
-    bed: Bed,
-    say: Say<'_>,
-) -> anyhow::Result<Option<(u64, String)>> {
-    let own = dir.join(mutant.name);
-    let run = |seed, planted| mutant.run.once(rmq, &own, (seed, planted), bed, say);
-    for seed in 1..=TRIES {
-        say(&format!("{} planted", mutant.name));
-        let Some(by) = run(seed, Some(mutant.name))? else {
-            continue;
-        };
-        say(&format!("{} not planted", mutant.name));
-        let without = run(seed, None)?;
-        ensure!(
-            without.is_none(),
-            "seed {seed} fails without the bug {} too: {}",
-            mutant.name,
-            without.unwrap_or_default()
-        );
-        return Ok(Some((seed, by)));
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_bug_has_a_run_and_every_run_a_bug() {
+        for mutant in &MUTANTS {
+            assert_ne!(mutant.what(), "", "{}", mutant.name);
+        }
+        for (name, _) in OF_LOG.iter().chain(&OF_BROKER) {
+            assert!(MUTANTS.iter().any(|mutant| mutant.name == *name), "{name}");
+        }
     }
-    Ok(None)
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use rmq_store::{PendingRecord, QueueOffset};
+use rmq_store::{PendingRecord, QueueOffset, mutant};
 use rmq_wire::record::Record;
 use rmq_wire::{name, properties};
 
@@ -68,6 +68,12 @@ async fn round(broker: &Arc<Broker>, next: &mut BTreeMap<i32, i64>) -> Result<Ro
         if due.next != from {
             progress.push((level, due.next));
         }
+    }
+    if mutant!(M10) && !progress.is_empty() {
+        broker
+            .propose(Change::DelayProgress(progress.clone()))
+            .await?;
+        tokio::time::sleep(PAUSE).await;
     }
     if !records.is_empty() {
         broker.store(records).await?;

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use rmq_store::mutants::ALL;
+use rmq_store::mutants::OF_LOG;
 
 use crate::run::Outcome;
 
@@ -92,7 +92,7 @@ pub(crate) fn mutants(which: &str) -> ExitCode {
         );
         return ExitCode::FAILURE;
     }
-    let wanted: Vec<_> = ALL
+    let wanted: Vec<_> = OF_LOG
         .iter()
         .filter(|(name, _)| which == "all" || which == *name)
         .collect();

@@ -1,5 +1,5 @@
-//! Planted bugs, which the simulation has to find: what it would not notice in them it would not notice
-//! elsewhere. They exist with the feature `mutants` only, and one of them is chosen for the life of a
+//! Planted bugs, which the simulation or the fault suite has to find: what these would not notice in them they would
+//! not notice elsewhere. They exist with the feature `mutants` only, and one of them is chosen for the life of a
 //! process by the environment variable `RMQ_MUTANT`.
 
 #[cfg(all(
@@ -9,8 +9,8 @@
 ))]
 compile_error!("planted bugs in a release: ask for them with --cfg rmq_mutants_in_release");
 
-/// Their names, and what each does.
-pub const ALL: [(&str, &str); 10] = [
+/// Those of the log and its replication, which the simulation finds: their names, and what each does.
+pub const OF_LOG: [(&str, &str); 10] = [
     ("M1", "acknowledges what only the leader has"),
     ("M2", "acknowledges what is not synced"),
     ("M3", "does not sync votes"),
@@ -24,6 +24,13 @@ pub const ALL: [(&str, &str); 10] = [
         "Quarantine",
         "votes after a power cut in which it lost entries",
     ),
+];
+
+/// Those of what a broker makes of the log, for which it takes real clients.
+pub const OF_BROKER: [(&str, &str); 3] = [
+    ("M10", "notes delayed messages as delivered before they are"),
+    ("M11", "keeps queue locks on the node where they were taken"),
+    ("M12", "drops the newest index file after a crash"),
 ];
 
 /// Whether this bug is in: `mutant!(M1)`.
@@ -53,8 +60,14 @@ pub fn is_on(name: &str) -> bool {
     static CHOSEN: std::sync::OnceLock<Option<String>> = std::sync::OnceLock::new();
     let chosen = CHOSEN.get_or_init(|| {
         let chosen = std::env::var("RMQ_MUTANT").ok()?;
-        let known = ALL.iter().any(|(known, _)| *known == chosen);
-        assert!(known, "RMQ_MUTANT={chosen} is none of {ALL:?}");
+        let known = OF_LOG
+            .iter()
+            .chain(&OF_BROKER)
+            .any(|(known, _)| *known == chosen);
+        assert!(
+            known,
+            "RMQ_MUTANT={chosen} is none of {OF_LOG:?}, {OF_BROKER:?}"
+        );
         Some(chosen)
     });
     chosen.as_deref() == Some(name)

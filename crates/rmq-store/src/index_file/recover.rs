@@ -11,6 +11,7 @@ use std::sync::Arc;
 use super::format::{ENTRY_BYTES, Entry, HEADER_BYTES, Header, Layout, SLOT_BYTES};
 use super::{Index, Newest, PAGE_SLOTS, Saved, name_from, name_of};
 use crate::disk::{Disk, DiskFile, OpenMode};
+use crate::mutant;
 use crate::types::PhyOffset;
 
 /// Bytes that are read at a time.
@@ -31,9 +32,14 @@ impl Index {
         store_time: &dyn Fn(PhyOffset) -> Option<i64>,
     ) -> io::Result<Option<Index>> {
         let mut index = Index::new(disk, dir, layout, limit);
-        Ok(index
-            .load(saved, clean, limit, store_time)?
-            .then_some(index))
+        let loaded = index.load(saved, clean, limit, store_time)?;
+        if mutant!(M12)
+            && !clean
+            && let Some(newest) = index.newest.take()
+        {
+            index.unlink(newest.name)?;
+        }
+        Ok(loaded.then_some(index))
     }
 
     /// Removes all files, to build the index anew from `from` on.
