@@ -5,6 +5,7 @@
 //! the runtime of its callers, not on that of Raft: it wakes a caller for every send.
 
 use std::collections::VecDeque;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,6 +47,8 @@ const QUEUE_LEN: usize = 8192;
 pub(super) const HOLD: Duration = Duration::from_millis(600);
 /// How often it tries again.
 pub(super) const RETRY: Duration = Duration::from_millis(5);
+/// How often it looks whether it still serves, while entries are in flight.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// One send, waiting for its positions.
 struct Submission {
@@ -282,6 +285,8 @@ struct Worker {
 
 impl Worker {
     async fn run(mut self) {
+        // Not made anew for each send: a timer that is due before all others wakes a thread.
+        let mut look = pin!(tokio::time::sleep(LOOK));
         loop {
             let room = self.held.is_empty() && self.flying.len() < WINDOW;
             let waiting = !self.held.is_empty() || !self.flying.is_empty();
@@ -293,7 +298,11 @@ impl Worker {
                     let flight = self.fill(first);
                     self.launch(flight).await;
                 }
-                () = tokio::time::sleep(RETRY), if waiting => self.retry().await,
+                () = async { tokio::time::sleep(RETRY).await }, if !self.held.is_empty() => self.retry().await,
+                () = &mut look, if waiting => {
+                    self.retry().await;
+                    look.as_mut().reset(Instant::now() + LOOK);
+                }
             }
         }
     }
