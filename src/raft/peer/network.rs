@@ -22,7 +22,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, timeout_at};
 
 use super::caller::{CallError, Caller, Dialer, Target, connect};
 use super::messages::{
@@ -41,6 +41,10 @@ pub(super) const MAX_APPENDS: usize = 64;
 /// Bytes of appends on their way to one follower.
 const MAX_APPEND_BYTES: usize = 32 << 20;
 const _: () = assert!(MAX_APPEND_BYTES >= MAX_FRAME);
+/// How long an append that only says what is committed waits for one with entries, to be written, read and
+/// answered with it. With one send after the other each would follow its entry at once, and cost both sides
+/// as much again. Not shorter than openraft's tick: a timer that is due before all others wakes a thread.
+const COMMIT_WAIT: Duration = Duration::from_millis(10);
 /// With appends unanswered for this long the connection is given up: a follower's slow disk is
 /// slower than that only when something is wrong.
 const APPEND_LIMIT: Duration = Duration::from_secs(3);
@@ -352,12 +356,30 @@ where
     S: Stream<Item = AppendRequest> + Send + Unpin + 'static,
 {
     const NEVER_CLOSED: &str = "the window is never closed";
+    // Frames without entries, and how long they wait.
+    let mut waiting = Vec::new();
+    let mut until = Instant::now();
     loop {
         // Before the request is made: one made later brings all that was appended meanwhile.
-        window.places.acquire().await.expect(NEVER_CLOSED).forget();
-        let Some(request) = input.next().await else {
+        let next = async {
+            let place = window.places.acquire().await.expect(NEVER_CLOSED);
+            input.next().await.map(|request| (place, request))
+        };
+        let next = match waiting.is_empty() {
+            true => next.await,
+            false => match timeout_at(until, next).await {
+                Ok(next) => next,
+                Err(_) => {
+                    write_frames(&mut writer, waiting.drain(..)).await?;
+                    continue;
+                }
+            },
+        };
+        let Some((place, request)) = next else {
+            write_frames(&mut writer, waiting).await?;
             return Ok((writer, next_id));
         };
+        place.forget();
         let (head, raw) = encode_append(&request, last_log_id());
         let frame = OutFrame::new(Kind::Append, Role::Request, next_id, &head, raw);
         let bytes = frame.len();
@@ -367,19 +389,29 @@ where
                 "append of {bytes} bytes, a frame takes {MAX_FRAME}"
             ))
         })?;
-        window
-            .bytes
-            .acquire_many(permits)
-            .await
-            .expect(NEVER_CLOSED)
-            .forget();
+        let room = match window.bytes.try_acquire_many(permits) {
+            Ok(room) => room,
+            Err(_) => {
+                // What waits may be what there has to be an answer to.
+                write_frames(&mut writer, waiting.drain(..)).await?;
+                let room = window.bytes.acquire_many(permits).await;
+                room.expect(NEVER_CLOSED)
+            }
+        };
+        room.forget();
         window.sent().push_back(Sent {
             id: next_id,
             bytes,
             at: Instant::now(),
         });
         next_id += 1;
-        write_frames(&mut writer, [frame]).await?;
+        if waiting.is_empty() {
+            until = Instant::now() + COMMIT_WAIT;
+        }
+        waiting.push(frame);
+        if !request.entries.is_empty() {
+            write_frames(&mut writer, waiting.drain(..)).await?;
+        }
     }
 }
 

@@ -217,6 +217,50 @@ async fn answers_come_in_order_and_the_connection_is_used_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_only_says_what_is_committed_goes_with_the_next_entries() {
+    let (net, mut accepted) = inside();
+    let mut link = link(net, true).await;
+    let (requests, mut input) = mpsc::channel(1);
+    let input = stream::poll_fn(move |cx| input.poll_recv(cx));
+    let follower = async {
+        let mut end = End::accept(&mut accepted).await;
+        let begun = tokio::time::Instant::now();
+        let mut arrived = Vec::new();
+        while let Some(frame) = end.read().await {
+            let append = decode_append(&frame.head, frame.raw.clone()).unwrap();
+            let entries = append.request.entries.len();
+            arrived.push((begun.elapsed().as_millis(), entries));
+            end.answer(&frame, &AppendResult::Ok(Some(id(0)))).await;
+        }
+        arrived
+    };
+    let leader = async move {
+        let answers = link.stream_append(input, option()).await.unwrap();
+        let feed = async {
+            for (after_ms, entries) in [(0, 0), (100, 0), (3, 1), (100, 0)] {
+                tokio::time::sleep(Duration::from_millis(after_ms)).await;
+                let mut request = appends(10).next().await.unwrap();
+                request.entries.truncate(entries);
+                requests.send(request).await.unwrap();
+            }
+            drop(requests);
+        };
+        let (answers, ()) = tokio::join!(answers.count(), feed);
+        assert_eq!(answers, 4);
+    };
+    let (arrived, ()) = tokio::join!(follower, leader);
+    let (at, entries): (Vec<_>, Vec<_>) = arrived.into_iter().unzip();
+    assert_eq!(entries, [0, 0, 1, 0]);
+    // Alone after its wait, with an entry, and with the end of the stream.
+    let early = |ms: u128, due: u128| (due..=due + 3).contains(&ms);
+    assert!(
+        early(at[0], 10) && early(at[1], 103) && early(at[3], 203),
+        "{at:?}"
+    );
+    assert_eq!(at[1], at[2]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_conflict_ends_the_stream_and_the_next_one_dials_again() {
     let (net, mut accepted) = inside();
     let mut link = link(net, true).await;
