@@ -11,7 +11,7 @@ use rmq_wire::body::{
     SubscriptionData,
 };
 use rmq_wire::code::{request, response};
-use rmq_wire::frame::{self, Command};
+use rmq_wire::frame::{self, Command, Language};
 use rmq_wire::header::{
     ConsumerGroup, OffsetResponse, PullMessage, QueryConsumerOffset, QueryMessage, SendMessage,
     TopicQueue, UpdateConsumerOffset, pull_sys_flag,
@@ -65,6 +65,7 @@ impl Client {
     pub fn call(&mut self, mut command: Command) -> io::Result<Command> {
         self.opaque += 1;
         command.opaque = self.opaque;
+        command.language = Language::OTHER;
         let mut out = BytesMut::new();
         command.encode(&mut out);
         self.stream.write_all(&out)?;

@@ -277,11 +277,13 @@ pub(super) async fn run<S: Service>(
     service.opened(&conn);
     let mut reader = Reader::new(stream.reader, &conn, &service, &bounds, shutdown);
     let ended = reader.run().await;
-    if ended == Ended::Drain {
+    if ended == Ended::Drain && !bounds.limits().drain.is_zero() {
         let drain = async {
             reader.in_flight_done().await;
+            reader.sign_off();
             conn.outbox.finish();
             writer.await.ok();
+            reader.left().await;
         };
         timeout(bounds.limits().drain, drain).await.ok();
     }

@@ -41,7 +41,8 @@ pub struct Limits {
     pub outbound_bytes: usize,
     /// Bytes of the answers that wait so. A connection that exceeds this is closed.
     pub waiting_bytes: usize,
-    /// Time that a stopping server leaves to requests in flight and unwritten answers.
+    /// Time that a stopping server leaves to requests in flight and unwritten answers; with none its
+    /// connections just end.
     pub drain: Duration,
 }
 

@@ -12,10 +12,10 @@ use std::time::Duration;
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use rmq_wire::code::response;
-use rmq_wire::frame::{self, Command, FrameError};
+use rmq_wire::frame::{self, Command, FrameError, Language};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use super::bounds::{READ_BYTES_MIN, Room, UNIT_BYTES, units};
 use super::http::{self, Head};
@@ -31,12 +31,20 @@ const LENGTH_BYTES: usize = 4;
 /// The wait of those that may wait for as long as it takes.
 const VERY_LONG: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// A frame without the header that it announces, after a stopping server's last answer to a Java client. The
+/// stock ones, of all versions, close a connection on which they read what they cannot decode, and that is the
+/// one end with which they always fail whatever they have sent there at once, so that it is tried elsewhere. A
+/// reset that a write of theirs meets before their read does leaves it to its timeout. Clients in other languages
+/// do not know what to make of it.
+const SIGN_OFF: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 1];
+
 /// A stopping server answers on until nothing was read for so long, nothing is in flight and all is written.
-/// Stock Java clients (4.9) that meet the reset with a write leave whatever else they have sent there to its
-/// timeout.
 const QUIET: Duration = Duration::from_millis(2);
 /// But no longer than this: what comes all the time never becomes quiet.
 const QUIET_LIMIT: Duration = Duration::from_millis(200);
+
+/// How long a client that was signed off has for closing the connection.
+const LEAVE_LIMIT: Duration = Duration::from_secs(1);
 
 static BAD_FRAMES: LogLimit = LogLimit::new();
 static BUSY: LogLimit = LogLimit::new();
@@ -61,6 +69,8 @@ pub(super) struct Reader<'a, S> {
     /// When the first byte of the frame that is incomplete in the buffer was seen.
     partial_since: Option<Instant>,
     had_frame: bool,
+    /// The peer takes a sign-off.
+    java: bool,
     conn: &'a Arc<Conn>,
     service: &'a Arc<S>,
     bounds: &'a Bounds,
@@ -91,6 +101,7 @@ impl<'a, S: Service> Reader<'a, S> {
             read_bytes: READ_BYTES_MIN,
             partial_since: None,
             had_frame: false,
+            java: false,
             conn,
             service,
             bounds,
@@ -108,6 +119,27 @@ impl<'a, S: Service> Reader<'a, S> {
         let all = self.in_flight.acquire_many(self.in_flight_units);
         let all = meanwhile(&mut self.working, all).await;
         all.expect("never closed").forget();
+    }
+
+    /// Tells a Java client, behind all answers, to close the connection.
+    pub(super) fn sign_off(&self) {
+        if self.java {
+            self.conn.outbox.push_text(Bytes::from_static(SIGN_OFF));
+        }
+    }
+
+    /// Waits until a client that was signed off has closed the connection. What it still sends is dropped: it
+    /// tries that elsewhere.
+    pub(super) async fn left(&mut self) {
+        let leaving = async {
+            while self.java {
+                self.buffer.clear();
+                self.buffer.reserve(READ_BYTES_MIN);
+                let read = self.input.read_buf(&mut self.buffer).await;
+                self.java = read.is_ok_and(|count| count > 0);
+            }
+        };
+        timeout(LEAVE_LIMIT, leaving).await.ok();
     }
 
     /// Has what is still in flight go on without the connection: what was begun is not cut short.
@@ -336,11 +368,16 @@ impl<'a, S: Service> Reader<'a, S> {
 
     async fn start(&mut self, raw: Bytes, arrived: Instant) -> Result<(), Broken> {
         let room = self.room.take();
+        if raw == SIGN_OFF[LENGTH_BYTES..] {
+            self.conn.close();
+            return Ok(());
+        }
         let command = Command::decode(raw.clone())?;
         if command.is_response() {
             self.conn.complete(command);
             return Ok(());
         }
+        self.java = command.language == Language::JAVA;
         let in_flight = self.admit(raw.len()).await;
         let room = match room {
             Some(room) => Some(room),

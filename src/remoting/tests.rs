@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use proptest::prelude::*;
 use rmq_wire::code::response;
-use rmq_wire::frame::{self, Command, SerializeType};
+use rmq_wire::frame::{self, Command, Language, SerializeType};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, split};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
@@ -158,6 +158,7 @@ fn switchboard(port: Port) -> Switchboard {
 fn request(code: i32, opaque: i32, body: impl Into<Bytes>) -> Command {
     let mut command = Command::request(code).with_body(body.into());
     command.opaque = opaque;
+    command.language = Language::OTHER;
     command
 }
 
@@ -612,6 +613,79 @@ async fn stopping_lets_requests_finish_within_the_deadline() {
     server.task.await.unwrap();
     assert!(begun.elapsed().as_millis() < 50);
     assert!(is_closed_by_server(&mut io).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_java_client_is_signed_off_behind_all_answers_and_closes_by_itself() {
+    let note = |opaque| Command {
+        language: Language::JAVA,
+        ..request(NOTE, opaque, opaque.to_string())
+    };
+    let server = start(Limits::default());
+    let mut io = server.port.connect(1 << 16).await.unwrap();
+    send(&mut io, &request(SUSPEND, 1, "")).await;
+    until(|| server.probe.suspended.load(Ordering::SeqCst) == 1).await;
+    server.trigger.stop();
+    // It writes without a pause, so that there is no quiet moment at all.
+    let (mut input, mut output) = split(io);
+    let writing = tokio::spawn(async move {
+        for opaque in 2..2000 {
+            send(&mut output, &note(opaque)).await;
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        output
+    });
+    let mut answered = Vec::new();
+    loop {
+        let mut frame = vec![0; 4];
+        input.read_exact(&mut frame).await.unwrap();
+        let len = frame::peek_len(&frame).unwrap().unwrap();
+        frame.resize(4 + len, 0);
+        input.read_exact(&mut frame[4..]).await.unwrap();
+        if frame == [0, 0, 0, 4, 0, 0, 0, 1] {
+            break;
+        }
+        let answer = Command::decode(Bytes::from(frame).slice(4..)).unwrap();
+        answered.push(answer.opaque);
+        if answered.len() == 100 {
+            server.probe.release.notify_one();
+        }
+    }
+    // What was begun is answered, and nothing else was begun: it may be tried elsewhere.
+    let noted = server.probe.notes.lock().unwrap().len();
+    assert!(noted > 100);
+    answered.sort_unstable();
+    assert!(answered.into_iter().eq((1..).take(noted + 1)));
+    // What it has written before it saw that meets no reset.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(!server.task.is_finished());
+    assert!(!writing.is_finished());
+    writing.abort();
+    drop((input, writing.await));
+    server.task.await.unwrap();
+    assert_eq!(server.probe.notes.lock().unwrap().len(), noted);
+
+    // One that stays is closed.
+    let server = start(Limits::default());
+    let mut io = server.port.connect(1 << 16).await.unwrap();
+    send(&mut io, &note(1)).await;
+    receive(&mut io).await;
+    let begun = Instant::now();
+    server.trigger.stop();
+    server.task.await.unwrap();
+    assert_eq!(begun.elapsed().as_secs(), 1);
+
+    // Our own client takes it for the end that it is.
+    let server = start(Limits::default());
+    let client = Client::new(switchboard(server.port.clone()), Limits::default());
+    let conn = client.connect("any:1", PATIENCE).await.unwrap();
+    let noted = client.call("any:1", note(1), PATIENCE).await;
+    assert_eq!(noted.unwrap().code, response::SUCCESS);
+    let begun = Instant::now();
+    server.trigger.stop();
+    server.task.await.unwrap();
+    assert!(begun.elapsed().as_millis() < 50);
+    assert!(conn.is_closed());
 }
 
 proptest! {

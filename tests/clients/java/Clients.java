@@ -5,7 +5,9 @@
 // Compiles unchanged against the 4.9 and the 5.x client. Prints one line a scenario, "ok NAME" or
 // "FAILED NAME: why", and exits with the number of failures.
 
+import java.io.DataInputStream;
 import java.lang.reflect.Method;
+import java.net.*;
 import java.nio.charset.StandardCharsets;
 import java.util.*;
 import java.util.concurrent.*;
@@ -17,6 +19,8 @@ import org.apache.rocketmq.client.producer.*;
 import org.apache.rocketmq.client.utils.MessageUtil;
 import org.apache.rocketmq.common.consumer.ConsumeFromWhere;
 import org.apache.rocketmq.common.message.*;
+import org.apache.rocketmq.remoting.netty.*;
+import org.apache.rocketmq.remoting.protocol.RemotingCommand;
 
 public final class Clients {
     static String ns;
@@ -41,6 +45,7 @@ public final class Clients {
         all.put("offsets", Clients::offsets);
         all.put("delay", Clients::delay);
         all.put("request", Clients::request);
+        all.put("signoff", Clients::signOff);
         List<String> wanted = new ArrayList<>(Arrays.asList(args).subList(1, args.length));
         if (wanted.isEmpty()) wanted.addAll(all.keySet());
         int failed = 0;
@@ -567,5 +572,42 @@ public final class Clients {
         c.shutdown();
         answering.shutdown();
         p.shutdown();
+    }
+
+    /** What a stopping broker of ours relies on: bytes that do not decode have the client close the connection and
+     * fail all that waits there, long before its timeout. */
+    static void signOff() throws Exception {
+        NettyRemotingClient client = new NettyRemotingClient(new NettyClientConfig());
+        client.start();
+        try (ServerSocket server = new ServerSocket(0, 8, InetAddress.getByName("127.0.0.1"))) {
+            String address = "127.0.0.1:" + server.getLocalPort();
+            List<CompletableFuture<Throwable>> sends = new ArrayList<>();
+            for (int i = 0; i < 8; i++) {
+                CompletableFuture<Throwable> end = new CompletableFuture<>();
+                sends.add(end);
+                new Thread(() -> {
+                    try {
+                        client.invokeSync(address, RemotingCommand.createRequestCommand(10, null), 600_000);
+                        end.complete(new AssertionError("it was answered"));
+                    } catch (Throwable e) {
+                        end.complete(e);
+                    }
+                }).start();
+            }
+            try (Socket peer = server.accept()) {
+                for (int i = 0; i < 8; i++) {
+                    int length = new DataInputStream(peer.getInputStream()).readInt();
+                    same(length, peer.getInputStream().readNBytes(length).length, "bytes of a request");
+                }
+                peer.getOutputStream().write(new byte[] {0, 0, 0, 4, 0, 0, 0, 1});
+                same(-1, peer.getInputStream().read(), "what comes after the sign-off");
+                for (CompletableFuture<Throwable> end : sends) {
+                    String error = end.get(90, TimeUnit.SECONDS).getClass().getSimpleName();
+                    check(error.startsWith("Remoting"), "it ended with " + error);
+                }
+            }
+        } finally {
+            client.shutdown();
+        }
     }
 }
