@@ -53,7 +53,7 @@ fn go_flows(java_namesrv: Option<Line>) {
         namesrv: namesrv.as_ref().map(|n| n.address),
         ..Options::default()
     });
-    let leader = group.leader().unwrap();
+    let leader = group.leading();
     let output = Command::new(cache.join("goclients"))
         .arg(group.namesrv.to_string())
         .env("RMQ_BROKER_ADDR", group.addresses()[leader].to_string())

@@ -11,7 +11,7 @@ use rmq_wire::header::QueryConsumeQueue;
 use rmq_wire::name;
 use rmq_wire::properties::{DELAY_TIME_LEVEL, NAME_VALUE_SEPARATOR};
 
-use crate::support::Running;
+use crate::support::{PATIENCE, Running};
 
 const TOPIC: &str = "delay_topic";
 
@@ -28,7 +28,7 @@ fn a_message_waits_for_the_delay_that_the_broker_gives_its_level() {
         more: "messageDelayLevel=1s 2s 3s\n".into(),
         ..Options::default()
     });
-    let mut client = Client::connect(broker.addresses()[0], Duration::from_secs(60)).unwrap();
+    let mut client = Client::connect(broker.addresses()[0], PATIENCE).unwrap();
     for (level, queue_id, delay_ms) in [(2, 1, 2_000), (4, 2, 3_000)] {
         let body = format!("level {level}");
         let properties = format!("{DELAY_TIME_LEVEL}{NAME_VALUE_SEPARATOR}{level}");

@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 
 use jepsen::client::{Client, Outcome};
 use jepsen::cluster::{Cluster, Options};
+use rmq_wire::code::request;
+use rmq_wire::frame;
 
-use crate::support::rmq;
+use crate::support::{PATIENCE, rmq, until};
 
 const TOPIC: &str = "full_topic";
-/// Far beyond what anything here takes.
-const PATIENCE: Duration = Duration::from_secs(120);
 const DISK: &str = "size=256m";
 
 /// A small disk of its own for each node.
@@ -84,9 +84,17 @@ fn send(cluster: &Cluster, body: &str) -> Outcome<u64> {
 
 /// What the queue holds.
 fn bodies(cluster: &Cluster, leader: usize) -> Vec<String> {
-    let mut client = Client::connect(cluster.addresses()[leader], PATIENCE).unwrap();
-    let read = client.read_queue(TOPIC, 0).unwrap().into_iter();
-    read.map(|(_, body)| body).collect()
+    let read = until("the queue is read", || {
+        let mut client = Client::connect(cluster.addresses()[leader], PATIENCE).ok()?;
+        client.read_queue(TOPIC, 0).ok()
+    });
+    read.into_iter().map(|(_, body)| body).collect()
+}
+
+fn assert_has(cluster: &Cluster, leader: usize, acknowledged: &[String]) {
+    let read = bodies(cluster, leader);
+    let missing = acknowledged.iter().find(|body| !read.contains(body));
+    assert_eq!(missing, None);
 }
 
 /// Sends until one is answered so; what was acknowledged on the way.
@@ -139,14 +147,20 @@ fn nodes_with_full_disks_refuse_messages_vote_and_go_on_when_there_is_space() {
     acknowledged.extend(send_until(&cluster, "refused when full", is_refused));
     // Every queue has what was acknowledged before there is no space even for that.
     cluster.wait_until_even(PATIENCE).unwrap();
+    for address in cluster.addresses() {
+        until("its queues have what its log has", || {
+            let mut client = Client::connect(address, PATIENCE).ok()?;
+            let asked = client.call(frame::Command::request(request::GET_BROKER_RUNTIME_INFO));
+            let info: serde_json::Value = serde_json::from_slice(&asked.ok()?.body).ok()?;
+            (info["table"]["dispatchBehindBytes"] == "0").then_some(())
+        });
+    }
     let leader = cluster.wait_for_leader(PATIENCE).unwrap();
-    assert_eq!(bodies(&cluster, leader).len(), acknowledged.len());
-    // The followers' queues have it a moment later.
-    std::thread::sleep(Duration::from_secs(1));
+    assert_has(&cluster, leader, &acknowledged);
     (0..3).for_each(|node| disks.fill(node, 0));
 
     // Votes are still written, and a new leader's first entry.
-    let dead = cluster.leader().unwrap();
+    let dead = until("a leader", || cluster.leader().ok());
     cluster.kill(dead).unwrap();
     let leader = cluster.wait_for_leader(PATIENCE).unwrap();
     assert_ne!(leader, dead);
@@ -155,11 +169,8 @@ fn nodes_with_full_disks_refuse_messages_vote_and_go_on_when_there_is_space() {
         "refused by the next leader",
         is_refused,
     ));
-    let read = bodies(&cluster, leader);
-    assert!(
-        acknowledged.iter().all(|body| read.contains(body)),
-        "reads go on"
-    );
+    // Reads go on.
+    assert_has(&cluster, leader, &acknowledged);
 
     (0..3).for_each(|node| disks.free(node));
     acknowledged.extend(send_until(&cluster, "taken again", is_taken));

@@ -11,7 +11,7 @@ use jepsen::cluster::Options;
 use rand::rngs::StdRng;
 use rand::{Rng, RngCore, SeedableRng};
 
-use crate::support::Running;
+use crate::support::{PATIENCE, Running};
 
 /// Writes bytes and reads until the other side closes, answers, or has been silent for a while.
 fn throw(address: SocketAddr, bytes: &[u8]) -> Option<Vec<u8>> {
@@ -45,7 +45,7 @@ fn hostile_frames_harm_nobody() {
         ..Options::default()
     });
     let (node, pid) = (group.addresses()[0], group.pid(0).unwrap());
-    let mut good = Client::connect(node, Duration::from_secs(10)).unwrap();
+    let mut good = Client::connect(node, PATIENCE).unwrap();
     assert!(matches!(good.send("hostile", 0, "before"), Outcome::Ok(_)));
     let before = resident_kib(pid);
 

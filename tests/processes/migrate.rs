@@ -20,14 +20,12 @@ use rmq_wire::record::Record;
 use tempfile::TempDir;
 
 use crate::migrated::{shared, unpack};
-use crate::support::{free_port, rmq};
+use crate::support::{PATIENCE, free_port, rmq, until};
 
 const ARCHIVE: &str = "classic-4.9.7-clean";
 const STORE: &str = "broker-b";
 /// A topic of the archive with messages in queue 0, and a group with an offset there.
 const TOPIC: &str = "TopicPlain4";
-/// Far beyond what anything here takes.
-const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A migrated store beside its source.
 struct Migrated {
@@ -78,8 +76,9 @@ impl Migrated {
     /// Everything that was there is there, by offset, time order, key and group offset, and the queue
     /// goes on where it ended; `sent` messages have been sent since.
     fn assert_served(&self, address: SocketAddr, sent: u64) {
-        let mut client = Client::connect(address, PATIENCE).unwrap();
-        let found = client.read_queue(TOPIC, 0).unwrap();
+        // Again where there is no leader for a moment.
+        let connect = || Client::connect(address, PATIENCE).ok();
+        let found = until("the queue is read", || connect()?.read_queue(TOPIC, 0).ok());
         let old = &found[..self.expected.len()];
         let expected = self
             .expected
@@ -88,7 +87,8 @@ impl Migrated {
         assert_eq!(old, expected.collect::<Vec<_>>());
         assert_eq!(found.len() as u64, self.expected.len() as u64 + sent);
         let (group, offset) = self.group_offset();
-        assert_eq!(client.query_offset(&group, TOPIC).unwrap(), Some(offset));
+        let kept = until("an offset", || connect()?.query_offset(&group, TOPIC).ok());
+        assert_eq!(kept, Some(offset));
         for (at, _, key, position) in self.expected.iter().step_by(17) {
             let header = QueryMessage {
                 topic: TOPIC.into(),
@@ -99,8 +99,10 @@ impl Migrated {
                 ..QueryMessage::default()
             };
             let query = frame::Command::request(request::QUERY_MESSAGE).with_header(&header);
-            let answer = client.call(query).unwrap();
-            assert_eq!(answer.code, response::SUCCESS, "{key} at {at}");
+            let answer = until(&format!("{key} at {at}"), || {
+                let answer = connect()?.call(query.clone()).ok()?;
+                (answer.code == response::SUCCESS).then_some(answer)
+            });
             let record = Record::decode(&answer.body).unwrap();
             assert_eq!(record.physical_offset, *position, "{key} at {at}");
         }
@@ -360,7 +362,8 @@ fn copy(from: &Path, to: &Path) {
 
 /// All nodes become voters, and serve what was there and what is new.
 fn assert_goes_on(migrated: &Migrated, nodes: &mut [Node]) {
-    assert_eq!(nodes[1].send("new 0"), migrated.next_offset());
+    // What was sent while there was no leader may have been done without an answer.
+    let sent = nodes[1].send("new 0") + 1 - migrated.next_offset();
     let end = Instant::now() + PATIENCE;
     let voting = |node: &Node| {
         let status = jepsen::cluster::status(node.address).ok()?;
@@ -373,14 +376,14 @@ fn assert_goes_on(migrated: &Migrated, nodes: &mut [Node]) {
         std::thread::sleep(Duration::from_millis(200));
     }
     for node in nodes {
-        migrated.assert_served(node.address, 1);
+        migrated.assert_served(node.address, sent);
     }
 }
 
 fn position_of_leader(nodes: &[Node]) -> usize {
     let leads = |node: &Node| {
-        let status = jepsen::cluster::status(node.address).unwrap();
-        status["group"]["serving"] == true
+        let status = jepsen::cluster::status(node.address);
+        status.is_ok_and(|status| status["group"]["serving"] == true)
     };
-    nodes.iter().position(leads).unwrap()
+    until("a node leads", || nodes.iter().position(leads))
 }

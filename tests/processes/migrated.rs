@@ -4,7 +4,6 @@ use std::fs::{self, File};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
 use clap::Parser as _;
 use jepsen::client::Client;
@@ -16,10 +15,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::archive;
-use crate::support::{free_port, rmq, text};
-
-/// Far beyond what anything here takes.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
+use crate::support::{PATIENCE, free_port, rmq, text, until};
 
 /// What the project shares with others outside of its repository, by name; `None`, with a message, where
 /// it is absent, which in CI is a failure.
@@ -82,18 +78,6 @@ pub(crate) fn inspect(root: &Path) -> Value {
     let output = command.arg(root).output().unwrap();
     assert!(!output.stdout.is_empty(), "{}", text(&output));
     serde_json::from_slice(&output.stdout).unwrap()
-}
-
-/// Waits for what will be.
-pub(crate) fn until<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
-    let end = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = found() {
-            return found;
-        }
-        assert!(Instant::now() < end, "not in time: {what}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
 }
 
 fn spawn(role: &str, conf: &Path) -> Child {

@@ -1,19 +1,35 @@
 //! Clusters of ours, and the real Java and Go programs that the tests set against them.
 
 use std::fs;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use jepsen::cluster::{Cluster, Options};
+use jepsen::client::{Client, Outcome};
+use jepsen::cluster::{Cluster, Options, free_runs};
 use rmq_wire::body::{ConsumerData, HeartbeatData, SubscriptionData};
 use rmq_wire::code::request;
 use rmq_wire::frame;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
+
+/// Far beyond what anything takes that works, on a slow machine too; nothing waits for it to pass.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
+
+/// Waits for what will be.
+pub(crate) fn until<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = found() {
+            return found;
+        }
+        assert!(Instant::now() < end, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
 
 /// The executable under test.
 pub(crate) fn rmq() -> &'static Path {
@@ -32,7 +48,13 @@ impl Running {
             .prefix("rmq-test-")
             .tempdir()
             .unwrap();
-        match Cluster::start(rmq(), dir.path(), options) {
+        // The disk of the machine has no say.
+        let of_disk = "diskMaxUsedSpaceRatio=99\ndiskSpaceWarningLevelRatio=99\n";
+        let options = Options {
+            more: of_disk.to_owned() + &options.more,
+            ..options.clone()
+        };
+        match Cluster::start(rmq(), dir.path(), &options) {
             Ok(cluster) => Self {
                 cluster,
                 dir: Some(dir),
@@ -43,6 +65,72 @@ impl Running {
 
     pub(crate) fn cluster(&mut self) -> &mut Cluster {
         &mut self.cluster
+    }
+
+    /// The node that leads, once there is one.
+    pub(crate) fn leading(&self) -> usize {
+        self.wait_for_leader(PATIENCE).unwrap()
+    }
+
+    pub(crate) fn producer(&self) -> Producer<'_> {
+        Producer {
+            group: self,
+            client: None,
+        }
+    }
+
+    /// What a queue holds, as the leader serves it; what is there twice in a row counts once, see
+    /// [`Producer`].
+    pub(crate) fn bodies(&self, topic: &str, queue: u32) -> Vec<String> {
+        let found = until("a queue is read", || {
+            let leader = self.addresses()[self.leader().ok()?];
+            let mut client = Client::connect(leader, PATIENCE).ok()?;
+            client.read_queue(topic, queue).ok()
+        });
+        let mut bodies: Vec<String> = found.into_iter().map(|(_, body)| body).collect();
+        bodies.dedup();
+        bodies
+    }
+}
+
+/// Sends through whoever leads, again until it is acknowledged: on a busy machine another node may be
+/// elected at any time. Then the message may be there twice, one behind the other.
+pub(crate) struct Producer<'a> {
+    group: &'a Running,
+    client: Option<Client>,
+}
+
+impl Producer<'_> {
+    /// Gives the message's queue offset.
+    pub(crate) fn send(&mut self, topic: &str, queue: u32, body: &str) -> u64 {
+        self.until_taken(|client| client.send(topic, queue, body))
+    }
+
+    pub(crate) fn send_with(
+        &mut self,
+        topic: &str,
+        queue: u32,
+        properties: &str,
+        body: &str,
+    ) -> u64 {
+        self.until_taken(|client| client.send_with(topic, queue, properties, body))
+    }
+
+    fn until_taken(&mut self, send: impl Fn(&mut Client) -> Outcome<u64>) -> u64 {
+        until("a message is taken", || {
+            let mut client = match self.client.take() {
+                Some(client) => client,
+                None => {
+                    let leader = self.group.addresses()[self.group.leader().ok()?];
+                    Client::connect(leader, PATIENCE).ok()?
+                }
+            };
+            let Outcome::Ok(offset) = send(&mut client) else {
+                return None;
+            };
+            self.client = Some(client);
+            Some(offset)
+        })
     }
 }
 
@@ -139,6 +227,28 @@ pub(crate) fn java(cache: &Path, line: Line, home: &Path, class: &str) -> Comman
     command
 }
 
+/// What a command of Java's mqadmin prints that succeeds; on a busy machine it may not at first.
+pub(crate) fn mqadmin(
+    cache: &Path,
+    line: Line,
+    home: &Path,
+    group: &Cluster,
+    arguments: &[&str],
+) -> Option<String> {
+    let class = "org.apache.rocketmq.tools.command.MQAdminStartup";
+    let output = java(cache, line, home, class)
+        .args(arguments)
+        .args(["-n", &group.namesrv.to_string()])
+        .output()
+        .unwrap();
+    let text = text(&output);
+    let succeeds = output.status.success() && !text.contains("Exception");
+    if !succeeds {
+        eprintln!("{arguments:?}: {text}");
+    }
+    succeeds.then_some(text)
+}
+
 /// A Java server; ends with this value.
 pub(crate) struct JavaServer {
     child: Child,
@@ -194,7 +304,7 @@ impl JavaServer {
             address,
             _home: home,
         };
-        let end = Instant::now() + Duration::from_secs(120);
+        let end = Instant::now() + PATIENCE;
         while TcpStream::connect(address).is_err() {
             let ended = server.child.try_wait().unwrap();
             let out = fs::read_to_string(server._home.path().join("out")).unwrap_or_default();
@@ -226,20 +336,7 @@ impl Drop for JavaServer {
 
 /// A port with its neighbours free: a Java broker also listens one above and two below.
 pub(crate) fn free_port() -> u16 {
-    (0..500)
-        .map(|_| {
-            TcpListener::bind("127.0.0.1:0")
-                .unwrap()
-                .local_addr()
-                .unwrap()
-                .port()
-        })
-        .find(|p| {
-            [p - 2, *p, p + 1]
-                .iter()
-                .all(|p| TcpListener::bind(("127.0.0.1", *p)).is_ok())
-        })
-        .expect("four free ports in a row")
+    free_runs(1).unwrap()[0] + 2
 }
 
 /// Both streams of a finished program, for messages.

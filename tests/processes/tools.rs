@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::time::Duration;
 
 use jepsen::client::{Client, Outcome};
 use jepsen::cluster::Options;
@@ -10,7 +9,7 @@ use rmq_wire::code::request;
 use rmq_wire::frame::Command;
 use tempfile::TempDir;
 
-use crate::support::{Line, Running, heartbeat, java, real_clients, text};
+use crate::support::{Line, PATIENCE, Running, heartbeat, mqadmin, real_clients, until};
 
 const TOPIC: &str = "tools_topic";
 const GROUP: &str = "tools_group";
@@ -24,22 +23,17 @@ struct Mqadmin<'a> {
 }
 
 impl Mqadmin<'_> {
-    /// What a command prints. It may say that it failed; see [`Mqadmin::done`].
-    fn run(&self, arguments: &[&str]) -> String {
-        let class = "org.apache.rocketmq.tools.command.MQAdminStartup";
-        let output = java(self.cache, self.line, self.home.path(), class)
-            .args(arguments)
-            .args(["-n", &self.group.namesrv.to_string()])
-            .output()
-            .unwrap();
-        text(&output)
-    }
-
     /// What a command prints that succeeds.
     fn done(&self, arguments: &[&str]) -> String {
-        let text = self.run(arguments);
-        assert!(!text.contains("Exception"), "{arguments:?}: {text}");
-        text
+        until(&format!("{arguments:?} succeeds"), || {
+            mqadmin(
+                self.cache,
+                self.line,
+                self.home.path(),
+                self.group,
+                arguments,
+            )
+        })
     }
 }
 
@@ -52,13 +46,13 @@ fn rows<'a>(output: &'a str, first: &str) -> Vec<Vec<&'a str>> {
 }
 
 fn connect(address: SocketAddr) -> Client {
-    Client::connect(address, Duration::from_secs(30)).unwrap()
+    Client::connect(address, PATIENCE).unwrap()
 }
 
 fn the_rest_of_the_tools(line: Line) {
     let Some(cache) = real_clients() else { return };
     let group = Running::start(&Options::default());
-    let leader_at = group.leader().unwrap();
+    let leader_at = group.leading();
     let leader = group.addresses()[leader_at];
     let follower = group.addresses()[(leader_at + 1) % 3].to_string();
     let mqadmin = Mqadmin {

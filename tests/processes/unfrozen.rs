@@ -3,31 +3,27 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use clap::Parser as _;
-use jepsen::client::{Client, Outcome};
+use jepsen::client::Client;
 use jepsen::cluster::Options;
 use rmq_migrate::{Code, Progress, Reversed, Style};
 
-use crate::support::{JavaServer, Line, Running, free_port, real_clients};
+use crate::support::{JavaServer, Line, PATIENCE, Running, free_port, real_clients, until};
 
 const TOPIC: &str = "unfrozen";
 const QUEUES: u32 = 4;
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What was acknowledged: in each queue, from its first offset on.
 type Sent = BTreeMap<u32, Vec<String>>;
 
 fn send(group: &Running, count: u32, sent: &mut Sent) {
-    let leader = group.addresses()[group.leader().unwrap()];
-    let mut client = Client::connect(leader, PATIENCE).unwrap();
+    let mut producer = group.producer();
     for _ in 0..count {
         for queue in 0..QUEUES {
             let of_queue = sent.entry(queue).or_default();
             let body = format!("{queue}:{}", of_queue.len());
-            let done = client.send(TOPIC, queue, &body);
-            assert!(matches!(done, Outcome::Ok(_)), "{body}: {done:?}");
+            producer.send(TOPIC, queue, &body);
             of_queue.push(body);
         }
     }
@@ -48,10 +44,15 @@ fn served(back: &Reversed) -> Option<Sent> {
     let conf = written.with_extension("here");
     std::fs::write(&conf, text).unwrap();
     let broker = JavaServer::broker_of(cache, Line::V49, &conf, port);
-    let mut client = Client::connect(broker.address, PATIENCE).unwrap();
-    let mut read = |queue| {
-        let found = client.read_queue(TOPIC, queue).unwrap();
-        found.into_iter().map(|(_, body)| body).collect()
+    let read = |queue| {
+        let found = until("it serves", || {
+            let mut client = Client::connect(broker.address, PATIENCE).ok()?;
+            client.read_queue(TOPIC, queue).ok()
+        });
+        let mut bodies: Vec<_> = found.into_iter().map(|(_, body)| body).collect();
+        // One that was sent again may be there twice.
+        bodies.dedup();
+        bodies
     };
     Some((0..QUEUES).map(|queue| (queue, read(queue))).collect())
 }
@@ -62,7 +63,7 @@ fn a_group_that_was_not_frozen_comes_back_from_its_newest_store() {
         more: "flushConsumerOffsetInterval=100\n".to_owned(),
         ..Options::default()
     });
-    let leader = group.leader().unwrap();
+    let leader = group.leading();
     let behind = (leader + 1) % 3;
     let mut sent = Sent::new();
     send(&group, 50, &mut sent);

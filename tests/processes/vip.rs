@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use jepsen::client::{Client, Outcome};
 use jepsen::cluster::status;
@@ -16,10 +16,9 @@ use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tempfile::TempDir;
 
-use crate::support::rmq;
+use crate::support::{PATIENCE, rmq, until};
 
 const TOPIC: &str = "vip";
-const PATIENCE: Duration = Duration::from_secs(90);
 const PORT: u16 = 10911;
 const HERE: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 254);
 const VIP: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 100);
@@ -196,23 +195,12 @@ fn spawn(command: &mut Command, conf: &Path) -> Owned {
     Owned(command.spawn().unwrap())
 }
 
-fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let end = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < end, "waited {PATIENCE:?} for {what}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
-/// What a client does that knows no other address, until it is acknowledged.
-fn send(body: &str) {
+/// What a client does that knows no other address, until it is acknowledged; its connection.
+fn send(body: &str) -> Client {
     until("an acknowledgement", || {
         let mut client = Client::connect((VIP, PORT).into(), Duration::from_secs(3)).ok()?;
-        matches!(client.send(TOPIC, 0, body), Outcome::Ok(_)).then_some(())
-    });
+        matches!(client.send(TOPIC, 0, body), Outcome::Ok(_)).then_some(client)
+    })
 }
 
 /// Address by broker id.
@@ -232,41 +220,39 @@ fn an_address_moves_with_the_leader() {
         return;
     }
     let mut group = Group::start();
-    let first = group.leader(None);
     send("a");
     let vip = format!("{VIP}:{PORT}");
-    let shown = until("a route", || route().filter(|addrs| addrs["0"].is_string()));
-    assert_eq!(shown["0"], vip);
-    assert_eq!(
-        shown.as_object().unwrap().len(),
-        3,
-        "each node once: {shown}"
-    );
+    let leads_there = || route().filter(|addrs| addrs["0"] == *vip);
+    until("a route with each node once", || {
+        let shown = leads_there()?;
+        (shown.as_object()?.len() == 3).then_some(())
+    });
 
     // The leader is frozen: the address is at another node, though its kernel still has it too, and
     // who was connected hears of it.
-    let mut caught = Client::connect((VIP, PORT).into(), PATIENCE).unwrap();
-    assert!(matches!(caught.send(TOPIC, 0, "b"), Outcome::Ok(_)));
+    let mut caught = send("b");
+    let first = group.leader(None);
     group.nodes[first].as_ref().unwrap().signal(Signal::STOP);
-    let second = group.leader(Some(first));
+    group.leader(Some(first));
     send("c");
     assert!(matches!(caught.send(TOPIC, 0, "d"), Outcome::Unknown(_)));
-    assert_eq!(route().unwrap()["0"], vip);
+    until("a route", leads_there);
     // Its kernel lets go of the address by itself.
     until("the kernel", || {
         (!group.machines[first].has(VIP)).then_some(())
     });
     group.nodes[first].as_ref().unwrap().signal(Signal::CONT);
-    assert_eq!(group.leader(None), second);
+    let second = group.leader(None);
 
     // The leader dies.
     group.nodes[second] = None;
-    let third = group.leader(Some(second));
+    group.leader(Some(second));
     send("e");
-    assert_eq!(route().unwrap()["0"], vip);
+    until("a route", leads_there);
     group.start_node(second);
 
     // The leader is asked to go: it takes the address away itself.
+    let third = group.leader(None);
     group.nodes[third].as_ref().unwrap().signal(Signal::TERM);
     let ended = group.nodes[third].as_mut().unwrap().0.wait().unwrap();
     assert!(ended.success(), "{ended}");
@@ -274,15 +260,14 @@ fn an_address_moves_with_the_leader() {
     group.leader(Some(third));
     send("f");
 
-    let mut reader = Client::connect((VIP, PORT).into(), PATIENCE).unwrap();
-    let mut found: Vec<String> = Vec::new();
-    until("all messages", || {
+    let found = until("all messages", || {
+        let mut reader = Client::connect((VIP, PORT).into(), Duration::from_secs(10)).ok()?;
         let all = reader.read_queue(TOPIC, 0).ok()?;
-        found = all.into_iter().map(|(_, body)| body).collect();
-        (found.len() >= 5).then_some(())
+        let mut found: Vec<String> = all.into_iter().map(|(_, body)| body).collect();
+        // "d" may have gone nowhere; one whose answer was lost may be there twice.
+        found.retain(|body| body != "d");
+        found.dedup();
+        (found.len() >= 5).then_some(found)
     });
-    // "d" may have gone nowhere; one whose answer was lost may be there twice.
-    found.retain(|body| body != "d");
-    found.dedup();
     assert_eq!(found, ["a", "b", "c", "e", "f"]);
 }

@@ -19,10 +19,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::archive::tree;
-use crate::migrated::{
-    Namesrv, Node, PATIENCE, copy, migrate, reverse, route, shared, three_peers, until,
-};
-use crate::support::{JavaServer, Line, free_port, java, real_clients, rmq, text};
+use crate::migrated::{Namesrv, Node, copy, migrate, reverse, route, shared, three_peers};
+use crate::support::{JavaServer, Line, PATIENCE, free_port, java, real_clients, rmq, text, until};
 
 const TOPIC: &str = "whole_move";
 /// As the peers' properties files name it.
