@@ -161,7 +161,11 @@ impl Queues {
 
     /// Has what is committed dispatched at once, for somebody waits for it.
     pub fn hurry(&self) {
-        if std::mem::take(&mut self.shared().gathering) {
+        self.hurry_on(&mut self.shared());
+    }
+
+    fn hurry_on(&self, shared: &mut Shared) {
+        if std::mem::take(&mut shared.gathering) {
             self.wake(|workers| &workers.dispatch);
         }
     }

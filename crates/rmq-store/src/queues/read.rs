@@ -470,9 +470,7 @@ impl Queues {
             if left.is_zero() {
                 return false;
             }
-            if std::mem::take(&mut shared.gathering) {
-                self.wake(|workers| &workers.dispatch);
-            }
+            self.hurry_on(&mut shared);
             let waited = self.progress.wait_timeout(shared, left);
             shared = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
