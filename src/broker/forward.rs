@@ -167,9 +167,8 @@ async fn attempt(broker: &Arc<Broker>, request: &Request, deadline: Instant) -> 
         Ok(None) => Err(Refusal::Silence),
         Err(error) => {
             // Its client tries again at once, but only so often: all in vain while nobody leads.
-            let room = || broker.forwarding.hold(request.raw.len());
             if !is_pull(request)
-                && let Some(_place) = room()
+                && let Some(_place) = broker.forwarding.hold(request.raw.len())
             {
                 tokio::select! {
                     _ = timeout_at(deadline, succeeded(broker, &asked)) => {}
