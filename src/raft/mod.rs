@@ -1,6 +1,6 @@
 //! Raft: the glue between openraft and the store, and the only place that names openraft.
 //!
-//! - `group`: the handle that the broker has, and the values it gives.
+//! - `group`: the handle that the broker has; `status`: what it tells of the group.
 //! - `start`: from options to a running node. `node`: openraft's settings, its runtime, recovery
 //!   and end of a node.
 //! - `leadership`: who leads, leases, transfer. `gate`: when a node that has started may vote.
@@ -28,14 +28,12 @@ mod snapshot;
 mod space;
 mod start;
 mod state_machine;
+mod status;
 mod types;
 mod upkeep;
 mod watchdog;
 
-pub use group::{
-    AskingNode, ForwardError, Group, GroupStatus, LeaderInfo, MemberStatus, ProposeError, Role,
-    RoleState, TransferError,
-};
+pub use group::{ForwardError, Group, ProposeError, TransferError};
 pub use leadership::OnFatal;
 pub use node::{StartError, Timers};
 pub use peer::{
@@ -44,6 +42,7 @@ pub use peer::{
 };
 pub use retention::RetentionRules;
 pub use start::{OnInstall, PeerOptions, RaftOptions, start};
+pub use status::{AskingNode, GroupStatus, LeaderInfo, MemberStatus, Role, RoleState};
 pub use types::NodeId;
 
 use state_machine::StateMachine;
