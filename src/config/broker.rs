@@ -213,12 +213,12 @@ config_struct! {
         "raftElectionTimeoutMaxMillis" => raft_election_timeout_max_millis: Duration
             = Duration::from_millis(300), in 30..=120_000;
         /// Whether name servers of rmq show the group under further broker names, which producers can
-        /// write to and whose addresses are living followers: a stock client whose send to the leader
-        /// fails tries another name at once. Alike on all nodes, and changed while no order of
-        /// messages hangs on it.
+        /// write to and whose addresses are living followers, and for Go clients the leader too: a stock
+        /// client whose send to the leader fails tries another name at once. Alike on all nodes, and
+        /// changed while no order of messages hangs on it.
         "groupAliasRoutes" => group_alias_routes: bool = false;
         /// Write queues of each topic under each of these names, at most all that it has.
-        /// What is sent by them takes the way over a follower.
+        /// What is sent by the name of a follower takes the way over it.
         "groupAliasQueues" => group_alias_queues: u16 = 1, in 1..=32_767;
         /// Port for what is sent by the first of these names, the next ones being for the others; 0 for the
         /// one two above `listenPort`. There are 5 in a group of two or three nodes, 7 of four, 9 of five.

@@ -4,8 +4,8 @@
 //! a send fails it tries another broker name at once. So a group that asks for it is shown under
 //! further names, `NAME@1`, `NAME@2`, …, one less than it has nodes. The names never come or go while
 //! a node lives, so that a hash over the queues of a topic stays what it is; only their addresses
-//! move, to living nodes, and to the leader's only when there is no other. They can be written to and
-//! not read from, and show a few queues of each topic, which are queues of the group's own name. What stands
+//! move, to living nodes: for all but Go clients to the leader's only when there is no other. They can be
+//! written to and not read from, and show a few queues of each topic, which are queues of the group's own name. What stands
 //! behind an address is a port of the node for this name, which has the leader answer.
 //!
 //! A Go client forgets between its three attempts which name has failed, and takes the next queue of its list.
