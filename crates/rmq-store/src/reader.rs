@@ -371,8 +371,8 @@ impl LogReader {
     }
 
     /// The bytes of an entry's extent as `NewEntry::Sealed` takes them, one slice for each segment,
-    /// not copied; `None` if it is not in the log. A committed entry is verified as a whole, of
-    /// another, which was just written, the header.
+    /// not copied; `None` if it is not in the log. A committed entry is verified as a whole, of any
+    /// other the header alone: who gets it verifies it with [`LogReader::check_raw`].
     pub fn raw(&self, index: LogIndex) -> Result<Option<Vec<Bytes>>, ReadError> {
         Ok(self.whole(index)?.map(|(_, raw)| raw))
     }
