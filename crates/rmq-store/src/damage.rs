@@ -17,7 +17,7 @@ use crate::raft_index::Cell;
 use crate::reader::{LogReader, Shared};
 use crate::recovery::is_record;
 use crate::segment::Segments;
-use crate::types::{LogIndex, PhyOffset, Term};
+use crate::types::{EntryId, LogIndex, PhyOffset, Term};
 
 /// Bytes that are looked through at once for where a damaged part ends.
 const SEARCH_BYTES: u64 = 1 << 20;
@@ -283,12 +283,13 @@ impl LogReader {
         self.shared.damages.touching(pos, pos + 1)
     }
 
-    /// Verifies the raw extent of an entry as [`LogReader::raw`] gives it, of this log or another node's.
-    pub fn check_raw(&self, slices: &[Bytes]) -> Result<LogIndex, ExtentError> {
+    /// Verifies the raw extent of an entry as [`LogReader::raw`] gives it, of this log or another node's, and
+    /// says which entry it is.
+    pub fn check_raw(&self, slices: &[Bytes]) -> Result<EntryId, ExtentError> {
         let start = start_of(slices)?;
         let parts = split(start, slices, self.segment_bytes());
         let (header, _) = verify(&parts, self.shared.generation, self.segment_bytes())?;
-        Ok(header.id.index)
+        Ok(header.id)
     }
 
     /// The raw extent of an entry, verified: one that is committed, or that is of this leader, for a

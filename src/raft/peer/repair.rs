@@ -46,6 +46,21 @@ pub(super) enum Wanted {
     Record(u64),
 }
 
+impl Wanted {
+    /// Whether a node has sent that. An entry of another leader, which a node has that knows it to be
+    /// committed, does not belong where it is missing here.
+    fn is_met_by(self, log: &LogReader, raw: &Bytes) -> bool {
+        match self {
+            Self::Entry(index, leader) => {
+                log.check_raw(std::slice::from_ref(raw)).is_ok_and(|found| {
+                    found.index.0 == index && leader.is_none_or(|leader| leader == found.leader())
+                })
+            }
+            Self::Record(_) => !raw.is_empty(),
+        }
+    }
+}
+
 impl Message for Wanted {
     fn encode(&self, out: &mut Vec<u8>) {
         match self {
@@ -282,19 +297,8 @@ impl Mender {
             let head = wanted.to_head();
             let asked = caller.call(Kind::Read, head, Bytes::new(), ASK_LIMIT).await;
             match asked {
-                Ok(answer) => {
-                    let raw = [answer.raw.clone()];
-                    let whole = match wanted {
-                        Wanted::Entry(index, _) => {
-                            self.log.check_raw(&raw).is_ok_and(|found| found.0 == index)
-                        }
-                        Wanted::Record(_) => !answer.raw.is_empty(),
-                    };
-                    if whole {
-                        return Ok(answer.raw);
-                    }
-                    reasons.push(format!("{id} sent damaged bytes"));
-                }
+                Ok(answer) if wanted.is_met_by(&self.log, &answer.raw) => return Ok(answer.raw),
+                Ok(_) => reasons.push(format!("{id} sent other bytes, or damaged ones")),
                 Err(error) => reasons.push(format!("{id}: {error}")),
             }
         }
@@ -310,7 +314,43 @@ impl Drop for Mender {
 
 #[cfg(test)]
 mod tests {
+    use rmq_store::{EntryId, EntryKind, Log, NewEntry, RealDisk, StoreConfig};
+
     use super::*;
+
+    #[test]
+    fn an_entry_of_another_leader_is_not_what_is_wanted() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk: Arc<dyn rmq_store::Disk> = Arc::new(RealDisk);
+        let mut config = StoreConfig::new(dir.path());
+        config.max_message_bytes = 4096;
+        config.segment_bytes = 256 * 1024;
+        let mut log = Log::open(&config, &disk).unwrap();
+        let entry = NewEntry::Unsealed {
+            id: EntryId {
+                term: Term(3),
+                node: 7,
+                index: LogIndex(0),
+            },
+            kind: EntryKind::Blank,
+            meta: Bytes::new(),
+            batch: None,
+        };
+        log.append(vec![entry]).unwrap();
+        let reader = log.reader();
+        let raw = reader.raw(LogIndex(0)).unwrap().unwrap().concat().into();
+        for (index, leader, is_met) in [
+            (0, None, true),
+            (0, Some((Term(3), 7)), true),
+            (0, Some((Term(4), 7)), false),
+            (0, Some((Term(3), 8)), false),
+            (1, None, false),
+        ] {
+            let wanted = Wanted::Entry(index, leader);
+            assert_eq!(wanted.is_met_by(&reader, &raw), is_met, "{wanted:?}");
+        }
+        assert!(!Wanted::Entry(0, None).is_met_by(&reader, &raw.slice(1..)));
+    }
 
     #[test]
     fn what_is_wanted_reads_as_written() {
