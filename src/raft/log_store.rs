@@ -10,7 +10,8 @@ use bytes::Bytes;
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::{OptionalSend, RaftLogReader};
 use rmq_store::{
-    EntryId, EntryKind, Log, LogIndex, LogReader, NewEntry, QueueOffset, StoredEntry, Term,
+    EntryId, EntryKind, Log, LogIndex, LogReader, NewEntry, QueueOffset, ReadError, StoredEntry,
+    Term,
 };
 
 use super::types::{
@@ -21,6 +22,8 @@ use super::upkeep::until_mended;
 
 /// Raw bytes that one read for replication returns at most, unless its first entry alone is larger.
 const READ_BYTES: usize = 4 * 1024 * 1024;
+/// How often a read for replication looks for an entry that is damaged, before it gives none.
+const LOOKS: u32 = 10;
 
 /// The log, which is taken away to be closed once openraft has stopped. Never contended before.
 #[derive(Clone)]
@@ -99,6 +102,15 @@ impl Reader {
                 Err(error) => until_mended(&self.entries, io::Error::other(error)).await?,
             }
         }
+    }
+
+    /// An entry as it is sent to a peer.
+    fn sealed(&self, index: u64) -> Result<Option<(StoredEntry, Vec<Bytes>)>, ReadError> {
+        let Some(stored) = self.entries.entry(LogIndex(index))? else {
+            return Ok(None);
+        };
+        let raw = self.entries.raw(LogIndex(index))?;
+        Ok(raw.map(|raw| (stored, raw)))
     }
 }
 
@@ -184,21 +196,26 @@ impl RaftLogReader<TypeConfig> for Reader {
 
     /// Yields raw extents: this is how entries are read to be sent to a peer. A truncation by
     /// another leader meanwhile ends the read early; what was read then is refused by the peer.
+    ///
+    /// So does damage, and where the first entry stays damaged there are none: openraft then asks the peer for
+    /// the entry before and goes on behind it. A new leader that looks for where a peer's log ends would wait
+    /// for ever else for an entry that no node has any more.
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<LogEntry>> {
         let mut entries = Vec::new();
         let mut bytes = 0;
+        let mut looks = 0;
         for index in start..end {
-            let Some(stored) = self.stored(index).await? else {
+            let found = loop {
+                match self.sealed(index) {
+                    Err(_) if !entries.is_empty() || looks == LOOKS => break None,
+                    Err(error) => until_mended(&self.entries, io::Error::other(error)).await?,
+                    Ok(found) => break found,
+                }
+                looks += 1;
+            };
+            let Some((stored, raw)) = found else {
                 break;
             };
-            let raw = loop {
-                match self.entries.raw(LogIndex(index)) {
-                    Ok(raw) => break raw,
-                    Err(_) if !entries.is_empty() => break None,
-                    Err(error) => until_mended(&self.entries, io::Error::other(error)).await?,
-                }
-            };
-            let Some(raw) = raw else { break };
             let extent = SealedRef {
                 raw,
                 membership: membership_in(&stored)?,
