@@ -50,7 +50,8 @@ const MUTANTS: [Mutant; 14] = [
     },
     Mutant {
         name: "M3",
-        run: Run::Schedule(Workload::Queue, &[Kind::Power], true),
+        // Cut after cut, soon after each election: votes are on a disk by themselves a few seconds later.
+        run: Run::Command(&[POWER, "sync", "--cuts", "15"]),
     },
     Mutant {
         name: "M4",
@@ -177,6 +178,9 @@ impl Mutant {
         for seed in 1..=TRIES {
             say(&format!("{} planted", self.name));
             let by = self.once(at, seed, true)?;
+            if let Some(by) = &by {
+                say(&format!("{} found: {by}", self.name));
+            }
             say(&format!("{} not planted", self.name));
             if let Some(without) = self.once(at, seed, false)? {
                 return Ok(Found::Without(seed, without));
@@ -266,6 +270,28 @@ pub fn find_all(rmq: &Path, dir: &Path, which: &[String], say: Say<'_>) -> anyho
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::client::Outcome;
+    use crate::history::Send;
+
+    #[test]
+    fn what_is_hidden_from_the_checkers_is_missed() {
+        let body = |n: u64| format!("0:{n}");
+        let send = |n: u64| Send {
+            process: 0,
+            queue: 0,
+            body: body(n),
+            invoked: 2 * n,
+            ended: 2 * n + 1,
+            outcome: Outcome::Ok(n),
+        };
+        let history = History {
+            sends: (0..HIDDEN as u64).map(send).collect(),
+            found: [(0, (0..HIDDEN as u64).map(|n| (n, body(n))).collect())].into(),
+            ..History::default()
+        };
+        let wrong = judge_blindly(history).unwrap();
+        assert!(wrong.contains("0:500 was acknowledged at 0/500"), "{wrong}");
+    }
 
     #[test]
     fn every_bug_has_a_run_and_every_run_a_bug() {

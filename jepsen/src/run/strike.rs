@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use rand::Rng;
 use rand::rngs::StdRng;
 use rustix::process::Signal;
@@ -187,6 +187,11 @@ impl Striker<'_> {
     /// Cuts the power of `nodes` at once and switches it on again; when it was cut.
     fn cut_power(&mut self, nodes: &[usize]) -> anyhow::Result<u64> {
         let disks = self.disks.context("a power cut needs disks of its own")?;
+        for node in nodes {
+            if let Some(status) = self.cluster.ended(*node)? {
+                bail!("node {node} ended by itself: {status}");
+            }
+        }
         let mut from = 0;
         disks.cut_power(self.cluster, nodes, &mut self.rng, || {
             from = self.work.note_strike();
