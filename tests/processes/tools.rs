@@ -90,7 +90,7 @@ fn the_rest_of_the_tools(line: Line) {
     let online = mqadmin.done(&["consumerConnection", "-g", GROUP]);
     assert_eq!(
         rows(&online, "tools_client")[0][2..],
-        ["JAVA", "V4_9_8"],
+        ["OTHER", "V4_9_8"],
         "{online}"
     );
     assert_eq!(rows(&online, TOPIC)[0], [TOPIC, "*"], "{online}");
