@@ -4,6 +4,7 @@
 mod faults;
 mod lacks;
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -58,6 +59,9 @@ pub(crate) enum End {
     PowerCut,
 }
 
+/// How long a node may take to end after a failed sync, on a slow disk too.
+const DOUBT_LIMIT: Duration = Duration::from_secs(5);
+
 /// A node, whether it runs or not.
 struct Node {
     disk: SimDisk,
@@ -77,6 +81,8 @@ struct Node {
     starting: bool,
     /// Something was done to its disk, so that it may give up.
     excused: bool,
+    /// The life in which a sync of its log has failed, and when.
+    in_doubt: Option<(u32, Instant)>,
     /// How it ends once its disk does.
     crash: Option<End>,
     /// What a former life showed, for the durable part of its log while it is down.
@@ -130,6 +136,7 @@ impl Nodes {
             lives: 0,
             starting: false,
             excused: false,
+            in_doubt: None,
             crash: None,
             last: None,
             lacks: None,
@@ -450,9 +457,29 @@ impl Nodes {
                     return Err(format!("n{place} gave up without a fault: {reason}"));
                 }
                 self.end(place, End::Killed, false);
+                continue;
             }
+            self.check_doubt(place, &running)?;
         }
         Ok(())
+    }
+
+    /// `Err` if a node goes on although what it wrote to its log may not be durable, now or ever.
+    fn check_doubt(&self, place: Place, running: &Running) -> Result<(), String> {
+        let node = &mut self.nodes()[place];
+        let is_log = |path: &PathBuf| {
+            path.parent().is_some_and(|dir| dir.ends_with("commitlog"))
+                && path.extension().is_none()
+        };
+        if node.disk.take_failed_sync().filter(is_log).is_some() {
+            node.in_doubt = Some((running.life, Instant::now()));
+        }
+        match node.in_doubt {
+            Some((life, since)) if life == running.life && since.elapsed() > DOUBT_LIMIT => {
+                Err(format!("n{place} goes on after a failed sync of its log"))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Waits until all run. They may need each other for that.

@@ -92,6 +92,8 @@ struct Inner {
     space: Option<Space>,
     /// The fault, part of the path it strikes, and how many chances it lets pass.
     fault: Option<(Fault, String, usize)>,
+    /// A file whose sync has failed although something was written to it.
+    failed: Option<PathBuf>,
     /// When this much is done nothing more is.
     end: Option<usize>,
     /// It was tried.
@@ -192,6 +194,12 @@ impl SimDisk {
         if !inner.ended {
             inner.end = None;
         }
+    }
+
+    /// Takes note of a file, once, that was written to and whose sync has failed: what was written is lost with
+    /// the power, whatever later syncs say.
+    pub fn take_failed_sync(&self) -> Option<PathBuf> {
+        self.inner().failed.take()
     }
 
     /// Whether an operation has failed for that.
@@ -508,6 +516,13 @@ impl DiskFile for SimFile {
         let mut inner = self.disk.inner();
         inner.check_end()?;
         if inner.strikes(&[Fault::Sync], &self.path).is_some() {
+            let since = inner.done.iter().rev();
+            let is_lost = since
+                .take_while(|op| !matches!(op, Op::Sync { file } if *file == self.file))
+                .any(|op| matches!(op, Op::Write { file, .. } if *file == self.file));
+            if is_lost {
+                inner.failed = Some(self.path.clone());
+            }
             inner.apply(Op::FailedSync { file: self.file });
             return Err(io::Error::from_raw_os_error(5));
         }
