@@ -34,8 +34,6 @@ const LEAVING_LIMIT: Duration = Duration::from_secs(2);
 /// The same for those that came by the address that moves, before leadership is handed over.
 const MOVING_CALM: Duration = Duration::from_millis(100);
 const MOVING_LIMIT: Duration = Duration::from_millis(500);
-/// Enough to have a disk read ahead, and too few to have sends wait long behind them.
-const DISK_READS: usize = 4;
 
 /// One node's broker: its part of the group's state, and who is connected to it.
 pub struct Broker {
@@ -107,7 +105,7 @@ impl Broker {
             stats: Stats::new(clock()),
             store_host,
             recent_bytes: recent_bytes(),
-            disk_reads: tokio::sync::Semaphore::new(DISK_READS),
+            disk_reads: tokio::sync::Semaphore::new(disk_reads()),
             told: watch::Sender::default(),
             delivering: tokio::sync::Mutex::default(),
             draining: AtomicBool::new(false),
@@ -356,4 +354,12 @@ fn recent_bytes() -> u64 {
     const PERCENT: u64 = 40;
     let info = rustix::system::sysinfo();
     (info.totalram as u64).saturating_mul(info.mem_unit.into()) / 100 * PERCENT
+}
+
+/// How many reads for consumers may wait for the disk at a time. Each one that the disk has answered
+/// takes a processor for a while, to copy and check: half of them is left to the sends.
+fn disk_reads() -> usize {
+    const ENOUGH: usize = 4;
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    (processors / 2).clamp(1, ENOUGH)
 }
