@@ -202,6 +202,7 @@ fn power_cut(disks: &Disks, at: &Path) -> anyhow::Result<()> {
 
 fn full_disk(disks: &Disks, at: &Path) -> anyhow::Result<()> {
     disks.fill(0, 0)?;
+    disks.cut(&[0], &[], None, || Ok(()))?;
     let full = fs::write(at.join("more"), vec![1; 1 << 20]);
     let Err(error) = full else {
         bail!("a full disk takes more");
@@ -211,7 +212,9 @@ fn full_disk(disks: &Disks, at: &Path) -> anyhow::Result<()> {
         "a full disk says {error}"
     );
     disks.free(0)?;
-    Ok(fs::write(at.join("more"), "1")?)
+    disks.cut(&[0], &[], None, || Ok(()))?;
+    fs::write(at.join("more"), vec![1; 1 << 20])
+        .context("the space that was given back is gone after a power cut")
 }
 
 fn dead_disk(disks: &Disks, at: &Path) -> anyhow::Result<()> {

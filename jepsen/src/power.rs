@@ -154,7 +154,7 @@ impl Disks {
         disk.attach()
     }
 
-    /// Fills a node's file system, up to `leave` bytes.
+    /// Fills a node's file system, up to `leave` bytes. A power cut changes nothing about it.
     pub fn fill(&self, node: usize, leave: u64) -> anyhow::Result<()> {
         let at = &self.mounted[node].at;
         let disk = statvfs(at)?;
@@ -170,12 +170,14 @@ impl Disks {
             }
             part = part.min(left);
         }
-        Ok(())
+        sync_names(at)
     }
 
-    /// Takes away what [`fill`](Self::fill) has made.
+    /// Takes away what [`fill`](Self::fill) has made, and no power cut brings it back.
     pub fn free(&self, node: usize) -> anyhow::Result<()> {
-        Ok(fs::remove_file(self.mounted[node].at.join(FILLER))?)
+        let at = &self.mounted[node].at;
+        fs::remove_file(at.join(FILLER))?;
+        sync_names(at)
     }
 }
 
@@ -212,6 +214,11 @@ impl Drop for Disks {
             }
         }
     }
+}
+
+/// Has a power cut that follows leave what was made or removed in a directory as it is.
+fn sync_names(dir: &Path) -> anyhow::Result<()> {
+    Ok(File::open(dir)?.sync_all()?)
 }
 
 /// Waits until every thread of a process that was sent SIGSTOP has stopped: one that is in the middle of
