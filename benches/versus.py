@@ -34,7 +34,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import versus_report
-from cluster import ROOT, JavaDledger, JavaPair, Nats, Rmq, RmqAlone, client_command, clients, move_to_own_network, work_dir
+from cluster import ROOT, JavaDledger, JavaPair, Nats, Rmq, RmqAlone, client_command, clients, cpu_seconds, move_to_own_network, work_dir
 from records import add, made_with, read_alike
 
 SYNC = "flushDiskType=SYNC_FLUSH\n"
@@ -47,10 +47,11 @@ def client(cluster, line, main, *arguments):
 
 def send(cluster, size, warm, seconds, threads=64):
     """Under full load from the first stored message on, after `warm` seconds: what the leader stores a second, and the
-    brokers' CPU seconds for a million. The producer's own reports are means of its last 10 s."""
+    brokers' and of them the leader's CPU seconds for a million. The producer's own reports are means of its last 10 s."""
     topic = f"bench{size}"
     before = cluster.messages(topic)
     leader = cluster.leading()
+    leads = cluster.nodes()[leader].pid
     if cluster.speaks_rocketmq:
         main = "org.apache.rocketmq.example.benchmark.Producer"
         options = ("-n", cluster.namesrv, "-t", topic, "-s", size, "-w", threads, "-ri", 1000)
@@ -69,7 +70,9 @@ def send(cluster, size, warm, seconds, threads=64):
         cluster.until("stored message", 60, lambda: cluster.messages(topic) > before or None)
         time.sleep(warm)
         sent, cpu, begun = cluster.messages(topic), cluster.cpu(), time.time()
+        of_leader = cpu_seconds(leads)
         time.sleep(seconds)
+        of_leader = cpu_seconds(leads) - of_leader
         sent, cpu, seconds = cluster.messages(topic) - sent, cluster.cpu() - cpu, time.time() - begun
     finally:
         producer.kill()
@@ -77,7 +80,10 @@ def send(cluster, size, warm, seconds, threads=64):
     if sent == 0:
         raise SystemExit(f"{cluster.name}: nothing was stored for {seconds:.0f} s, see {cluster.dir}")
     same = leader == cluster.leading()
-    return {"per_second": sent / seconds, "cpu_s_per_million": cpu / sent * 1e6, "failed": failed[0], "same_leader": same}
+    return {
+        "per_second": sent / seconds, "cpu_s_per_million": cpu / sent * 1e6,
+        "leader_cpu_s_per_million": of_leader / sent * 1e6, "failed": failed[0], "same_leader": same,
+    }
 
 
 def bench(cluster, size, seconds, in_flight, connections=1):
