@@ -149,10 +149,14 @@ pub(in crate::raft) struct Local {
     /// peer before the identity is held does so under a read lock, so that a group once agreed
     /// cannot be exchanged for another while Raft is already acting for the first.
     identity: RwLock<Identity>,
+    /// Serves clients here. What nodes forward for them is no work for Raft's own threads, which have no
+    /// time for it and run before everything else.
+    clients: Handle,
 }
 
 impl Local {
-    /// `genesis` is the digest of the adopted history, empty without one.
+    /// `genesis` is the digest of the adopted history, empty without one. Must be called on the runtime that
+    /// serves clients.
     pub(in crate::raft) fn new(
         group_name: String,
         self_id: SelfId,
@@ -169,6 +173,7 @@ impl Local {
             peers,
             addrs,
             identity: RwLock::new(identity),
+            clients: Handle::current(),
         }
     }
 

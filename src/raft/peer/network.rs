@@ -124,10 +124,14 @@ impl Network {
             addr: addr.to_owned(),
             node: Some(node),
         };
-        let caller = |purpose| Caller::new(self.shared.dialer.clone(), target.clone(), purpose);
+        let of_raft = self.shared.dialer.clone();
+        let of_clients = Dialer {
+            runtime: of_raft.local.clients.clone(),
+            ..of_raft.clone()
+        };
         let peer = Arc::new(Peer {
-            control: caller(Purpose::Control),
-            forward: caller(Purpose::Forward),
+            control: Caller::new(of_raft, target.clone(), Purpose::Control),
+            forward: Caller::new(of_clients, target.clone(), Purpose::Forward),
             target: target.clone(),
         });
         // A former incarnation is not dialled again; who still holds it can finish with it.

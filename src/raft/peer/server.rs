@@ -168,6 +168,16 @@ async fn serve(duplex: Duplex, shared: Arc<Shared>) -> Result<(), Closed> {
     match connection.hello.purpose {
         Purpose::Log => connection.follow(reader, writer).await,
         Purpose::Snapshot => connection.receive(reader, writer).await,
+        Purpose::Forward => {
+            let clients = connection.shared.local.clients.clone();
+            let mut serving = JoinSet::new();
+            serving.spawn_on(connection.serve(reader, writer), &clients);
+            serving
+                .join_next()
+                .await
+                .and_then(Result::ok)
+                .unwrap_or(Ok(()))
+        }
         _ => connection.serve(reader, writer).await,
     }
 }

@@ -150,8 +150,14 @@ impl Site {
             join_only: false,
             auto_rejoin: true,
             forward: Arc::new(move |client, frame| {
-                let answer = format!("{client} asked n{number} for {frame:?}");
-                Box::pin(async move { Ok(Some(answer.into())) })
+                Box::pin(async move {
+                    // Raft's own threads have no time for it.
+                    let thread = std::thread::current();
+                    let by = thread.name().filter(|name| *name == "raft");
+                    let by = by.map_or_else(String::new, |name| format!(" by {name}"));
+                    let answer = format!("{client} asked n{number} for {frame:?}{by}");
+                    Ok(Some(answer.into()))
+                })
             }),
         };
         let options = RaftOptions {
