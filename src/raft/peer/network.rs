@@ -132,7 +132,7 @@ impl Network {
         let peer = Arc::new(Peer {
             control: Caller::new(of_raft, target.clone(), Purpose::Control),
             forward: Caller::new(of_clients, target.clone(), Purpose::Forward),
-            target: target.clone(),
+            target,
         });
         // A former incarnation is not dialled again; who still holds it can finish with it.
         peers.retain(|other, _| SelfId::of(*other) != SelfId::of(node));

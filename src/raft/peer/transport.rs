@@ -62,7 +62,12 @@ impl Net for Tcp {
             let mut error = io::Error::new(io::ErrorKind::NotFound, "its name has no address");
             for addr in addrs {
                 match timeout(CONNECT_LIMIT, TcpStream::connect(addr)).await {
-                    Ok(Ok(stream)) => return halves(stream),
+                    Ok(Ok(stream)) => {
+                        // What is given up with it is not sent on: a kernel tries for minutes, and a
+                        // partition that ends then would bring what was another leader's long ago.
+                        stream.set_zero_linger()?;
+                        return halves(stream);
+                    }
                     Ok(Err(e)) => error = e,
                     Err(_) => {
                         let text = format!("no connection in {CONNECT_LIMIT:?}");
@@ -106,4 +111,39 @@ fn halves(stream: TcpStream) -> io::Result<Duplex> {
         write: Box::new(write),
         peer,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    /// More than the buffers of two sockets hold.
+    const MUCH: usize = 64 << 20;
+
+    #[tokio::test]
+    async fn what_was_not_sent_when_a_connection_is_given_up_never_comes() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap().to_string();
+        let (dialed, accepted) = tokio::join!(Tcp.dial(&addr), Listener::accept(&listener));
+        let (
+            Duplex {
+                mut write, read, ..
+            },
+            mut accepted,
+        ) = (dialed.unwrap(), accepted.unwrap());
+        let stuck = timeout(Duration::from_millis(300), write.write_all(&vec![1; MUCH])).await;
+        assert!(stuck.is_err(), "the sockets take everything");
+        drop((write, read));
+        let mut got = Vec::new();
+        let end = accepted.read.read_to_end(&mut got).await;
+        let end = end.map_err(|e| e.kind());
+        assert_eq!(
+            end,
+            Err(io::ErrorKind::ConnectionReset),
+            "after {} bytes",
+            got.len()
+        );
+    }
 }
