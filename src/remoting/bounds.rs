@@ -120,7 +120,7 @@ impl Bounds {
             slots: Arc::new(Semaphore::new(limits.connections)),
             sends: Share::of(sends, 2),
             pulls: Share::of(pulls, 1),
-            others: Share::of(limits.memory_bytes / 8, 1),
+            others: Share::of(limits.eighth(), 1),
             unsent: AtomicUsize::new(0),
             fewer_unsent: Notify::new(),
             waiting: AtomicUsize::new(0),
@@ -200,14 +200,14 @@ impl Bounds {
     pub(super) fn read_bytes(&self) -> usize {
         let limits = &self.0.limits;
         let open = limits.connections - self.0.slots.available_permits();
-        (limits.memory_bytes / 8 / open.max(1)).clamp(READ_BYTES_MIN, READ_BYTES_MAX)
+        (limits.eighth() / open.max(1)).clamp(READ_BYTES_MIN, READ_BYTES_MAX)
     }
 
     /// Whether a connection that has so many bytes of answers on their way may have more.
     pub(super) fn may_answer(&self, unsent: usize) -> bool {
         unsent < self.0.limits.outbound_bytes
             && (unsent < UNSENT_MIN
-                || self.0.unsent.load(Ordering::Relaxed) < self.0.limits.memory_bytes / 8)
+                || self.0.unsent.load(Ordering::Relaxed) < self.0.limits.eighth())
     }
 
     pub(super) fn add_unsent(&self, bytes: usize) {
@@ -216,7 +216,7 @@ impl Bounds {
 
     pub(super) fn remove_unsent(&self, bytes: usize) {
         let before = self.0.unsent.fetch_sub(bytes, Ordering::Relaxed);
-        let full = self.0.limits.memory_bytes / 8;
+        let full = self.0.limits.eighth();
         if before >= full && before - bytes < full {
             self.0.fewer_unsent.notify_waiters();
         }
@@ -229,7 +229,7 @@ impl Bounds {
 
     /// Whether a connection that has `own` bytes of answers waiting may have more; they count from then on.
     pub(super) fn add_waiting(&self, own: usize, bytes: usize) -> bool {
-        let share = self.0.limits.memory_bytes / 8;
+        let share = self.0.limits.eighth();
         let all = self.0.waiting.fetch_add(bytes, Ordering::Relaxed) + bytes;
         // One answer of each is made at least, so that nobody suffers for others who do not read theirs.
         let may = own == 0 || (all <= share && own + bytes <= self.0.limits.waiting_bytes);

@@ -49,6 +49,11 @@ pub struct Limits {
 impl Limits {
     /// What a request costs beside its bytes: its state.
     pub const REQUEST_BYTES_MIN: usize = 8 * 1024;
+
+    /// The smallest share of [`Limits::memory_bytes`] that one kind of what is held has.
+    pub(super) fn eighth(&self) -> usize {
+        self.memory_bytes / 8
+    }
 }
 
 impl Default for Limits {
