@@ -96,7 +96,7 @@ fn flip(files: &[PathBuf], dice: &mut StdRng) -> anyhow::Result<u64> {
 }
 
 /// The files of a directory and those below it, by name.
-fn files(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
+pub(crate) fn files(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     if !dir.try_exists()? {
         return Ok(found);

@@ -144,7 +144,7 @@ pub fn try_trap(dir: &Path) -> anyhow::Result<()> {
     fs::create_dir_all(dir)?;
     let mut child = leash(Command::new("sh").args(["-c", LOOPS])).spawn()?;
     let felt =
-        Trap::begin(child.id(), "wait4", "delay_exit=1", &dir.join("log")).and_then(|trap| {
+        Trap::begin(child.id(), "wait4", "delay_exit=1", &[], &dir.join("log")).and_then(|trap| {
             let end = Instant::now() + START;
             while trap.seen()? == 0 {
                 ensure!(Instant::now() < end, "strace changes no call");

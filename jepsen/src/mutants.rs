@@ -10,7 +10,7 @@ use rmq_store::mutants::{OF_BROKER, OF_LOG};
 use crate::attack::Bed;
 use crate::check::{self, CHECKERS};
 use crate::history::History;
-use crate::schedule::{Kind, Schedule, value_name};
+use crate::schedule::{Fault, Kind, Schedule, value_name};
 use crate::suite::{self, Say, Verdict};
 use crate::workload::Kind as Workload;
 
@@ -34,6 +34,8 @@ struct Mutant {
 enum Run {
     /// Of a schedule: workload, faults, and whether each write is synced.
     Schedule(Workload, &'static [Kind], bool),
+    /// Of one where only this fault strikes.
+    Fault(Workload, Fault, bool),
     /// This program with these arguments, and a seed.
     Command(&'static [&'static str]),
 }
@@ -71,7 +73,8 @@ const MUTANTS: [Mutant; 14] = [
     },
     Mutant {
         name: "M8",
-        run: Run::Schedule(Workload::Queue, &[Kind::Syscall], true),
+        // Each other sync that fails ends the node, whatever it makes of those of its log.
+        run: Run::Fault(Workload::Queue, Fault::SyscallSync, true),
     },
     Mutant {
         name: "M10",
@@ -104,6 +107,7 @@ impl Run {
     fn is_possible(&self, bed: Bed) -> bool {
         match self {
             Self::Schedule(_, kinds, _) => suite::possible(kinds, bed) == *kinds,
+            Self::Fault(_, fault, _) => bed.allows(fault.kind()),
             Self::Command(words) => bed.disks || words[0] != POWER,
         }
     }
@@ -114,6 +118,9 @@ impl Run {
             Self::Schedule(workload, kinds, _) => {
                 let kinds: Vec<String> = kinds.iter().map(value_name).collect();
                 format!("`{}`, `{}`", value_name(workload), kinds.join(","))
+            }
+            Self::Fault(workload, fault, _) => {
+                format!("`{}`, `{}`", value_name(workload), fault.name())
             }
             Self::Command(words) => format!("`{}`", words.join(" ")),
         }
@@ -135,40 +142,27 @@ impl Mutant {
         }
         let is_blind = self.name == BLIND.0;
         let of_nodes = (planted && !is_blind).then_some(self.name);
-        match &self.run {
+        let schedule = match &self.run {
             Run::Schedule(workload, kinds, sync_flush) => {
-                let schedule = Schedule::draw(*workload, kinds, TIME, seed, Some(*sync_flush))?;
-                let bed = Bed {
-                    mutant: of_nodes,
-                    ..bed
-                };
-                Ok(match suite::one(rmq, dir, &schedule, bed, say) {
-                    Ok((Verdict::Failed, outcome)) => outcome.wrong.into_iter().next(),
-                    Ok((_, outcome)) if planted && is_blind => judge_blindly(outcome.history),
-                    Ok(_) => None,
-                    Err(e) => Some(format!("{e:#}")),
-                })
+                Schedule::draw(*workload, kinds, TIME, seed, Some(*sync_flush))?
             }
-            Run::Command(arguments) => {
-                let mut command = Command::new(std::env::current_exe()?);
-                command.arg("--rmq").arg(rmq).arg("--dir").arg(dir);
-                command.args(*arguments).args(["--seed", &seed.to_string()]);
-                if let Some(planted) = of_nodes {
-                    // It is passed on to the nodes.
-                    command.env("RMQ_MUTANT", planted);
-                }
-                let output = command.output()?;
-                let told = String::from_utf8_lossy(&output.stdout);
-                told.lines().for_each(say);
-                let wrong = told
-                    .lines()
-                    .find_map(|line| line.trim_start().strip_prefix("FAILED "));
-                let error = String::from_utf8_lossy(&output.stderr);
-                let error = || error.lines().take(4).collect::<Vec<_>>().join(" ");
-                let wrong = wrong.map_or_else(error, str::to_owned);
-                Ok((!output.status.success()).then_some(wrong))
+            Run::Fault(workload, fault, sync_flush) => {
+                let kinds = [fault.kind()];
+                let drawn = Schedule::draw(*workload, &kinds, TIME, seed, Some(*sync_flush))?;
+                drawn.only(*fault)
             }
-        }
+            Run::Command(words) => return command(at, words, seed, of_nodes),
+        };
+        let bed = Bed {
+            mutant: of_nodes,
+            ..bed
+        };
+        Ok(match suite::one(rmq, dir, &schedule, bed, say) {
+            Ok((Verdict::Failed, outcome)) => outcome.wrong.into_iter().next(),
+            Ok((_, outcome)) if planted && is_blind => judge_blindly(outcome.history),
+            Ok(_) => None,
+            Err(e) => Some(format!("{e:#}")),
+        })
     }
 
     /// Looks for it, and runs each seed without it too.
@@ -195,6 +189,32 @@ impl Mutant {
         }
         Ok(found)
     }
+}
+
+/// Runs this program with these words and a seed, and its nodes with a bug, if any. What is wrong, if anything.
+fn command(
+    at: Place<'_>,
+    words: &[&str],
+    seed: u64,
+    of_nodes: Option<&str>,
+) -> anyhow::Result<Option<String>> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg("--rmq").arg(at.rmq).arg("--dir").arg(at.dir);
+    command.args(words).args(["--seed", &seed.to_string()]);
+    if let Some(planted) = of_nodes {
+        // It is passed on to the nodes.
+        command.env("RMQ_MUTANT", planted);
+    }
+    let output = command.output()?;
+    let told = String::from_utf8_lossy(&output.stdout);
+    told.lines().for_each(at.say);
+    let wrong = told
+        .lines()
+        .find_map(|line| line.trim_start().strip_prefix("FAILED "));
+    let error = String::from_utf8_lossy(&output.stderr);
+    let error = || error.lines().take(4).collect::<Vec<_>>().join(" ");
+    let wrong = wrong.map_or_else(error, str::to_owned);
+    Ok((!output.status.success()).then_some(wrong))
 }
 
 /// What the checkers say if they do not get every message that was read back.

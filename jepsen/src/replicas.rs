@@ -1,6 +1,7 @@
 //! What each node makes of the log: its queues and its index, which only a leader shows. So each leads for a
 //! moment when all is quiet.
 
+use std::collections::HashSet;
 use std::fmt::Debug;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -21,6 +22,10 @@ const LOOKUPS: usize = 100;
 /// read before is wrong.
 pub(crate) fn compare(cluster: &Cluster, history: &History) -> anyhow::Result<Vec<String>> {
     let mut wrong = Vec::new();
+    let unknown = history.sends.iter();
+    let unknown = unknown.filter(|send| matches!(send.outcome, Outcome::Unknown(_)));
+    let unknown: HashSet<&str> = unknown.map(|send| &*send.body).collect();
+    let mut found = history.found.clone();
     for node in cluster.members() {
         // A Java node shows its queues in any role.
         let is_java = cluster.target().is_java();
@@ -28,11 +33,12 @@ pub(crate) fn compare(cluster: &Cluster, history: &History) -> anyhow::Result<Ve
             continue;
         }
         let mut client = Client::connect(cluster.addresses()[node], LIVENESS)?;
-        for (queue, before) in &history.found {
+        for (queue, before) in &mut found {
             // One that no longer leads may refuse.
             let Ok(now) = client.read_queue(TOPIC, *queue) else {
                 continue;
             };
+            take_late(&now, before, &unknown);
             wrong.extend(difference(node, *queue, &now, before));
         }
         if let Ok(now) = read_stretches(cluster.addresses()[node], history) {
@@ -46,6 +52,15 @@ pub(crate) fn compare(cluster: &Cluster, history: &History) -> anyhow::Result<Ve
         }
     }
     Ok(wrong)
+}
+
+/// Adds what came since the queue was read before, of sends whose outcome is unknown: a network may give up a request
+/// long after its sender did.
+fn take_late(now: &[(u64, String)], before: &mut Vec<(u64, String)>, unknown: &HashSet<&str>) {
+    let late = now.get(before.len()..).unwrap_or_default();
+    if late.iter().all(|(_, body)| unknown.contains(&**body)) {
+        before.extend_from_slice(late);
+    }
 }
 
 /// Where a node's queue is another than it was on the leader that was read before.
@@ -111,6 +126,21 @@ fn look_up(client: &mut Client, node: usize, history: &History) -> Option<String
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_comes_late_is_of_a_send_with_unknown_outcome_or_wrong() {
+        let all = [(0, "a"), (1, "b"), (2, "c")].map(|(n, body)| (n, body.to_owned()));
+        let told = |now: &[(u64, String)], unknown: &[&str]| {
+            let mut before = all[..2].to_vec();
+            take_late(now, &mut before, &unknown.iter().copied().collect());
+            difference(1, 2, now, &before)
+        };
+        assert_eq!(told(&all, &["c"]), None);
+        assert!(told(&all, &["b"]).is_some());
+        assert!(told(&all[..1], &["b", "c"]).is_some());
+        let other = [(0, "c".to_owned()), all[1].clone(), all[2].clone()];
+        assert!(told(&other, &["a", "b", "c"]).is_some());
+    }
 
     #[test]
     fn a_difference_names_where_it_begins() {

@@ -175,7 +175,7 @@ pub enum Fault {
     ClockStrobe,
     /// Some reads of a node's files end with EIO.
     SyscallRead,
-    /// A sync of a node ends with EIO: it has to stop.
+    /// A sync of a node's log ends with EIO, and no other call: it has to stop for that alone.
     SyscallSync,
     /// Syncs of a node take long.
     SyscallSlow,
@@ -325,6 +325,22 @@ impl Schedule {
         })
     }
 
+    /// With this fault in the place of each of them.
+    #[must_use]
+    pub fn only(mut self, fault: Fault) -> Self {
+        for window in &mut self.windows {
+            window.fault = fault;
+        }
+        self
+    }
+
+    /// Whether it is what its seed draws.
+    pub fn is_drawn(&self) -> bool {
+        let flush = Some(self.sync_flush);
+        let drawn = Self::draw(self.workload, &self.drawn_from, self.time, self.seed, flush);
+        drawn.is_ok_and(|drawn| drawn.windows == self.windows)
+    }
+
     /// The kinds that are in it, each once.
     pub fn kinds(&self) -> Vec<Kind> {
         let mut kinds: Vec<Kind> = self.windows.iter().map(|w| w.fault.kind()).collect();
@@ -424,11 +440,16 @@ mod tests {
             let schedule = draw(seed);
             assert_eq!(schedule, draw(seed));
             assert_ne!(schedule, draw(seed + 1));
+            assert!(schedule.is_drawn());
             assert_eq!(Schedule::from_json(&schedule.to_json()).unwrap(), schedule);
             assert!(schedule.sync_flush, "power cuts");
             let end = schedule.windows.iter().map(|w| w.at + w.lasts).max();
             assert!(end.unwrap() <= 57_000);
         }
+        let syncs = Schedule::draw(Workload::Queue, &[Kind::Syscall], 30, 1, None).unwrap();
+        let syncs = syncs.only(Fault::SyscallSync);
+        assert!(syncs.windows.iter().all(|w| w.fault == Fault::SyscallSync));
+        assert!(!syncs.is_drawn());
         let two = Schedule::draw(Workload::Queue, &all[..2], 60, 1, None).unwrap();
         assert_eq!(two.kinds(), all[..2]);
         let other_way = [all[1], all[0], all[1]];

@@ -13,6 +13,7 @@ use rand::rngs::StdRng;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::cluster::leash;
+use crate::damage;
 use crate::schedule::Fault;
 
 /// How long the tracer may take to begin.
@@ -27,30 +28,43 @@ pub(crate) struct Trap {
 }
 
 impl Trap {
-    /// Begins to trace; `log` is a file that it may write.
+    /// Begins to trace the process of a node with this store; `log` is a file that it may write.
     pub(crate) fn set(
         pid: u32,
         fault: Fault,
+        store: &Path,
         log: &Path,
         dice: &mut StdRng,
     ) -> anyhow::Result<Self> {
+        // Counted for each thread.
         let (calls, how) = match fault {
             Fault::SyscallSync => ("fsync,fdatasync", "error=EIO:when=1".to_owned()),
             Fault::SyscallSlow => {
                 let micros = dice.random_range(20_000..300_000);
                 ("fsync,fdatasync", format!("delay_exit={micros}"))
             }
-            // Counted for each thread.
             _ => {
                 let every = dice.random_range(1..20);
                 ("pread64", format!("error=EIO:when=1+{every}"))
             }
         };
-        Self::begin(pid, calls, &how, log)
+        // One that goes on after a failed sync of its log could end of another one that fails.
+        let mut files = Vec::new();
+        if fault == Fault::SyscallSync {
+            files = damage::files(&store.join("commitlog"))?;
+            ensure!(!files.is_empty(), "{} has no log", store.display());
+        }
+        Self::begin(pid, calls, &how, &files, log)
     }
 
-    /// Has these calls end so.
-    pub(crate) fn begin(pid: u32, calls: &str, how: &str, log: &Path) -> anyhow::Result<Self> {
+    /// Has these calls end so, or only those on these files, if there are any.
+    pub(crate) fn begin(
+        pid: u32,
+        calls: &str,
+        how: &str,
+        files: &[PathBuf],
+        log: &Path,
+    ) -> anyhow::Result<Self> {
         fs::File::create(log)?;
         let mut command = Command::new("strace");
         command
@@ -63,6 +77,7 @@ impl Trap {
             ])
             .args(["-e", &format!("inject={calls}:{how}"), "-o"])
             .arg(log)
+            .args(files.iter().flat_map(|file| [Path::new("-P"), file]))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null());

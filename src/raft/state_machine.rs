@@ -186,6 +186,14 @@ impl StateMachine {
         Ok(reply)
     }
 
+    /// Leaves out the metadata of an entry, and nothing else: see [`is_kept_where_proposed`].
+    fn pass_over(&mut self, entry: &LogEntry) {
+        if let Body::Stored { entry, .. } = &entry.body {
+            self.queues.commit(entry.end, &entry.runs);
+        }
+        self.applied = Some(entry.id);
+    }
+
     fn apply_stored(
         &mut self,
         id: LogId,
@@ -253,7 +261,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         while let Some(item) = entries.next().await {
             let (entry, responder) = item?;
             if responder.is_none() && is_kept_where_proposed(&entry.body) {
-                self.applied = Some(entry.id);
+                self.pass_over(&entry);
                 continue;
             }
             let reply = self.apply_entry(entry)?;

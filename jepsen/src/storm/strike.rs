@@ -176,9 +176,10 @@ impl Storm<'_> {
                     .cluster
                     .pid(nodes[0])
                     .context("the node does not run")?;
-                let log = self.cluster.nodes()[nodes[0]].store.with_extension("trap");
+                let store = &self.cluster.nodes()[nodes[0]].store;
+                let log = store.with_extension("trap");
                 // On a busy machine the tracer may be late, or the node gone: then nothing is felt.
-                match Trap::set(pid, fault, &log, &mut active.dice) {
+                match Trap::set(pid, fault, store, &log, &mut active.dice) {
                     Ok(trap) => active.trap = Some(trap),
                     Err(e) => eprintln!("{}: {e:#}", fault.name()),
                 }

@@ -127,8 +127,14 @@ pub fn running<T>(dir: &Path, run: impl FnOnce() -> T) -> anyhow::Result<T> {
     Ok(ended)
 }
 
-/// The command that runs a schedule again.
+/// The command that runs a schedule again; of one that no seed draws, it takes the file that a run has left.
 pub fn command(schedule: &Schedule) -> String {
+    if !schedule.is_drawn() {
+        return format!(
+            "cargo run --release -p jepsen -- replay {}",
+            attack::SCHEDULE
+        );
+    }
     let kinds: Vec<String> = schedule.drawn_from.iter().map(value_name).collect();
     format!(
         "cargo run --release -p jepsen -- test{} --workload {} --nemesis {} --time {} --seed {} {}",
