@@ -169,6 +169,8 @@ async fn a_consumer_that_is_ahead_of_its_heartbeat_is_not_kept_waiting() {
         node.sent(send(&format!("TAGS\x01{tag}"), tag.as_bytes()))
             .await;
     }
+    // Once both can be read.
+    node.pulled(&pull(0)).await;
     let mut client = Client::connect(&node).await;
     let mut data: HeartbeatData = heartbeat("one", &["T"]).json().unwrap();
     data.consumer_data_set[0].subscription_data_set[0].sub_string = "A".to_owned();
