@@ -1,7 +1,7 @@
 //! Power cuts that a kernel makes real: each node's files lie on a file system of their own, in a file
-//! behind a loop device. A cut stops the processes, has each file system forget whatever it has not
-//! written, and kills the processes; then it is mounted again from what its "disk" holds, journal
-//! replay and all.
+//! behind a loop device. A cut stops the brokers and ends what would outlive them, has each file system
+//! forget whatever it has not written, and kills the brokers; then it is mounted again from what its "disk"
+//! holds, journal replay and all.
 //!
 //! The order matters. A process that still runs while its file system goes down can see a sync succeed
 //! that was not, and would acknowledge what is then lost by nobody's fault.
@@ -17,10 +17,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use rand::Rng;
 use rand::rngs::StdRng;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FallocateFlags, fallocate, statvfs};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::ioctl::{Opcode, Setter, ioctl, opcode};
-use rustix::process::Signal;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use crate::cluster::{Cluster, boot};
@@ -40,6 +41,11 @@ const PAGE: u64 = 4096;
 const FILLER: &str = ".filler";
 /// How long a process may take to stop.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
+/// How long a process that is to end may take.
+const END_LIMIT: Timespec = Timespec {
+    tv_sec: 10,
+    tv_nsec: 0,
+};
 
 /// A file system for each node, unmounted when this is dropped.
 pub struct Disks {
@@ -74,6 +80,8 @@ impl Disks {
                 dir.join(format!("n{node}")),
             );
             fs::create_dir_all(&at)?;
+            // As the kernel names it.
+            let at = fs::canonicalize(at)?;
             File::create(&image)?.set_len(DISK)?;
             run(Command::new("mkfs.ext4")
                 .args(["-q", "-F", "-m", "0"])
@@ -119,6 +127,10 @@ impl Disks {
         for pid in pids {
             until_stopped(*pid)?;
         }
+        // Nobody on the machine may live to tell that it has ended.
+        for disk in disks() {
+            disk.end_others(pids, Some(Signal::KILL))?;
+        }
         let mut before = Vec::new();
         if dice.is_some() {
             for disk in disks() {
@@ -150,6 +162,7 @@ impl Disks {
     /// Mounts a failed disk again, when no process uses it any more. The machine runs on.
     pub fn repair(&self, node: usize) -> anyhow::Result<()> {
         let disk = &self.mounted[node];
+        disk.end_others(&[], None)?;
         run(Command::new("umount").arg(&disk.at))?;
         disk.attach()
     }
@@ -193,6 +206,42 @@ impl Disk {
             .args(["-o", "loop"])
             .arg(&self.image)
             .arg(&self.at))
+    }
+
+    /// Waits for the end of the machine's processes other than `pids`, such as what outlives a broker for
+    /// a moment, after a signal or by themselves. They would keep the file system from going down.
+    fn end_others(&self, pids: &[u32], signal: Option<Signal>) -> anyhow::Result<()> {
+        let namespace = |of: &str| fs::read_link(format!("/proc/{of}/ns/mnt"));
+        let here = namespace("thread-self")?;
+        let at = format!(" {} ", self.at.display());
+        let is_of_machine = |pid: &str| {
+            let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
+            mounts.contains(&at) && namespace(pid).is_ok_and(|of| of != here)
+        };
+        for entry in fs::read_dir("/proc")? {
+            let name = entry?.file_name();
+            let Some((name, pid)) = name.to_str().and_then(|s| Some((s, s.parse().ok()?))) else {
+                continue;
+            };
+            if pids.contains(&pid) || !is_of_machine(name) {
+                continue;
+            }
+            let process = Pid::from_raw(i32::try_from(pid)?).context("pid")?;
+            let process = match pidfd_open(process, PidfdFlags::empty()) {
+                Ok(process) if is_of_machine(name) => process,
+                // It has ended meanwhile.
+                Ok(_) | Err(Errno::SRCH) => continue,
+                Err(e) => return Err(e.into()),
+            };
+            if let Some(signal) = signal {
+                // It may have ended by now.
+                pidfd_send_signal(&process, signal).ok();
+            }
+            let mut ended = [PollFd::new(&process, PollFlags::IN)];
+            let ended = retry_on_intr(|| poll(&mut ended, Some(&END_LIMIT)))?;
+            ensure!(ended == 1, "process {pid} of a machine does not end");
+        }
+        Ok(())
     }
 
     /// Has the file system write nothing any more.

@@ -28,7 +28,8 @@ use super::{Broker, arrival_listener};
 use crate::config::{BrokerConfig, UncleanRecovery};
 use crate::meta::{Adopted, Meta, Views};
 use crate::raft::{
-    self, NotLeader, PeerListError, PeerOptions, RaftOptions, RetentionRules, SelfIdError, Timers,
+    self, LastWill, NotLeader, PeerListError, PeerOptions, RaftOptions, RetentionRules,
+    SelfIdError, Timers,
 };
 use crate::remoting::{Client, serve};
 use crate::shutdown::{Shutdown, Trigger};
@@ -88,16 +89,20 @@ pub enum RunError {
 /// anew: the broker stops and starts within the process, which keeps its ports. That happens only to
 /// a node that is too far behind to be of use to anybody, so no client misses it meanwhile.
 ///
+/// `last_will` takes what proves to the group that this process has ended.
+///
 /// # Errors
 /// See [`RunError`].
 pub async fn run(
     config: BrokerConfig,
     listeners: Listeners,
+    last_will: Option<LastWill>,
     mut shutdown: Shutdown,
 ) -> Result<(), RunError> {
     let config = Arc::new(config);
     loop {
-        match run_on_store(Arc::clone(&config), &listeners, &mut shutdown).await? {
+        let last_will = last_will.clone();
+        match run_on_store(Arc::clone(&config), &listeners, last_will, &mut shutdown).await? {
             End::Stopped => return Ok(()),
             End::Replaced => {}
         }
@@ -115,6 +120,7 @@ enum End {
 async fn run_on_store(
     config: Arc<BrokerConfig>,
     listeners: &Listeners,
+    last_will: Option<LastWill>,
     shutdown: &mut Shutdown,
 ) -> Result<End, RunError> {
     let store_host = store_host(&config).await?;
@@ -147,7 +153,8 @@ async fn run_on_store(
             Some(listener) => {
                 let again = listener.as_fd().try_clone_to_owned()?;
                 let listener = TcpListener::from_std(again.into())?;
-                Some(peer_options(&config, listener, Arc::clone(&late))?)
+                let late = Arc::clone(&late);
+                Some(peer_options(&config, listener, late, last_will)?)
             }
             None => None,
         },
@@ -330,6 +337,7 @@ fn peer_options(
     config: &BrokerConfig,
     listener: TcpListener,
     late: Arc<OnceLock<Weak<Broker>>>,
+    last_will: Option<LastWill>,
 ) -> Result<PeerOptions, RunError> {
     let list: Vec<String> = config
         .dleger_peers
@@ -343,6 +351,7 @@ fn peer_options(
         net: Arc::new(raft::Tcp),
         join_only: config.raft_join,
         auto_rejoin: config.auto_rejoin,
+        last_will,
         forward: Arc::new(move |client, raw| {
             let broker = late.get().and_then(Weak::upgrade);
             async move {

@@ -1,9 +1,10 @@
 //! The command line: one executable with a subcommand for each of Java's start scripts, and `up`.
 //!
 //! `program` runs brokers and name servers, `up` a whole group on this machine, `ports` says who holds
-//! a port, `shutdown` stops processes, `processes` finds them, `raft_status` prints a group's state,
-//! `raft_members` changes it, `freeze` stops and resumes its writes, `inspect` tells what a stopped
-//! node's store holds, `bench` loads a cluster; `namesrv` is the name servers that these ask.
+//! a port, `deathwatch` proves a broker's end, `shutdown` stops processes, `processes` finds them,
+//! `raft_status` prints a group's state, `raft_members` changes it, `freeze` stops and resumes its
+//! writes, `inspect` tells what a stopped node's store holds, `bench` loads a cluster; `namesrv` is the
+//! name servers that these ask.
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -11,6 +12,7 @@
 )]
 
 mod bench;
+mod deathwatch;
 mod freeze;
 mod inspect;
 mod namesrv;
@@ -58,6 +60,12 @@ enum Action {
     Admin(AdminAction),
     /// Load a RocketMQ cluster and measure it.
     Bench(bench::Options),
+    /// Wait for the end of the broker that started this, and prove it to its group.
+    #[command(hide = true)]
+    Deathwatch {
+        /// The broker's process id.
+        broker: i32,
+    },
     /// Drain and stop this machine's brokers or name servers.
     Shutdown {
         /// Which.
@@ -113,6 +121,7 @@ fn run() -> anyhow::Result<ExitCode> {
         Action::Up(options) => runtime()?.block_on(up::run(options)),
         Action::Admin(action) => runtime()?.block_on(admin(action)),
         Action::Bench(options) => runtime()?.block_on(bench::run(options)),
+        Action::Deathwatch { broker } => deathwatch::run(broker),
         Action::Shutdown { role } => shutdown::run(role),
     }
 }

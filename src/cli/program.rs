@@ -12,6 +12,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
+use super::deathwatch;
 use super::ports::explain_bind_error;
 use crate::config::{self, Loaded, Report, Sources};
 use crate::remoting::Limits;
@@ -118,7 +119,17 @@ pub(super) fn broker(options: &Options) -> anyhow::Result<ExitCode> {
                 None => None,
             },
         };
-        let running = Box::pin(broker::run(config, listeners, shutdown));
+        let in_group = listeners.raft.is_some();
+        let last_will = (in_group && config.proof_of_death).then(deathwatch::start);
+        let last_will = last_will.transpose().unwrap_or_else(|error| {
+            tracing::warn!(
+                %error,
+                "no {}: if this broker crashes, the others wait for its lease",
+                deathwatch::NAME
+            );
+            None
+        });
+        let running = Box::pin(broker::run(config, listeners, last_will, shutdown));
         until_stopped(running, trigger).await
     })
 }

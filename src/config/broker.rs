@@ -203,6 +203,9 @@ config_struct! {
         /// `longest-log` the longest log leads at once, or after 10 s without the nodes that do not
         /// answer, and messages that only these had are lost.
         "uncleanRecovery" => unclean_recovery: UncleanRecovery = UncleanRecovery::Manual;
+        /// Whether a child process, `rmq-deathwatch`, proves the end of this broker's process to the
+        /// group, which then replaces a leader at once and not after its lease.
+        "proofOfDeath" => proof_of_death: bool = true;
         /// Milliseconds between a leader's heartbeats.
         "raftHeartbeatIntervalMillis" => raft_heartbeat_interval_millis: Duration
             = Duration::from_millis(50), in 5..=10_000;

@@ -37,8 +37,8 @@ pub use group::{ForwardError, Group, ProposeError, TransferError};
 pub use leadership::OnFatal;
 pub use node::{StartError, Timers};
 pub use peer::{
-    Bound, Duplex, ForwardHandler, IdentityError, Listener, MemberChange, MembersError, Net,
-    NotLeader, PeerList, PeerListError, SelfId, SelfIdError, Tcp,
+    Bound, Duplex, ForwardHandler, IdentityError, LastWill, Letter, Listener, MemberChange,
+    MembersError, Net, NotLeader, PeerList, PeerListError, SelfId, SelfIdError, Tcp, deliver,
 };
 pub use retention::RetentionRules;
 pub use start::{OnInstall, PeerOptions, RaftOptions, start};

@@ -18,8 +18,8 @@ use super::leadership::OnFatal;
 use super::log_store::to_log_id;
 use super::node::{self, Node, Parts, RaftRuntime, StartError, Timers};
 use super::peer::{
-    Bound, ForwardHandler, Identity, Left, Local, Mender, Net, Network, Options, PeerList, Peers,
-    Receiver, SelfId, Tcp, Throttle, answer_repairs, form_alone,
+    Bound, ForwardHandler, Identity, LastWill, Left, Local, Mender, Net, Network, Options,
+    PeerList, Peers, Receiver, SelfId, Tcp, Throttle, answer_repairs, form_alone,
 };
 use super::retention::{Retaining, RetentionRules};
 use super::types::BrokerNode;
@@ -81,6 +81,9 @@ pub struct PeerOptions {
     pub auto_rejoin: bool,
     /// Answers what other nodes forward while this one leads.
     pub forward: ForwardHandler,
+    /// Takes what is to be sent to the others once this process has ended; `None` where nobody knows
+    /// for certain when that is.
+    pub last_will: Option<LastWill>,
 }
 
 /// Starts a node over an open store. Returns as soon as the node takes part in its group, or tries
@@ -284,6 +287,7 @@ async fn take_part(
         longest_log,
         join_only: peers.join_only,
         auto_rejoin: peers.auto_rejoin,
+        last_will: peers.last_will,
     };
     Ok((node, network, Some(Peers::start(options))))
 }

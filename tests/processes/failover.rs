@@ -4,12 +4,16 @@
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read};
 use std::net::{SocketAddr, TcpStream};
+use std::thread;
+use std::time::Duration;
 
 use jepsen::client::{Client, Outcome};
-use jepsen::cluster::{Options, status};
+use jepsen::cluster::{Cluster, Options, status};
+use jepsen::power::Disks;
 use jepsen::run::{Nemesis, Plan, run};
 use rmq_wire::code::request;
 use rmq_wire::frame::Command;
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::support::{PATIENCE, Running, rmq, until};
@@ -179,4 +183,119 @@ fn a_producer_that_tries_another_name_outlives_the_leader() {
         let is_alive = |addr: &SocketAddr| !of_dead.contains(&addr.port());
         (now == names && addrs.iter().all(is_alive)).then_some(())
     });
+}
+
+/// What a follower says when its leader's process is proven to have ended.
+const PROOF: &str = "proof of death";
+
+/// The process that proves the end of this one; `None` while there is none.
+fn deathwatch_of(pid: u32) -> Option<Pid> {
+    let status = |pid: u32| std::fs::read_to_string(format!("/proc/{pid}/status"));
+    let parent = format!("PPid:\t{pid}\n");
+    let mut all = std::fs::read_dir("/proc").unwrap().flatten();
+    let child = all.find_map(|entry| {
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        // It may have ended by now.
+        let status = status(pid).ok()?;
+        let is_it = status.starts_with("Name:\trmq-deathwatch") && status.contains(&parent);
+        is_it.then_some(pid)
+    })?;
+    Pid::from_raw(i32::try_from(child).unwrap())
+}
+
+/// Nobody may be there to have taken note of its end.
+fn has_ended(process: Pid) -> bool {
+    let status = format!("/proc/{}/status", process.as_raw_nonzero());
+    std::fs::read_to_string(status).map_or(true, |status| status.contains("State:\tZ"))
+}
+
+#[test]
+fn a_killed_leader_is_replaced_on_proof_and_a_frozen_one_is_not() {
+    let mut group = Running::start(&Options {
+        // Nobody but on proof stands within the lease; the first election takes as long, too.
+        more: "raftElectionTimeoutMinMillis=20000\nraftElectionTimeoutMaxMillis=30000".to_owned(),
+        ..Options::default()
+    });
+    let leader = group.leader().unwrap();
+    send(&group, 0..10);
+    let pid = group.pid(leader).unwrap();
+    let watch = until("a process watches the leader", || deathwatch_of(pid));
+    let proven = |group: &Running| {
+        let of = (0..3).filter(|node| *node != leader);
+        of.filter(|node| group.last_life(*node).unwrap().contains(PROOF))
+            .count()
+    };
+
+    group.signal(leader, Signal::STOP).unwrap();
+    // What ends a service tells each of its processes.
+    kill_process(watch, Signal::TERM).unwrap();
+    thread::sleep(Duration::from_secs(1));
+    assert_eq!(proven(&group), 0);
+    group.signal(leader, Signal::CONT).unwrap();
+    send(&group, 10..20);
+    assert_eq!(group.leader().unwrap(), leader);
+
+    group.cluster().kill(leader).unwrap();
+    let next = group.wait_for_leader(PATIENCE).unwrap();
+    assert_ne!(next, leader);
+    assert!(proven(&group) > 0);
+    send(&group, 20..30);
+    let mut client = Client::connect(group.addresses()[next], PATIENCE).unwrap();
+    let want = (0..30).map(|n| (n, format!("m{n}"))).collect::<Vec<_>>();
+    assert_eq!(client.read_queue(TOPIC, 0).unwrap(), want);
+    until("the process that told it has ended", || {
+        has_ended(watch).then_some(())
+    });
+
+    // A broker whose watch is gone goes on, and says so.
+    let watch = deathwatch_of(group.pid(next).unwrap()).unwrap();
+    kill_process(watch, Signal::KILL).unwrap();
+    until("the broker has noticed", || {
+        let printed = group.last_life(next).unwrap();
+        printed.contains("rmq-deathwatch has ended").then_some(())
+    });
+    send(&group, 30..40);
+}
+
+#[test]
+fn a_power_cut_takes_the_witness_too_and_proves_nothing() {
+    let dir = TempDir::new().unwrap();
+    let disks = match Disks::mount(dir.path(), 3) {
+        Ok(disks) => disks,
+        Err(e) => return eprintln!("skipped, because no disk can be mounted: {e:#}"),
+    };
+    let options = Options {
+        machines: true,
+        leashed: true,
+        // A node that lost power votes again when the next one is killed.
+        sync_flush: true,
+        // A proof is not late on a slow machine either.
+        more: "raftElectionTimeoutMinMillis=2000\nraftElectionTimeoutMaxMillis=3000".to_owned(),
+        ..Options::default()
+    };
+    let mut cluster = Cluster::start(rmq(), dir.path(), &options).unwrap();
+    let proven = |cluster: &Cluster| {
+        let lives = (0..3).map(|node| cluster.last_life(node).unwrap());
+        lives.filter(|life| life.contains(PROOF)).count()
+    };
+
+    let leader = cluster.leader().unwrap();
+    let pid = cluster.pid(leader).unwrap();
+    let watch = until("a process watches the leader", || deathwatch_of(pid));
+    cluster.signal(leader, Signal::STOP).unwrap();
+    let cut = disks.cut(&[leader], &[pid], None, || cluster.kill(leader));
+    cut.unwrap();
+    assert!(has_ended(watch));
+    let next = cluster.wait_for_leader(PATIENCE).unwrap();
+    assert_ne!(next, leader);
+    assert_eq!(proven(&cluster), 0, "nothing was left that could know");
+
+    // The machine is there again. When another one's process ends, its machine goes on.
+    cluster.start_node(leader).unwrap();
+    until("the node is back", || {
+        cluster.is_up(leader).unwrap().then_some(())
+    });
+    cluster.kill(next).unwrap();
+    assert_ne!(cluster.wait_for_leader(PATIENCE).unwrap(), next);
+    assert!(proven(&cluster) > 0);
 }

@@ -1,5 +1,6 @@
 //! What goes wrong.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -146,7 +147,12 @@ async fn strike(world: &Arc<World>, fault: Fault, rng: &mut StdRng) {
             }
         }
         Fault::Partition => {
-            let cut = partition(world, rng);
+            let risen = if rng.random() {
+                risen(world).await
+            } else {
+                None
+            };
+            let cut = risen.map_or_else(|| partition(world, rng), |place| around(world, place));
             world.trace.event(format_args!("cut: {cut:?}"));
             for (one, other) in &cut {
                 world.cut(*one, *other, true);
@@ -154,6 +160,11 @@ async fn strike(world: &Arc<World>, fault: Fault, rng: &mut StdRng) {
                 if rng.random() {
                     world.fabric.reset(*one, *other);
                 }
+            }
+            // Word of an end that is past, and of no meaning now, gets through.
+            let apart = cut.iter().flat_map(|(one, other)| [*one, *other]);
+            for place in apart.collect::<BTreeSet<_>>() {
+                world.nodes.send_again(place);
             }
             sleep(ms(rng, 5000)).await;
             world.trace.event(format_args!("whole: {cut:?}"));
@@ -328,6 +339,34 @@ fn pairs(world: &World) -> Vec<(Place, Place)> {
         .collect()
 }
 
+/// Has a node lead that has ended before, if there is one: word of that is not of this life.
+async fn risen(world: &Arc<World>) -> Option<Place> {
+    let (leader, node) = world.nodes.serving()?;
+    let risen = world.nodes.risen(leader)?;
+    if risen != leader {
+        let to = SelfId(u16::try_from(risen).expect("nodes are few"));
+        let mut ended = node.ended.clone();
+        let outcome = tokio::select! {
+            biased;
+            _ = ended.wait_for(|ended| *ended) => return None,
+            outcome = node.group.transfer_leader(Some(to)) => outcome,
+        };
+        world.trace.event(format_args!(
+            "n{leader} hands over to n{risen}: {outcome:?}"
+        ));
+        sleep(Duration::from_millis(200)).await;
+    }
+    Some(risen)
+}
+
+/// The pairs of which a place is one.
+fn around(world: &World, alone: Place) -> Vec<(Place, Place)> {
+    let pairs = pairs(world).into_iter().filter(|(one, other)| one < other);
+    pairs
+        .filter(|(one, other)| *one == alone || *other == alone)
+        .collect()
+}
+
 /// The pairs of nodes that do not reach each other.
 fn partition(world: &World, rng: &mut StdRng) -> Vec<(Place, Place)> {
     let mut all: Vec<Place> = world.nodes.places();
@@ -343,10 +382,7 @@ fn partition(world: &World, rng: &mut StdRng) -> Vec<(Place, Place)> {
         // One alone: often the leader.
         0 | 1 => {
             let serving = world.nodes.serving().filter(|_| rng.random());
-            let alone = serving.map_or(all[0], |(place, _)| place);
-            pairs
-                .filter(|(one, other)| *one == alone || *other == alone)
-                .collect()
+            around(world, serving.map_or(all[0], |(place, _)| place))
         }
         // Two halves.
         2 => {

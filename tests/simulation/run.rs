@@ -189,6 +189,7 @@ pub(crate) async fn run(seed: u64, verbose: bool) -> Outcome {
         ("purged", world.nodes.purged()),
         ("changes", world.changes.load(Ordering::Relaxed)),
         ("installs", world.nodes.installs.load(Ordering::Relaxed)),
+        ("believed", world.nodes.believed.load(Ordering::Relaxed)),
         ("mended", world.nodes.mended.load(Ordering::Relaxed)),
         ("events", world.trace.events()),
     ] {

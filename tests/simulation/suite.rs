@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use rmq_store::mutants::OF_LOG;
+use rmq_store::mutants::{OF_DEATH, OF_LOG};
 
 use crate::run::Outcome;
 
@@ -96,6 +96,7 @@ pub(crate) fn mutants(which: &str) -> ExitCode {
     }
     let wanted: Vec<_> = OF_LOG
         .iter()
+        .chain(&OF_DEATH)
         .filter(|(name, _)| which == "all" || which == *name)
         .collect();
     let next = AtomicUsize::new(0);

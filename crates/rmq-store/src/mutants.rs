@@ -26,6 +26,15 @@ pub const OF_LOG: [(&str, &str); 10] = [
     ),
 ];
 
+/// Those of word that a process has ended, which only the simulation can give of one that lives.
+pub const OF_DEATH: [(&str, &str); 2] = [
+    ("Alive", "vouches for the death of a leader that lives"),
+    (
+        "Proof",
+        "takes a proof of death for that of a later process",
+    ),
+];
+
 /// Those of what a broker makes of the log, for which it takes real clients.
 pub const OF_BROKER: [(&str, &str); 3] = [
     ("M10", "notes delayed messages as delivered before they are"),
@@ -62,11 +71,12 @@ pub fn is_on(name: &str) -> bool {
         let chosen = std::env::var("RMQ_MUTANT").ok()?;
         let known = OF_LOG
             .iter()
+            .chain(&OF_DEATH)
             .chain(&OF_BROKER)
             .any(|(known, _)| *known == chosen);
         assert!(
             known,
-            "RMQ_MUTANT={chosen} is none of {OF_LOG:?}, {OF_BROKER:?}"
+            "RMQ_MUTANT={chosen} is none of {OF_LOG:?}, {OF_DEATH:?}, {OF_BROKER:?}"
         );
         Some(chosen)
     });

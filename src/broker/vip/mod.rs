@@ -4,8 +4,8 @@
 //! as a follower, whoever claims to lead checks its lease at each answer. It is therefore enough that
 //! one node has the address soon, and nearly always only one:
 //!
-//! - the leader takes it when it serves, that is after the lease of the leader before is over, and
-//!   announces it until nobody else answers for it any more;
+//! - the leader takes it when it serves, that is after the lease of the leader before is over, or its
+//!   process, and announces it until nobody else answers for it any more;
 //! - who leads no longer lets go of it when it hears another host announce it. Before that nobody else
 //!   has it, and a client that was sent away would only knock at the same door. If it hears nobody, it
 //!   lets go of it after a moment;

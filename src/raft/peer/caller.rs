@@ -91,6 +91,7 @@ pub(super) async fn connect(
     let hello = Hello {
         purpose,
         target: *node,
+        seal: dialer.local.secret.seal(),
         from: dialer.local.info().await,
     };
     let mut reader = FrameReader::new(duplex.read, MAX_HELLO_FRAME);

@@ -14,11 +14,12 @@ pub(super) use self::raft::{
     Append, AppendRequest, AppendResult, TransferRequest, VoteRequest, VoteResponse, decode_append,
     encode_append,
 };
+use super::death::Seal;
 use super::identity::{GroupId, PeerList, SelfId};
 use crate::raft::types::{BrokerNode, LogId, NodeId};
 
 /// Grows with every change of the protocol; nodes of different versions do not talk.
-pub(super) const PROTOCOL_VERSION: u16 = 1;
+pub(super) const PROTOCOL_VERSION: u16 = 2;
 /// What a `Hello` begins with, so that a stray client is recognised.
 const MAGIC: [u8; 4] = *b"rmqP";
 
@@ -261,6 +262,8 @@ pub(super) struct Hello {
     pub(super) purpose: Purpose,
     /// The node that the caller means to reach. At its address there may be another one by now.
     pub(super) target: Option<NodeId>,
+    /// Of the caller's process.
+    pub(super) seal: Seal,
     pub(super) from: NodeInfo,
 }
 
@@ -273,6 +276,7 @@ impl Message for Hello {
         if let Some(target) = self.target {
             out.put_u64(target);
         }
+        self.seal.encode(out);
         self.from.encode(out);
     }
 
@@ -302,6 +306,7 @@ impl Message for Hello {
         Ok(Self {
             purpose,
             target,
+            seal: Seal::decode(from)?,
             from: NodeInfo::decode(from)?,
         })
     }

@@ -7,6 +7,7 @@
 //!   answers.
 //! - `repair`: whole bytes of the log for damaged ones.
 //! - `snapshot`: the log as raw bytes, for a node that is too far behind.
+//! - `death`: how the others learn that the process of their leader has ended.
 //! - `shared`: what the requests of peers act on.
 //! - `formation`: from configured peers to a group, once. `join`: the leader's part in taking in
 //!   a node with an empty directory. `members`: what an operator changes about the members.
@@ -16,6 +17,7 @@
 //! broker's.
 
 mod caller;
+mod death;
 mod formation;
 mod identity;
 mod join;
@@ -37,6 +39,7 @@ use tokio::runtime::Handle;
 use tokio::sync::RwLock;
 use tokio::task::JoinSet;
 
+pub use death::{LastWill, Letter, deliver};
 pub(in crate::raft) use formation::form_alone;
 pub(in crate::raft) use identity::{GroupId, Identity};
 pub use identity::{IdentityError, PeerList, PeerListError, SelfId, SelfIdError};
@@ -53,6 +56,7 @@ use crate::raft::gate::VoteGate;
 use crate::raft::space::Space;
 use crate::raft::types::{BrokerNode, NodeId};
 use caller::Dialer;
+use death::{Followed, Secret};
 use join::Joins;
 use messages::NodeInfo;
 use nag::Nag;
@@ -79,6 +83,8 @@ pub(in crate::raft) struct Options {
     pub(in crate::raft) join_only: bool,
     /// `autoRejoin`: as leader, let a node with an emptied directory take its own place again.
     pub(in crate::raft) auto_rejoin: bool,
+    /// What is to be sent once this process has ended.
+    pub(in crate::raft) last_will: Option<LastWill>,
 }
 
 /// A node's dealings with the others of its group: it answers them, and works to become and stay a
@@ -107,11 +113,15 @@ impl Peers {
             joins: Joins::new(options.auto_rejoin),
             join_only: options.join_only,
             nag: Nag::default(),
+            followed: Followed::default(),
         });
         let mut tasks = JoinSet::new();
         tasks.spawn(server::accept(options.listener, Arc::clone(&shared)));
         tasks.spawn(formation::run(Arc::clone(&shared), dialer.clone()));
         tasks.spawn(snapshot::tidy(Arc::clone(&shared)));
+        if let Some(will) = options.last_will {
+            tasks.spawn(death::keep_will(Arc::clone(&shared), will));
+        }
         let by_itself = options.longest_log;
         tasks.spawn(unclean::run(Arc::clone(&shared), dialer.clone(), by_itself));
         Self {
@@ -145,6 +155,8 @@ pub(in crate::raft) struct Local {
     genesis: String,
     peers: PeerList,
     addrs: BrokerNode,
+    /// Proves the end of this node's process, once somebody else has it.
+    secret: Secret,
     /// Written while the node agrees to form a group. Whoever lets Raft act on a message from a
     /// peer before the identity is held does so under a read lock, so that a group once agreed
     /// cannot be exchanged for another while Raft is already acting for the first.
@@ -172,6 +184,7 @@ impl Local {
             genesis,
             peers,
             addrs,
+            secret: Secret::draw(),
             identity: RwLock::new(identity),
             clients: Handle::current(),
         }

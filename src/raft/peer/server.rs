@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::caller::MAX_OUTSTANDING;
+use super::death::Secret;
 use super::messages::{
     Append, AppendRequest, AppendResult, DecodeError, Form, Forward, Forwarded, Hello, Join,
     Message, NodeInfo, Purpose, Recover, Refusal, RefusalKind, TransferRequest, VoteRequest,
@@ -244,6 +245,12 @@ pub(super) fn admit(hello: &Hello, own: &NodeInfo) -> Result<(), Refusal> {
     }
 }
 
+/// The group that both ends belong to, on connections that need one.
+fn group_of(hello: &Hello) -> GroupId {
+    let group = hello.from.group;
+    group.expect("admitted for a purpose that needs a group")
+}
+
 /// An introduced connection.
 struct Connection {
     shared: Arc<Shared>,
@@ -251,10 +258,8 @@ struct Connection {
 }
 
 impl Connection {
-    /// The group that both ends belong to, on connections that need one.
     fn group(&self) -> GroupId {
-        let group = self.hello.from.group;
-        group.expect("admitted for a purpose that needs a group")
+        group_of(&self.hello)
     }
 
     /// Reads the next frame; `None` where the peer is gone.
@@ -325,7 +330,7 @@ impl Connection {
         let shared = &self.shared;
         let raft = &shared.raft;
         let head = match request {
-            Request::Heartbeat(append) => append_one(shared, self.group(), append).await?.to_head(),
+            Request::Heartbeat(append) => append_one(shared, &self.hello, append).await?.to_head(),
             Request::Vote(request) => {
                 shared.check_gate(&request)?;
                 let vote = shared.acting_for(self.group(), raft.vote(request)).await?;
@@ -382,6 +387,10 @@ impl Connection {
                 let raw = repair::give(log, shared.local.self_id, wanted).await?;
                 return Ok((Vec::new(), Some(raw)));
             }
+            Request::Dead(secret) => {
+                let dead = self.hello.from.node;
+                shared.hear_of_death(dead, secret).await?.to_head()
+            }
             Request::Full => shared.space.is_full().to_head(),
             Request::Ping => Vec::new(),
         };
@@ -396,7 +405,7 @@ impl Connection {
             let Some((frame, append)) = self.next_append(&mut reader).await? else {
                 return Ok(());
             };
-            let result = append_one(shared, self.group(), append).await;
+            let result = append_one(shared, &self.hello, append).await;
             let done = matches!(result, Ok(Ok(_)));
             let answer = match result {
                 Ok(result) => answer(&frame, &result),
@@ -427,7 +436,8 @@ impl Connection {
                 // Only what an answer needs is kept.
                 frame.head = Bytes::new();
                 frame.raw = Bytes::new();
-                let unanswered = (frame, append.leader_last, bytes);
+                let vote = append.request.vote;
+                let unanswered = (frame, vote, append.leader_last, bytes);
                 frames.try_send(unanswered).map_err(|_| Closed::Crowded)?;
                 if requests.send(append.request).await.is_err() {
                     return Err(Closed::Stopped);
@@ -441,10 +451,10 @@ impl Connection {
                 let mut done = true;
                 for result in results {
                     let result = result.map_err(|_| Closed::Stopped)?;
-                    let (frame, leader_last, bytes) =
+                    let (frame, vote, leader_last, bytes) =
                         unanswered.recv().await.ok_or(Closed::Stopped)?;
                     unanswered_bytes.fetch_sub(bytes, Ordering::Relaxed);
-                    shared.heard(&result, leader_last);
+                    shared.heard(&result, (vote, self.hello.seal), leader_last);
                     done &= result.is_ok();
                     answers.push(answer(&frame, &result));
                 }
@@ -572,16 +582,20 @@ async fn linger(reader: &mut Reader) -> Result<(), Closed> {
 
 async fn append_one(
     shared: &Shared,
-    group: GroupId,
+    hello: &Hello,
     append: Append,
 ) -> Result<AppendResult, Refusal> {
     let request = append.request;
+    let leader = (request.vote, hello.seal);
     let before = request.prev_log_id;
     let last = request.entries.last().map(|entry| entry.id).or(before);
     let appended = shared.raft.append_entries(request);
-    let response = shared.acting_for(group, appended).await?.map_err(stopped)?;
+    let response = shared
+        .acting_for(group_of(hello), appended)
+        .await?
+        .map_err(stopped)?;
     let result = response.into_stream_result(before, last);
-    shared.heard(&result, append.leader_last);
+    shared.heard(&result, leader, append.leader_last);
     Ok(result)
 }
 
@@ -596,6 +610,7 @@ enum Request {
     Recover(Recover),
     Forward(Forward),
     Full,
+    Dead(Secret),
     Read(Wanted),
     Ping,
 }
@@ -619,6 +634,7 @@ impl Request {
             }
             (Purpose::Repair, Kind::Read) => Message::from_head(head).map(Self::Read),
             (Purpose::Control, Kind::Full) => <()>::from_head(head).map(|()| Self::Full),
+            (Purpose::Control, Kind::Dead) => Message::from_head(head).map(Self::Dead),
             (Purpose::Forward, Kind::Forward) => Message::from_head(head).map(Self::Forward),
             _ => return Err(Closed::OutOfPlace { kind, purpose }),
         };

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use openraft::async_runtime::watch::WatchReceiver;
 
+use super::death::{Followed, Seal};
 use super::join::Joins;
 use super::messages::{AppendResult, NodeInfo, Refusal, VoteRequest};
 use super::nag::Nag;
@@ -13,7 +14,7 @@ use super::{GroupId, Local, Receiver};
 use crate::raft::Raft;
 use crate::raft::gate::VoteGate;
 use crate::raft::space::Space;
-use crate::raft::types::LogId;
+use crate::raft::types::{LogId, Vote};
 
 /// What the requests of peers act on.
 pub(super) struct Shared {
@@ -29,6 +30,8 @@ pub(super) struct Shared {
     pub(super) join_only: bool,
     /// A stranger that keeps calling is not worth a line each time.
     pub(super) nag: Nag,
+    /// Whom this node follows.
+    pub(super) followed: Followed,
 }
 
 impl Shared {
@@ -89,11 +92,18 @@ impl Shared {
         )))
     }
 
-    /// Notes what the leader has, once it has proven to be one.
-    pub(super) fn heard(&self, result: &AppendResult, leader_last: Option<LogId>) {
-        if result.is_ok()
-            && let Some(last) = leader_last
-        {
+    /// Notes who leads by `vote` and what it has, once it has proven to be the leader.
+    pub(super) fn heard(
+        &self,
+        result: &AppendResult,
+        (vote, seal): (Vote, Seal),
+        leader_last: Option<LogId>,
+    ) {
+        if result.is_err() {
+            return;
+        }
+        self.followed.note(vote, seal);
+        if let Some(last) = leader_last {
             self.gate.heard_leader(last);
         }
     }

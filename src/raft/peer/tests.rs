@@ -1,5 +1,6 @@
 //! Groups of real nodes on loopback.
 
+mod death;
 mod formation;
 mod group;
 mod handshake;
@@ -57,6 +58,8 @@ struct Differs {
     genesis: &'static str,
     broker_addr: Option<&'static str>,
     forward: Option<ForwardHandler>,
+    last_will: Option<LastWill>,
+    timers: Timers,
 }
 
 impl Cluster {
@@ -167,7 +170,7 @@ async fn start(dir: &Path, id: u16, peers: PeerList, addr: String, differs: Diff
     };
     let parts = Parts {
         id: local.node,
-        config: config("broker-a", Timers::default()).unwrap(),
+        config: config("broker-a", differs.timers).unwrap(),
         log: store.log,
         queues: store.queues,
         meta: Meta::new(),
@@ -193,6 +196,7 @@ async fn start(dir: &Path, id: u16, peers: PeerList, addr: String, differs: Diff
         longest_log: false,
         join_only: differs.join_only,
         auto_rejoin: !differs.no_auto_rejoin,
+        last_will: differs.last_will,
     });
     Running {
         raft: node.raft.clone(),

@@ -69,6 +69,8 @@ pub(super) enum Kind {
     Recover = 15,
     /// Asks for committed bytes of the log, to mend the own ones.
     Read = 16,
+    /// The caller's process has ended, which somebody else proves.
+    Dead = 17,
 }
 
 impl Kind {
@@ -90,6 +92,7 @@ impl Kind {
             14 => Self::Full,
             15 => Self::Recover,
             16 => Self::Read,
+            17 => Self::Dead,
             _ => return None,
         })
     }

@@ -149,6 +149,7 @@ impl Site {
             net: Arc::new(Tcp),
             join_only: false,
             auto_rejoin: true,
+            last_will: None,
             forward: Arc::new(move |client, frame| {
                 Box::pin(async move {
                     // Raft's own threads have no time for it.

@@ -1,17 +1,21 @@
-//! What is done to the disks and machines of nodes.
+//! What is done to the disks and machines of nodes, and what is told of their ends.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use rand::Rng;
 use rand::rngs::StdRng;
+use rmq::raft::{self, Letter};
 use rmq_store::sim::SimDisk;
-use rmq_store::{Disk, OpenMode, Space};
+use rmq_store::{Disk, OpenMode, Space, mutant};
+use tokio::time::sleep;
 
-use super::{End, Lack, Nodes, SYNC_MICROS, store_config};
+use super::{End, Lack, Node, Nodes, Running, SYNC_MICROS, lock, store_config};
 use crate::machine::Machine;
-use crate::network::Place;
+use crate::network::{Place, Port, addr};
 
 /// Bytes of a percent of a disk that is full.
 const PERCENT: u64 = 1 << 20;
@@ -140,6 +144,53 @@ impl Nodes {
         if node.voter {
             node.lacks = Some(Lack::Unheard);
         }
+    }
+
+    /// Sends what a process has left for when it has ended: mostly at once, maybe late or not at all.
+    pub(super) fn vouch(&self, place: Place, node: &mut Node, ended: &Running) {
+        node.will.clone_from(&lock(&ended.will));
+        let late_ms = {
+            let mut rng = lock(&self.rng);
+            match rng.random_range(0..6) {
+                0 => return,
+                1 => rng.random_range(0..3000),
+                _ => 0,
+            }
+        };
+        self.send(place, self.fabric.of(place), node.will.clone(), late_ms);
+    }
+
+    /// Sends once more what the last process of a node that has ended had left, past all links of that
+    /// node.
+    pub(crate) fn send_again(&self, place: Place) {
+        let nodes = self.nodes();
+        let node = &nodes[place];
+        let will = match &node.running {
+            Some(running) if mutant!(Alive) => lock(&running.will).clone(),
+            _ => node.will.clone(),
+        };
+        for letter in will {
+            let to = (0..nodes.len()).find(|to| addr(*to) == letter.to);
+            let port = self.fabric.of(to.expect("the letter is for a node"));
+            self.send(place, port, vec![letter], 0);
+        }
+    }
+
+    /// A node that runs and has left a last will in a life before: this one if it has.
+    pub(crate) fn risen(&self, first: Place) -> Option<Place> {
+        let nodes = self.nodes();
+        let has = |place: &Place| nodes[*place].running.is_some() && !nodes[*place].will.is_empty();
+        std::iter::once(first).chain(0..nodes.len()).find(has)
+    }
+
+    fn send(&self, of: Place, port: Port, will: Vec<Letter>, late_ms: u64) {
+        let (trace, believed) = (self.trace.clone(), self.believed.clone());
+        tokio::spawn(async move {
+            sleep(Duration::from_millis(late_ms)).await;
+            let by = raft::deliver(&port, &will).await as u64;
+            trace.event(format_args!("the end of n{of} is believed by {by}"));
+            believed.fetch_add(by, Ordering::Relaxed);
+        });
     }
 
     /// Takes away what a fault is still to do to a node.

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use rmq::raft::{NodeId, SelfId};
 use rmq_store::FlushMode;
 
-use super::{Node, Nodes, Running};
+use super::{End, Node, Nodes, Running};
 
 /// What keeps a node from holding all that it has acknowledged, after its store was lost or, with
 /// ASYNC_FLUSH, its power.
@@ -42,7 +42,9 @@ impl Nodes {
             return true;
         }
         let voters = self.least_voters();
-        let lacking = self.nodes().iter().filter(|node| node.is_lacking()).count();
+        // A cut that is still to come counts too.
+        let is_lost = |node: &&Node| node.is_lacking() || node.crash == Some(End::PowerCut);
+        let lacking = self.nodes().iter().filter(is_lost).count();
         lacking + wanted <= voters.saturating_sub(1) / 2
     }
 

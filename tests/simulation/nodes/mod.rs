@@ -14,7 +14,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use rmq::meta::Meta;
 use rmq::raft::{
-    self, Group, NodeId, PeerList, PeerOptions, RaftOptions, RetentionRules, SelfId, Timers,
+    self, Group, Letter, NodeId, PeerList, PeerOptions, RaftOptions, RetentionRules, SelfId, Timers,
 };
 use rmq_store::sim::SimDisk;
 use rmq_store::{Disk, FlushMode, LogReader, PhyOffset, Queues, StoreConfig};
@@ -44,6 +44,8 @@ pub(crate) struct Running {
     fatal: Arc<Mutex<Option<String>>>,
     /// A snapshot has arrived and is to be installed.
     snapshot: Arc<Mutex<bool>>,
+    /// What is to be sent once the process has ended.
+    will: Arc<Mutex<Vec<Letter>>>,
     /// Turns true, or goes away, when the process ends.
     pub(crate) ended: watch::Receiver<bool>,
     /// Which start of the node this is.
@@ -88,6 +90,8 @@ struct Node {
     /// What a former life showed, for the durable part of its log while it is down.
     last: Option<(LogReader, PhyOffset)>,
     lacks: Option<Lack>,
+    /// What the last process that ended had to be sent then.
+    will: Vec<Letter>,
     /// What its disk has changed of its log and is not mended yet.
     rot: Vec<Rot>,
 }
@@ -104,6 +108,8 @@ pub(crate) struct Nodes {
     pub(crate) installs: AtomicU64,
     /// Bytes that rotted and are right again.
     pub(crate) mended: AtomicU64,
+    /// How often a node was believed to have ended.
+    pub(crate) believed: Arc<AtomicU64>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -140,6 +146,7 @@ impl Nodes {
             crash: None,
             last: None,
             lacks: None,
+            will: Vec::new(),
             rot: Vec::new(),
         };
         Self {
@@ -150,6 +157,7 @@ impl Nodes {
             rng: Mutex::new(StdRng::seed_from_u64(plan.seed ^ 0x6e6f_6465_7300)),
             installs: AtomicU64::new(0),
             mended: AtomicU64::new(0),
+            believed: Arc::default(),
             nodes: Mutex::new((0..plan.nodes + plan.spares).map(node).collect()),
         }
     }
@@ -285,6 +293,8 @@ impl Nodes {
         let told = fatal.clone();
         let snapshot = Arc::new(Mutex::new(false));
         let arrived = snapshot.clone();
+        let will = Arc::new(Mutex::new(Vec::new()));
+        let last_will = will.clone();
         let port = self.fabric.of(place);
         let join_only = self.nodes()[place].joins;
         let spares = if join_only { self.plan.spares } else { 0 };
@@ -301,6 +311,7 @@ impl Nodes {
                 net: Arc::new(port),
                 join_only,
                 auto_rejoin: true,
+                last_will: Some(Arc::new(move |will| *lock(&last_will) = will)),
                 forward: Arc::new(|_, _| Box::pin(async { Ok(None) })),
             }),
             timers: Timers::default(),
@@ -332,6 +343,7 @@ impl Nodes {
             machine,
             fatal,
             snapshot,
+            will,
             ended,
             life,
         };
@@ -360,6 +372,9 @@ impl Nodes {
             end.send_replace(true);
         }
         self.leave(node, how);
+        if how == End::Killed {
+            self.vouch(place, node, &running);
+        }
         drop(nodes);
         // Its tasks go on unseen until they have ended.
         tokio::spawn(async move { running.group.shutdown().await });
@@ -437,6 +452,7 @@ impl Nodes {
         if let Some(end) = node.end.take() {
             end.send_replace(true);
         }
+        self.vouch(place, node, &running);
         Some(running)
     }
 

@@ -70,9 +70,11 @@ fn hello() -> impl Strategy<Value = Hello> {
         Just(Purpose::Log),
         Just(Purpose::Forward)
     ];
-    (purpose, any::<Option<u64>>(), info()).prop_map(|(purpose, target, from)| Hello {
+    let fields = (purpose, any::<Option<u64>>(), any::<[u8; 32]>(), info());
+    fields.prop_map(|(purpose, target, seal, from)| Hello {
         purpose,
         target,
+        seal: Seal(seal),
         from,
     })
 }
@@ -244,8 +246,8 @@ proptest! {
 fn strangers_and_other_versions_are_told_apart() {
     assert_eq!(Hello::from_head(b"GET / HT"), Err(DecodeError::Magic));
     assert_eq!(
-        Hello::from_head(b"rmqP\x00\x02whatever it says"),
-        Err(DecodeError::Version { theirs: 2 })
+        Hello::from_head(b"rmqP\x00\x03whatever it says"),
+        Err(DecodeError::Version { theirs: 3 })
     );
 }
 

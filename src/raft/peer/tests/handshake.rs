@@ -126,6 +126,7 @@ async fn garbage_ends_the_connection() {
     let hello = Hello {
         purpose: Purpose::Meet,
         target: None,
+        seal: peer.local.secret.seal(),
         from: peer.local.info().await,
     };
     let frame = |kind, head: &[u8]| OutFrame::new(kind, Role::Request, 1, head, vec![]).lead;
@@ -149,7 +150,7 @@ async fn garbage_ends_the_connection() {
     }
     let later_version = frame(Kind::Hello, b"rmqP\x00\x63");
     let answer = answer_to(&cluster, &later_version).await;
-    let reason = b"protocol version 99, this node speaks 1";
+    let reason = b"protocol version 99, this node speaks 2";
     assert!(answer.windows(reason.len()).any(|part| part == reason));
     node.stop().await;
 }
