@@ -51,7 +51,11 @@ fn connect(address: SocketAddr) -> Client {
 
 fn the_rest_of_the_tools(line: Line) {
     let Some(cache) = real_clients() else { return };
-    let group = Running::start(&Options::default());
+    let group = Running::start(&Options {
+        // The leader stays the same.
+        more: "raftElectionTimeoutMinMillis=10000\nraftElectionTimeoutMaxMillis=12000".to_owned(),
+        ..Options::default()
+    });
     let leader_at = group.leading();
     let leader = group.addresses()[leader_at];
     let follower = group.addresses()[(leader_at + 1) % 3].to_string();

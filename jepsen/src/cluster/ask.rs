@@ -29,9 +29,16 @@ impl Cluster {
                     self.nodes[n].child.is_some(),
                     "the name server still shows dead node {n}"
                 );
-                let mut client = Client::connect(self.nodes[n].address, PATIENCE)?;
+                let address = self.nodes[n].address;
+                let is_java = self.options.target.is_java();
+                // While nobody leads, name servers show a follower, which has the next leader take writes.
+                ensure!(
+                    is_java || status(address)?["group"]["serving"] == true,
+                    "node {n} does not lead"
+                );
+                let mut client = Client::connect(address, PATIENCE)?;
                 // A Java broker takes offsets in any role.
-                let ready = match self.options.target.is_java() {
+                let ready = match is_java {
                     true => client.send("jepsen_ready", 0, "ready"),
                     false => client
                         .commit_offset("jepsen_ready", "jepsen", 0)
