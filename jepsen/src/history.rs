@@ -230,6 +230,26 @@ pub struct Ack {
     pub acknowledged: bool,
 }
 
+/// What was in a store that the nodes took over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Adopted {
+    /// For people: `topic/queue/offset`, `end of topic/queue`, `group in topic/queue`, `delay level 3`.
+    pub place: String,
+    /// Before.
+    pub had: Kept,
+    /// In the end, of each node that was asked while it led; `None` if it has nothing there.
+    pub shown: BTreeMap<u64, Option<Kept>>,
+}
+
+/// See [`Adopted`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kept {
+    /// A message: the SHA-256 of its whole record, in hexadecimal digits.
+    Message(String),
+    /// How far a queue, a group or a level of delay has come.
+    Offset(u64),
+}
+
 /// A node that said that it served as the leader.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lead {
@@ -287,6 +307,8 @@ pub struct History {
     pub found: BTreeMap<u32, Vec<(u64, String)>>,
     /// The same of the queues for batches.
     pub stretches: BTreeMap<u32, Vec<Stretch>>,
+    /// Of a group that began with the store of another broker.
+    pub adopted: Vec<Adopted>,
 }
 
 impl History {

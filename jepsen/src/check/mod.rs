@@ -2,6 +2,7 @@
 //! empty list is a pass. Each is tried on hand-made bad histories below, because a checker that cannot
 //! fail proves nothing.
 
+mod adopted;
 mod batches;
 mod consume;
 mod coverage;
@@ -14,6 +15,7 @@ mod transaction;
 
 use std::collections::BTreeMap;
 
+pub use adopted::adopted;
 pub use batches::batches;
 pub use consume::{delivered, deliveries, polled, stale};
 pub use coverage::{exercised, void};
@@ -34,7 +36,7 @@ pub type Checker = fn(&History) -> Vec<String>;
 pub const WITHOUT_OFFSETS: usize = 4;
 
 /// All checkers with their names.
-pub const CHECKERS: [(&str, Checker); 15] = [
+pub const CHECKERS: [(&str, Checker); 16] = [
     ("no acknowledged message is lost", lost),
     ("no message is found that was not sent", phantom),
     ("one message at one offset, offsets without gaps", offsets),
@@ -54,6 +56,7 @@ pub const CHECKERS: [(&str, Checker); 15] = [
         transactions,
     ),
     ("what is popped is hidden, and done with for good", pops),
+    ("what was taken over is there, on each node", adopted),
     ("a term has one leader that serves", leaders),
     ("the run exercised its faults", exercised),
 ];

@@ -14,7 +14,7 @@ pub use read::read;
 
 use crate::client::Outcome;
 use crate::edn::Edn;
-use crate::history::{History, LockCall, OffsetCall};
+use crate::history::{History, Kept, LockCall, OffsetCall};
 
 /// No run has more clients.
 pub const CLIENTS: u64 = 100;
@@ -330,6 +330,18 @@ fn notes(history: &History) -> Vec<(u64, Vec<(&'static str, Edn)>)> {
             notes.push((history.end(), note("reader", "stretch", value)));
         }
     }
+    for a in &history.adopted {
+        let shown = a.shown.iter().map(|(node, kept)| {
+            let kept = kept.as_ref().map_or(Edn::Nil, kept_as);
+            list([(*node).into(), kept])
+        });
+        let value = Edn::map([
+            ("place", Edn::from(&*a.place)),
+            ("had", kept_as(&a.had)),
+            ("shown", list(shown)),
+        ]);
+        notes.push((history.end(), note("reader", "adopted", value)));
+    }
     for (name, all) in [
         ("delivered", &history.deliveries),
         ("visible", &history.visible),
@@ -344,6 +356,13 @@ fn notes(history: &History) -> Vec<(u64, Vec<(&'static str, Edn)>)> {
         }
     }
     notes
+}
+
+fn kept_as(kept: &Kept) -> Edn {
+    match kept {
+        Kept::Message(digest) => Edn::from(&**digest),
+        Kept::Offset(offset) => (*offset).into(),
+    }
 }
 
 fn list(values: impl IntoIterator<Item = Edn>) -> Edn {

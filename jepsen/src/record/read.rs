@@ -8,8 +8,8 @@ use super::CLIENTS;
 use crate::client::Outcome;
 use crate::edn::Edn;
 use crate::history::{
-    Ack, Batch, Delayed, Delivery, Fault, History, Lead, LockCall, LockOp, OffsetCall, OffsetOp,
-    Poll, Pop, Send, Stretch, Transaction, TransactionEnd,
+    Ack, Adopted, Batch, Delayed, Delivery, Fault, History, Kept, Lead, LockCall, LockOp,
+    OffsetCall, OffsetOp, Poll, Pop, Send, Stretch, Transaction, TransactionEnd,
 };
 
 /// Reads a history that [`write`](super::write) wrote, or another tool in the same shapes.
@@ -106,6 +106,18 @@ fn take_note(history: &mut History, time: u64, event: &Edn) -> anyhow::Result<()
                 offset: number("offset")?,
             });
         }
+        Some("adopted") => {
+            let shown = value.get("shown").and_then(Edn::list);
+            history.adopted.push(Adopted {
+                place: text("place").context("no :place")?,
+                had: value.get("had").and_then(kept).context("no :had")?,
+                shown: shown
+                    .context("no :shown")?
+                    .iter()
+                    .map(shown_by)
+                    .collect::<Result<_, _>>()?,
+            });
+        }
         Some(name @ ("delivered" | "visible")) => {
             let list = match name {
                 "visible" => &mut history.visible,
@@ -124,6 +136,23 @@ fn take_note(history: &mut History, time: u64, event: &Edn) -> anyhow::Result<()
     }
     history.faults.sort_by_key(|fault| fault.from);
     Ok(())
+}
+
+fn kept(value: &Edn) -> Option<Kept> {
+    match value {
+        Edn::Text(digest) => Some(Kept::Message(digest.clone())),
+        _ => value.number().map(Kept::Offset),
+    }
+}
+
+/// A node, and what it has.
+fn shown_by(pair: &Edn) -> anyhow::Result<(u64, Option<Kept>)> {
+    let of = |pair: &Edn| match pair.list()? {
+        [node, Edn::Nil] => Some((node.number()?, None)),
+        [node, had] => Some((node.number()?, Some(kept(had)?))),
+        _ => None,
+    };
+    of(pair).with_context(|| format!("{pair} is not [node, what it has]"))
 }
 
 fn take(

@@ -1,7 +1,7 @@
 use super::*;
 use crate::history::{
-    Ack, Batch, Delayed, Delivery, Fault, Lead, LockOp, OffsetOp, Poll, Pop, Send, Stretch,
-    Transaction, TransactionEnd,
+    Ack, Adopted, Batch, Delayed, Delivery, Fault, Lead, LockOp, OffsetOp, Poll, Pop, Send,
+    Stretch, Transaction, TransactionEnd,
 };
 
 #[test]
@@ -92,7 +92,16 @@ fn a_history_survives_being_written() {
         ended: 10 * n + 3,
         acknowledged: commits,
     };
+    let adopted = |place: &str, had: Kept| Adopted {
+        place: place.into(),
+        shown: [(0, Some(had.clone())), (2, None)].into(),
+        had,
+    };
     let history = History {
+        adopted: vec![
+            adopted("T/0/7", Kept::Message("9961".into())),
+            adopted("end of T/0", Kept::Offset(8)),
+        ],
         pops: vec![
             pop(1, Outcome::Ok(vec![(0, "3:1".into()), (1, "3:2".into())])),
             pop(2, Outcome::Ok(Vec::new())),
