@@ -2,6 +2,7 @@
 //! back and judged.
 
 use std::fs;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
@@ -13,6 +14,7 @@ use crate::check::{self, CHECKERS};
 use crate::client;
 use crate::cluster::{Cluster, Options};
 use crate::history::{History, OffsetCall};
+use crate::migration::{self, Said};
 use crate::net::Net;
 use crate::power::Disks;
 use crate::record;
@@ -140,12 +142,19 @@ fn run_here(rmq: &Path, dir: &Path, schedule: &Schedule, bed: Bed) -> anyhow::Re
     );
     let nodes = target.nodes();
     let disks = bed.disks.then(|| Disks::mount(dir, nodes)).transpose()?;
+    let mut migrated = match schedule.workload {
+        Clients::Migrate => {
+            let (disks, mutant) = (disks.as_ref(), bed.mutant);
+            Some(migration::migrate(rmq, dir, disks, schedule, mutant)?)
+        }
+        _ => None,
+    };
     let net = bed
         .net
         .then(|| Net::start(nodes, schedule.seed))
         .transpose()?
         .map(Arc::new);
-    let options = Options {
+    let mut options = Options {
         target,
         nodes,
         sync_flush: schedule.sync_flush,
@@ -161,10 +170,25 @@ fn run_here(rmq: &Path, dir: &Path, schedule: &Schedule, bed: Bed) -> anyhow::Re
         mutant: bed.mutant,
         ..Options::default()
     };
+    if let Some(migrated) = &migrated {
+        options.segment = migrated.segment;
+        options.more += &migrated.keys;
+    }
     let mut cluster = Cluster::start(rmq, dir, &options)?;
+    let mut begin = 0;
+    if migrated.is_some() {
+        begin = cluster.log_begins(0)?;
+        // Until then a group has fewer nodes, and bears less.
+        for node in cluster.members() {
+            cluster.wait_until_voting(node, target.liveness())?;
+        }
+    }
     let (kind, seed) = (schedule.workload, schedule.seed);
     let work = Workload::start(&cluster, kind, (bed.producers, bed.rate), seed);
     let mut storm = Storm::new(&mut cluster, net.as_deref(), disks.as_ref(), &work);
+    if let Some(migrated) = &migrated {
+        storm.cuts = migrated.cuts;
+    }
     let struck = storm
         .run(schedule)
         .and_then(|()| work.wait_for_acks(work.now()));
@@ -172,12 +196,17 @@ fn run_here(rmq: &Path, dir: &Path, schedule: &Schedule, bed: Bed) -> anyhow::Re
     let start = work.start_time();
     let mut history = work.stop()?;
     let settled = struck.and_then(|recovery| {
-        settle(&cluster, start, &mut history, &mut wrong)?;
+        let said = migrated.as_mut().map(|migrated| &mut migrated.said);
+        settle(&cluster, (start, begin), &mut history, &mut wrong, said)?;
         Ok(recovery)
     });
     if settled.is_err() {
         // What was read of some queues would make those of the others look lost.
         history.found.clear();
+    }
+    if let Some(migrated) = migrated {
+        history.faults.insert(0, migrated.fault());
+        history.adopted = migrated.said.into_adopted();
     }
     fs::write(dir.join(HISTORY), record::write(&history))?;
     let recovery = settled?;
@@ -203,12 +232,14 @@ fn run_here(rmq: &Path, dir: &Path, schedule: &Schedule, bed: Bed) -> anyhow::Re
     })
 }
 
-/// Waits until the nodes are level, compares them, and reads everything back.
+/// Waits until the nodes are level, compares them, and reads everything back. The run began at `start`, and its logs at
+/// `begin`.
 fn settle(
     cluster: &Cluster,
-    start: Instant,
+    (start, begin): (Instant, u64),
     history: &mut History,
     wrong: &mut Vec<String>,
+    said: Option<&mut Said>,
 ) -> anyhow::Result<()> {
     let liveness = cluster.target().liveness();
     let end = match cluster.wait_until_even(liveness) {
@@ -235,23 +266,24 @@ fn settle(
         thread::sleep(Duration::from_millis(200));
     }
     if let Some(end) = end.filter(|_| !cluster.target().is_java()) {
-        compare_logs(cluster, end, history, wrong)?;
+        compare_logs(cluster, begin..end, history, wrong)?;
     }
-    wrong.extend(replicas::compare(cluster, history)?);
+    wrong.extend(replicas::compare(cluster, history, said)?);
     Ok(())
 }
 
-/// The logs are the same bytes below `end`, once what was damaged is mended.
+/// The logs are the same bytes in this range, once what was damaged is mended.
 fn compare_logs(
     cluster: &Cluster,
-    end: u64,
+    range: Range<u64>,
     history: &History,
     wrong: &mut Vec<String>,
 ) -> anyhow::Result<()> {
     let mut faults = history.faults.iter();
     let mends = faults.any(|fault| fault.what.starts_with("damage"));
     let patience = Instant::now() + if mends { MENDING } else { Duration::ZERO };
-    while let Some(difference) = cluster.compare_logs(end)? {
+    let Range { start, end } = range;
+    while let Some(difference) = cluster.compare_logs_from(start, end)? {
         if Instant::now() > patience {
             wrong.push(format!(
                 "the logs are not identical below {end}: {difference}"

@@ -1,11 +1,11 @@
-//! The program that the nodes run.
+//! The programs that are run: that of the nodes, and what migrates a store.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, ensure};
 
-/// The executable beside this one. Under cargo it is built first, so that a run never tests an old one.
+/// The executable beside this one, of the package of its name. Under cargo it is built first, so that a run never tests an old one.
 /// One with features has the simulation's profile, with which it shares what it depends on, and lies in a directory
 /// of its own.
 pub(crate) fn built(name: &str, features: &[&str]) -> anyhow::Result<PathBuf> {
@@ -27,7 +27,7 @@ pub(crate) fn built(name: &str, features: &[&str]) -> anyhow::Result<PathBuf> {
             "--quiet",
             "--locked",
             "--package",
-            "rmq",
+            name,
             "--bin",
             name,
         ]);
@@ -45,7 +45,7 @@ pub(crate) fn built(name: &str, features: &[&str]) -> anyhow::Result<PathBuf> {
     }
     ensure!(
         path.is_file(),
-        "{} is missing: build rmq, or name it with --rmq",
+        "{} is missing: build {name}, or name rmq with --rmq",
         path.display()
     );
     Ok(path)

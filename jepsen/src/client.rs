@@ -1,14 +1,15 @@
 //! A small blocking client of the wire protocol. It retries nothing and hides nothing: every call ends
 //! as answered, definitely not done, or unknown, because the checkers need that distinction.
 
+use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use rmq_wire::body::{
-    ConsumerData, ConsumerList, HeartbeatData, LockBatchRequest, LockBatchResponse, MessageQueue,
-    SubscriptionData,
+    ConsumerData, ConsumerList, DelayOffsetSerializeWrapper, HeartbeatData, LockBatchRequest,
+    LockBatchResponse, MessageQueue, SubscriptionData,
 };
 use rmq_wire::code::{request, response};
 use rmq_wire::frame::{self, Command, Language};
@@ -176,17 +177,26 @@ impl Client {
         from: u64,
         mut take: impl FnMut(u64, String),
     ) -> io::Result<()> {
+        self.read_records(topic, queue, from, |r, _| {
+            take(offset_of(r), String::from_utf8_lossy(r.body).into_owned());
+        })
+    }
+
+    /// The same with each record, and its bytes.
+    pub fn read_records(
+        &mut self,
+        topic: &str,
+        queue: u32,
+        from: u64,
+        mut take: impl FnMut(&Record<'_>, &[u8]),
+    ) -> io::Result<()> {
         let end = self.queue_number(request::GET_MAX_OFFSET, topic, queue)?;
         let first = self.queue_number(request::GET_MIN_OFFSET, topic, queue)?;
         let mut at = first.max(from);
         while at < end {
             let answer = self.pull_for("jepsen_read", topic, queue, at, MOST)?;
             match answer.code {
-                response::SUCCESS => {
-                    for (offset, body) in messages(&answer.body)? {
-                        take(offset, body);
-                    }
-                }
+                response::SUCCESS => records(&answer.body, &mut take)?,
                 response::PULL_RETRY_IMMEDIATELY | response::PULL_NOT_FOUND => {}
                 _ => return Err(io::Error::other(describe(&answer))),
             }
@@ -306,6 +316,14 @@ impl Client {
         }
     }
 
+    /// How far delayed messages have been delivered: by level the queue offset of the next.
+    pub fn delay_offsets(&mut self) -> io::Result<BTreeMap<i32, i64>> {
+        let answer = self.call(Command::request(request::GET_ALL_DELAY_OFFSET))?;
+        done(&answer)?;
+        let table: DelayOffsetSerializeWrapper = answer.json().map_err(io::Error::other)?;
+        Ok(table.offset_table)
+    }
+
     /// Says that this client is a member of a consumer group, for as long as this connection lasts.
     pub fn beat(&mut self, member: &str, group: &str, topic: &str) -> io::Result<()> {
         let beat = HeartbeatData {
@@ -400,15 +418,28 @@ fn done(answer: &Command) -> io::Result<()> {
 }
 
 /// The messages of a pull's answer, as (queue offset, body).
-fn messages(mut body: &[u8]) -> io::Result<Vec<(u64, String)>> {
+fn messages(body: &[u8]) -> io::Result<Vec<(u64, String)>> {
     let mut found = Vec::new();
+    records(body, &mut |r, _| {
+        found.push((offset_of(r), String::from_utf8_lossy(r.body).into_owned()));
+    })?;
+    Ok(found)
+}
+
+/// The records of a pull's answer, each with its bytes.
+fn records(mut body: &[u8], take: &mut impl FnMut(&Record<'_>, &[u8])) -> io::Result<()> {
     while !body.is_empty() {
         let r = Record::decode(body).map_err(io::Error::other)?;
-        let text = String::from_utf8_lossy(r.body).into_owned();
-        found.push((u64::try_from(r.queue_offset).unwrap_or(u64::MAX), text));
-        body = &body[r.size..];
+        let (own, rest) = body.split_at(r.size);
+        take(&r, own);
+        body = rest;
     }
-    Ok(found)
+    Ok(())
+}
+
+/// A record's queue offset.
+pub(crate) fn offset_of(record: &Record<'_>) -> u64 {
+    u64::try_from(record.queue_offset).unwrap_or(u64::MAX)
 }
 
 fn queue_id(queue: u32) -> i32 {

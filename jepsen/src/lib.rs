@@ -1,7 +1,8 @@
 //! The fault-injection suite: a group of real processes, faults, and checkers that judge what clients saw.
 //!
 //! What is attacked: `cluster` owns the processes, of rmq or of Java; `net` gives each a place in a network that
-//! `switch` moves frames through, `power` a disk whose power can be cut, of which `torn` says what it had written.
+//! `switch` moves frames through, `power` a disk whose power can be cut, of which `torn` says what it had written. Some
+//! begin with a store that `migration` takes over.
 //! `client` speaks the protocol, and `workload` has clients use the group.
 //!
 //! What strikes: a run either has fault after fault, each timed (`run`), or follows a `schedule` that is drawn from a
@@ -26,6 +27,7 @@ pub mod doctor;
 pub mod edn;
 pub mod history;
 mod links;
+pub mod migration;
 pub mod mutants;
 pub mod net;
 pub mod page;

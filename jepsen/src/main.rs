@@ -23,7 +23,7 @@ use jepsen::run::{Nemesis, Plan};
 use jepsen::schedule::Schedule;
 use jepsen::suite::{self, Verdict};
 use jepsen::workload::Kind as Workload;
-use jepsen::{doctor, mutants, power, record, versus};
+use jepsen::{doctor, migration, mutants, power, record, versus};
 
 use arguments::{Action, Arguments, Suite};
 use built::built;
@@ -41,6 +41,13 @@ fn main() -> Done {
     let rmq = || match &arguments.rmq {
         Some(path) => Ok(path.clone()),
         None => built("rmq", &[]),
+    };
+    // And what else such clients take.
+    let rmq_for = |workload: Workload| {
+        if workload == Workload::Migrate && arguments.rmq.is_none() {
+            built(migration::PROGRAM, &[])?;
+        }
+        rmq()
     };
     let dir = arguments.dir.clone();
     suite::sweep()?;
@@ -72,7 +79,8 @@ fn main() -> Done {
             let flush = (sync_flush || async_flush).then_some(sync_flush);
             let mut schedule = Schedule::draw(workload, &kinds, time, seed, flush)?;
             schedule.target = target;
-            let verdict = attack(&rmq()?, &dir.unwrap_or_else(temporary), &schedule, bed)?;
+            let (rmq, dir) = (rmq_for(workload)?, dir.unwrap_or_else(temporary));
+            let verdict = attack(&rmq, &dir, &schedule, bed)?;
             return Ok(exit(verdict == Verdict::Passed));
         }
         Action::Test {
@@ -97,12 +105,12 @@ fn main() -> Done {
         }
         Action::Replay { schedule, shrink } => {
             let schedule = read(&schedule)?;
-            let dir = dir.unwrap_or_else(temporary);
+            let (rmq, dir) = (rmq_for(schedule.workload)?, dir.unwrap_or_else(temporary));
             if shrink {
-                suite::shrink(&rmq()?, &dir, schedule, suite::bed(&say), &say)?;
+                suite::shrink(&rmq, &dir, schedule, suite::bed(&say), &say)?;
                 return Ok(ExitCode::SUCCESS);
             }
-            let verdict = attack(&rmq()?, &dir, &schedule, suite::bed(&say))?;
+            let verdict = attack(&rmq, &dir, &schedule, suite::bed(&say))?;
             return Ok(exit(verdict == Verdict::Passed));
         }
         Action::Once { schedule, bed } => {
@@ -203,6 +211,10 @@ fn attack(rmq: &Path, dir: &Path, schedule: &Schedule, bed: Bed) -> anyhow::Resu
     schedule
         .windows
         .retain(|window| possible.contains(&window.fault.kind()));
+    if schedule.workload == Workload::Migrate && migration::archive().is_none() {
+        println!("skipped: this machine has no archive of a Java broker's store");
+        return Ok(Verdict::Passed);
+    }
     if schedule.windows.is_empty() {
         println!("skipped: this machine has nothing that this run needs");
         return Ok(Verdict::Passed);

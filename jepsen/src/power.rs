@@ -270,7 +270,7 @@ fn sync_names(dir: &Path) -> anyhow::Result<()> {
     Ok(File::open(dir)?.sync_all()?)
 }
 
-/// Waits until every thread of a process that was sent SIGSTOP has stopped: one that is in the middle of
+/// Waits until every thread of a process that was sent SIGSTOP has stopped, or has ended: one that is in the middle of
 /// a sync finishes that first.
 fn until_stopped(pid: u32) -> anyhow::Result<()> {
     let end = Instant::now() + STOP_LIMIT;
@@ -280,7 +280,7 @@ fn until_stopped(pid: u32) -> anyhow::Result<()> {
             let stat = fs::read_to_string(task?.path().join("stat")).unwrap_or_default();
             // The name before it may hold anything, but ends with the last parenthesis.
             let state = stat.rsplit(')').next().unwrap_or_default().trim_start();
-            running += u32::from(!state.starts_with('T'));
+            running += u32::from(!state.starts_with(['T', 'Z', 'X']));
         }
         if running == 0 {
             return Ok(());
@@ -290,7 +290,8 @@ fn until_stopped(pid: u32) -> anyhow::Result<()> {
     }
 }
 
-fn run(command: &mut Command) -> anyhow::Result<()> {
+/// Runs a command; its failure is an error with what it says.
+pub(crate) fn run(command: &mut Command) -> anyhow::Result<()> {
     let output = command
         .output()
         .with_context(|| format!("cannot run {command:?}"))?;

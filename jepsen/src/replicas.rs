@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use crate::client::{Client, Outcome};
 use crate::cluster::Cluster;
 use crate::history::History;
+use crate::migration::Said;
 use crate::workload::{LIVENESS, TOPIC, read_stretches};
 
 /// How long a node may take to lead. On a machine that is too busy for that it is left out.
@@ -19,8 +20,12 @@ const BEHIND: Duration = Duration::from_secs(30);
 const LOOKUPS: usize = 100;
 
 /// Has each node lead, and reads its queues and looks messages up by their keys there. What differs from what was
-/// read before is wrong.
-pub(crate) fn compare(cluster: &Cluster, history: &History) -> anyhow::Result<Vec<String>> {
+/// read before is wrong. What was `said` of a store that was taken over is looked for.
+pub(crate) fn compare(
+    cluster: &Cluster,
+    history: &History,
+    mut said: Option<&mut Said>,
+) -> anyhow::Result<Vec<String>> {
     let mut wrong = Vec::new();
     let unknown = history.sends.iter();
     let unknown = unknown.filter(|send| matches!(send.outcome, Outcome::Unknown(_)));
@@ -49,6 +54,10 @@ pub(crate) fn compare(cluster: &Cluster, history: &History) -> anyhow::Result<Ve
         }
         if !is_java {
             wrong.extend(look_up(&mut client, node, history));
+        }
+        if let Some(said) = &mut said {
+            // It may have ceased to lead.
+            said.look(&mut client, node).ok();
         }
     }
     Ok(wrong)

@@ -118,6 +118,24 @@ impl Cluster {
         }
     }
 
+    /// Waits until a node, as the one that it is now, has a vote in the group.
+    pub(crate) fn wait_until_voting(&self, node: usize, patience: Duration) -> anyhow::Result<()> {
+        let address = self.nodes[node].address;
+        let votes = || -> anyhow::Result<bool> {
+            let own = status(address)?["group"]["node"].clone();
+            let leader = status(self.nodes[self.leader()?].address)?;
+            let members = leader["group"]["members"].as_array().cloned();
+            let mut members = members.unwrap_or_default().into_iter();
+            Ok(members.any(|member| member["voter"] == true && member["node"] == own))
+        };
+        let end = Instant::now() + patience;
+        while !votes().unwrap_or(false) {
+            ensure!(Instant::now() < end, "node {node} does not vote");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        Ok(())
+    }
+
     /// The first byte below `end` in which two nodes' commit logs differ, as a message.
     pub fn compare_logs(&self, end: u64) -> anyhow::Result<Option<String>> {
         self.compare_logs_from(0, end)

@@ -23,10 +23,8 @@ use crate::net::{self, Net};
 pub(crate) use ask::shown_leader;
 pub use ask::{status, status_within};
 pub use node::Node;
-pub(crate) use node::boot;
 pub use process::free_runs;
-pub(crate) use process::leash;
-use process::{output_of, spawn};
+pub(crate) use process::{boot, leash, machine, output_of, spawn};
 pub use target::Target;
 
 /// Bytes of a segment unless told otherwise: small, so that segments roll within a run.

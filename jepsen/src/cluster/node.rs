@@ -10,7 +10,7 @@ use anyhow::{Context, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::Cluster;
-use super::process::{output_of, spawn, until_it_is};
+use super::process::{machine, output_of, spawn, until_it_is};
 use crate::clock;
 
 /// `maxMessageSize`, if a segment has that much.
@@ -98,7 +98,11 @@ impl Cluster {
         let conf = &self.nodes[node].conf;
         let program = self.options.target.program(&self.rmq, "broker", conf)?;
         let mut command = if self.options.machines {
-            let mut machine = self.machine(node);
+            let others = self.nodes.iter().enumerate().filter(|(n, _)| *n != node);
+            let mut machine = machine(
+                &self.nodes[node].store,
+                others.map(|(_, other)| &*other.store),
+            );
             if self.options.clocks {
                 machine.args(clock::words(&clock_of(conf))?);
             }
@@ -125,27 +129,6 @@ impl Cluster {
             until_it_is(Path::new(&program.words[0]), child.id())?;
         }
         Ok(())
-    }
-
-    /// What executes the words after it in a mount namespace where the machine's run has an identity of its
-    /// own, see [`Options::machines`].
-    fn machine(&self, node: usize) -> Process {
-        // A file system of another node is in use, and never mounted anew, for as long as it is
-        // mounted anywhere.
-        let script = format!(
-            "boot=$1; shift; \
-            until [ \"$1\" = -- ]; do umount \"$1\" || exit; shift; done; shift; \
-            {} && mount --bind \"$boot\" /proc/sys/kernel/random/boot_id && exec \"$@\"",
-            clock::OWN_MEMORY
-        );
-        let others = self.nodes.iter().enumerate().filter(|(n, _)| *n != node);
-        let mut command = Process::new("unshare");
-        command
-            .args(["--mount", "sh", "-c", &script, "machine"])
-            .arg(boot(&self.nodes[node].store))
-            .args(others.map(|(_, other)| &other.store))
-            .arg("--");
-        command
     }
 
     /// What a node has printed since it was started last.
@@ -232,9 +215,4 @@ impl Cluster {
 /// The file with what a node's clock is off by.
 fn clock_of(conf: &Path) -> PathBuf {
     conf.with_extension("clock")
-}
-
-/// The file with the identity of the run of the machine where a node has its store.
-pub(crate) fn boot(store: &Path) -> PathBuf {
-    store.with_extension("boot")
 }

@@ -12,16 +12,18 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use rustix::process::{Signal, getpid, getppid, set_parent_process_death_signal};
 
+use crate::clock;
+
 /// Until a process has set itself up.
 const START_LIMIT: Duration = Duration::from_secs(30);
 
 /// Where the output of a process goes.
-pub(super) fn output_of(conf: &Path) -> PathBuf {
+pub(crate) fn output_of(conf: &Path) -> PathBuf {
     conf.with_extension("log")
 }
 
 /// Starts a process; its output goes beside its properties file. A leashed one ends with this thread.
-pub(super) fn spawn(mut command: Process, conf: &Path, leashed: bool) -> anyhow::Result<Child> {
+pub(crate) fn spawn(mut command: Process, conf: &Path, leashed: bool) -> anyhow::Result<Child> {
     let log = fs::File::options()
         .create(true)
         .append(true)
@@ -69,6 +71,31 @@ pub(super) fn until_it_is(program: &Path, pid: u32) -> anyhow::Result<()> {
         std::thread::sleep(Duration::from_millis(1));
     }
     Ok(())
+}
+
+/// What executes the words after it in a mount namespace where the machine's run has the identity of the machine
+/// where `store` lies, see [`Options::machines`](super::Options::machines), and without the file systems of others.
+pub(crate) fn machine<'a>(store: &Path, others: impl Iterator<Item = &'a Path>) -> Process {
+    // A file system of another node is in use, and never mounted anew, for as long as it is
+    // mounted anywhere.
+    let script = format!(
+        "boot=$1; shift; \
+        until [ \"$1\" = -- ]; do umount \"$1\" || exit; shift; done; shift; \
+        {} && mount --bind \"$boot\" /proc/sys/kernel/random/boot_id && exec \"$@\"",
+        clock::OWN_MEMORY
+    );
+    let mut command = Process::new("unshare");
+    command
+        .args(["--mount", "sh", "-c", &script, "machine"])
+        .arg(boot(store))
+        .args(others)
+        .arg("--");
+    command
+}
+
+/// The file with the identity of the run of the machine where a node has its store.
+pub(crate) fn boot(store: &Path) -> PathBuf {
+    store.with_extension("boot")
 }
 
 /// What a node of a group of five needs: see `Node::new`.

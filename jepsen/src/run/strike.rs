@@ -264,7 +264,8 @@ impl Striker<'_> {
         self.cluster.wipe(victim)?;
         self.removed.remove(self.cluster, leader)?;
         self.cluster.start_node(victim)?;
-        wait_until_voting(self.cluster, victim)?;
+        // It comes back as another one than it was.
+        self.cluster.wait_until_voting(victim, LIVENESS)?;
         ensure!(
             replicas::lead(self.cluster, victim),
             "node {victim} does not lead after its snapshot"
@@ -337,25 +338,4 @@ fn wait_until_mended(cluster: &Cluster) -> anyhow::Result<()> {
         ensure!(Instant::now() < end, "damage is not mended: {difference}");
         thread::sleep(Duration::from_millis(200));
     }
-}
-
-/// Waits until a node votes that came back without its store, as another one than it was.
-fn wait_until_voting(cluster: &Cluster, node: usize) -> anyhow::Result<()> {
-    let address = cluster.addresses()[node];
-    let votes = || -> anyhow::Result<bool> {
-        let own = status(address)?["group"]["node"].clone();
-        let leader = status(cluster.addresses()[cluster.leader()?])?;
-        let members = leader["group"]["members"].as_array().cloned();
-        let mut members = members.unwrap_or_default().into_iter();
-        Ok(members.any(|member| member["voter"] == true && member["node"] == own))
-    };
-    let end = Instant::now() + LIVENESS;
-    while !votes().unwrap_or(false) {
-        ensure!(
-            Instant::now() < end,
-            "node {node}, which lost its store, does not vote"
-        );
-        thread::sleep(Duration::from_millis(100));
-    }
-    Ok(())
 }

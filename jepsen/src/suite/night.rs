@@ -45,7 +45,10 @@ const PROGRAM: &str = "rmq";
 fn draw(seed: u64, bed: Bed) -> anyhow::Result<Schedule> {
     let mut dice = StdRng::seed_from_u64(seed ^ 0x5bd1_e995);
     let workloads = Workload::value_variants().iter().copied();
-    let others: Vec<Workload> = workloads.filter(|of| *of != Workload::Load).collect();
+    // A migration takes an archive and a program that a night has not.
+    let others: Vec<Workload> = workloads
+        .filter(|of| !matches!(of, Workload::Load | Workload::Migrate))
+        .collect();
     let workload = match dice.random_bool(LOAD_RUNS) {
         true => Workload::Load,
         false => *others.choose(&mut dice).context("no workloads")?,

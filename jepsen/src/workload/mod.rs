@@ -57,6 +57,9 @@ pub enum Kind {
     Delay,
     /// What `queue` does, and clients that send batches, many messages in all.
     Load,
+    /// What `queue` does, with nodes that begin with the store of a Java broker: `rmq-migrate` is killed or loses its
+    /// power on the way, and all that was there is looked for on each node in the end.
+    Migrate,
 }
 
 /// Clients at work from [`Workload::start`] until [`Workload::stop`].
@@ -103,7 +106,7 @@ impl Workload {
             }
         }
         match kind {
-            Kind::Queue | Kind::Load => {
+            Kind::Queue | Kind::Load | Kind::Migrate => {
                 let loads = if kind == Kind::Load { load::SENDERS } else { 0 };
                 for sender in 0..loads {
                     work.add(move |shared| load::send(shared, sender, rate, seed));
