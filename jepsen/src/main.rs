@@ -129,7 +129,11 @@ fn main() -> Done {
         Action::Mutants { which } => {
             let rmq = match &arguments.rmq {
                 Some(path) => path.clone(),
-                None => built("rmq", &["--features", "mutants"])?,
+                None => {
+                    let planted = ["--features", "mutants"];
+                    built(migration::PROGRAM, &planted)?;
+                    built("rmq", &planted)?
+                }
             };
             let dir = dir.unwrap_or_else(temporary);
             let found = mutants::find_all(&rmq, &dir, &which, &say)?;

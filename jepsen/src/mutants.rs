@@ -5,11 +5,12 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::ensure;
-use rmq_store::mutants::{OF_BROKER, OF_LOG};
+use rmq_store::mutants::{OF_BROKER, OF_LOG, OF_MIGRATION};
 
 use crate::attack::Bed;
 use crate::check::{self, CHECKERS};
 use crate::history::History;
+use crate::migration;
 use crate::schedule::{Fault, Kind, Schedule, value_name};
 use crate::suite::{self, Say, Verdict};
 use crate::workload::Kind as Workload;
@@ -41,7 +42,7 @@ enum Run {
 }
 
 /// Those of `rmq_store::mutants`, and what has to bring each to light.
-const MUTANTS: [Mutant; 14] = [
+const MUTANTS: [Mutant; 15] = [
     Mutant {
         name: "M1",
         run: Run::Schedule(Workload::Queue, &[Kind::Partition, Kind::Kill], false),
@@ -94,6 +95,10 @@ const MUTANTS: [Mutant; 14] = [
         run: Run::Command(&["test", "--nemesis", "snapshot", "--rounds", "2"]),
     },
     Mutant {
+        name: "M14",
+        run: Run::Schedule(Workload::Migrate, &[Kind::Kill], false),
+    },
+    Mutant {
         name: BLIND.0,
         run: Run::Schedule(Workload::Queue, &[Kind::Kill], false),
     },
@@ -106,7 +111,10 @@ const MUTANTS: [Mutant; 14] = [
 impl Run {
     fn is_possible(&self, bed: Bed) -> bool {
         match self {
-            Self::Schedule(_, kinds, _) => suite::possible(kinds, bed) == *kinds,
+            Self::Schedule(workload, kinds, _) => {
+                let is_there = *workload != Workload::Migrate || migration::archive().is_some();
+                is_there && suite::possible(kinds, bed) == *kinds
+            }
             Self::Fault(_, fault, _) => bed.allows(fault.kind()),
             Self::Command(words) => bed.disks || words[0] != POWER,
         }
@@ -129,7 +137,8 @@ impl Run {
 
 impl Mutant {
     fn what(&self) -> &'static str {
-        let known = OF_LOG.iter().chain(&OF_BROKER).chain([&BLIND]);
+        let known = OF_LOG.iter().chain(&OF_BROKER).chain(&OF_MIGRATION);
+        let known = known.chain([&BLIND]);
         let what = known.filter(|(name, _)| *name == self.name);
         what.map(|(_, what)| *what).next().unwrap_or_default()
     }
@@ -318,7 +327,7 @@ mod tests {
         for mutant in &MUTANTS {
             assert_ne!(mutant.what(), "", "{}", mutant.name);
         }
-        for (name, _) in OF_LOG.iter().chain(&OF_BROKER) {
+        for (name, _) in OF_LOG.iter().chain(&OF_BROKER).chain(&OF_MIGRATION) {
             assert!(MUTANTS.iter().any(|mutant| mutant.name == *name), "{name}");
         }
     }

@@ -42,6 +42,12 @@ pub const OF_BROKER: [(&str, &str); 3] = [
     ("M12", "drops the newest index file after a crash"),
 ];
 
+/// Those of a migration, which only one that was stopped shows.
+pub const OF_MIGRATION: [(&str, &str); 1] = [(
+    "M14",
+    "goes on one file late with a migration that was stopped",
+)];
+
 /// Whether this bug is in: `mutant!(M1)`.
 #[macro_export]
 macro_rules! mutant {
@@ -73,10 +79,11 @@ pub fn is_on(name: &str) -> bool {
             .iter()
             .chain(&OF_DEATH)
             .chain(&OF_BROKER)
+            .chain(&OF_MIGRATION)
             .any(|(known, _)| *known == chosen);
         assert!(
             known,
-            "RMQ_MUTANT={chosen} is none of {OF_LOG:?}, {OF_DEATH:?}, {OF_BROKER:?}"
+            "RMQ_MUTANT={chosen} is none of {OF_LOG:?}, {OF_DEATH:?}, {OF_BROKER:?}, {OF_MIGRATION:?}"
         );
         Some(chosen)
     });
