@@ -78,10 +78,12 @@ pub(super) async fn accept<'a>(
     broker.check_accepts_sends()?;
     let header = SendMessage::decode(request.command.code, &request.command.ext)?;
     let topic = check(broker, request, &header).await?;
-    let mut queue_id = header.queue_id;
-    if queue_id < 0 {
-        queue_id = random_queue(topic.write_queues)?;
-    }
+    let queues = topic.write_queues;
+    let queue_id = match header.queue_id {
+        ..0 => random_queue(queues)?,
+        id if id >= queues && id < broker.config.shown_queues(queues) => id % queues,
+        id => id,
+    };
     Ok(Accepted {
         header,
         topic,
@@ -138,7 +140,8 @@ async fn check(
     if topic.order && i32::from(broker.config.broker_permission) & perm::WRITE == 0 {
         return Err(forbidden(broker));
     }
-    if header.queue_id >= topic.write_queues.max(topic.read_queues) {
+    let shown = broker.config.shown_queues(topic.write_queues);
+    if header.queue_id >= shown.max(topic.read_queues) {
         return Err(Refusal::system_error(format!(
             "request queueId[{}] is illegal, topic[{}] has {} write and {} read queues, \
              Producer: {}",

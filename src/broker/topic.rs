@@ -114,11 +114,21 @@ fn checked(broker: &Broker, header: &CreateTopic) -> Result<Topic, Refusal> {
         )));
     }
     let known = broker.meta.read().topics.get(&header.topic).cloned();
+    let asked = (header.read_queue_nums, header.write_queue_nums);
+    let write_queues = match &known {
+        // What its route shows, by which a tool changes something else (`updateTopicPerm`).
+        Some(Topic {
+            read_queues,
+            write_queues,
+            ..
+        }) if asked == (*read_queues, broker.config.shown_queues(*write_queues)) => *write_queues,
+        _ => header.write_queue_nums,
+    };
     let mut attributes = known.unwrap_or_default().attributes;
     change_attributes(&mut attributes, header.attributes.as_deref().unwrap_or(""))?;
     Ok(Topic {
         read_queues: header.read_queue_nums,
-        write_queues: header.write_queue_nums,
+        write_queues,
         perm: header.perm,
         filter_type: match &*header.topic_filter_type {
             "MULTI_TAG" => FilterType::MultiTag,

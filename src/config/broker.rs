@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use rmq_store::{FlushMode, StoreConfig};
-use rmq_wire::header::group_alias_ports;
+use rmq_wire::header::{group_alias_ports, group_shown_queues};
 
 use super::host;
 use super::schema::config_struct;
@@ -220,8 +220,9 @@ config_struct! {
         /// client whose send to the leader fails tries another name at once. Alike on all nodes, and
         /// changed while no order of messages hangs on it.
         "groupAliasRoutes" => group_alias_routes: bool = false;
-        /// Write queues of each topic under each of these names, at most all that it has.
-        /// What is sent by the name of a follower takes the way over it.
+        /// Write queues of each topic under each of these names, at most all that it has. What is sent by the
+        /// name of a follower takes the way over it. With 1 the group's own name shows its queues several times
+        /// over (queue `i` is queue `i % n`), so that one send in forty takes that way; with more it does not.
         "groupAliasQueues" => group_alias_queues: u16 = 1, in 1..=32_767;
         /// Port for what is sent by the first of these names, the next ones being for the others; 0 for the
         /// one two above `listenPort`. There are 5 in a group of two or three nodes, 7 of four, 9 of five.
@@ -338,6 +339,15 @@ impl BrokerConfig {
             false => 0,
         };
         first..first.saturating_add(u16::try_from(group_alias_ports(nodes)).unwrap_or(0))
+    }
+
+    /// How many write queues routes show of a topic of the group that has `queues`, see [`group_shown_queues`].
+    pub fn shown_queues(&self, queues: i32) -> i32 {
+        if self.alias_ports().is_empty() || self.group_alias_queues != 1 {
+            return queues;
+        }
+        let nodes = u32::try_from(self.dleger_peers.len()).unwrap_or(u32::MAX);
+        group_shown_queues(queues, nodes)
     }
 
     /// Where the Raft listener is opened: `raftBindAddress`, else `bindAddress`, at the port of this

@@ -2,6 +2,10 @@
 
 use jepsen::client::{Client, Outcome};
 use jepsen::cluster::Options;
+use rmq_wire::body::TopicConfig;
+use rmq_wire::code::request;
+use rmq_wire::frame::Command;
+use rmq_wire::header::TopicOnly;
 use tempfile::TempDir;
 
 use crate::support::{Line, PATIENCE, Running, heartbeat, mqadmin, real_clients, rmq, text, until};
@@ -31,7 +35,7 @@ fn official_tools(line: Line) {
     let Some(cache) = real_clients() else { return };
     // Further names are in every route, and nothing is counted by them. The leader stays the same.
     let group = Running::start(&Options {
-        more: "groupAliasRoutes=true\ngroupAliasQueues=2\n\
+        more: "groupAliasRoutes=true\n\
                raftElectionTimeoutMinMillis=10000\nraftElectionTimeoutMaxMillis=12000"
             .to_owned(),
         ..Options::default()
@@ -92,6 +96,19 @@ fn official_tools(line: Line) {
     assert!(addresses.iter().all(|a| compact.contains(a)), "{route}");
     for name in ["jepsen@1", "jepsen@2"] {
         assert!(compact.contains(name), "{route}");
+    }
+    // The two queues over and over, which a tool gives back where it changes something else.
+    assert!(compact.contains("\"writeQueueNums\":78"), "{route}");
+    for (perm, changed) in [("4", "from 6 to 4"), ("6", "from 4 to 6")] {
+        let said = mqadmin(&["updateTopicPerm", "-c", "jepsen", "-t", TOPIC, "-p", perm]);
+        assert!(said.contains(changed), "{said}");
+        let mut client = Client::connect(leader, PATIENCE).unwrap();
+        let only = TopicOnly {
+            topic: TOPIC.to_owned(),
+        };
+        let asked = Command::request(request::GET_TOPIC_CONFIG).with_header(&only);
+        let topic: TopicConfig = client.call(asked).unwrap().json().unwrap();
+        assert_eq!((topic.read_queue_nums, topic.write_queue_nums), (2, 2));
     }
 
     let status = mqadmin(&["topicStatus", "-t", TOPIC]);

@@ -6,6 +6,7 @@ use rmq_wire::body::{
 use rmq_wire::header::{CreateTopic, DeleteSubscriptionGroup, TopicOnly};
 
 use super::*;
+use crate::config::BrokerConfig;
 
 fn create(topic: &str, queues: i32) -> Command {
     Command::request(request::UPDATE_AND_CREATE_TOPIC).with_header(&CreateTopic {
@@ -40,6 +41,37 @@ async fn tools_make_show_and_delete_topics() {
     let delete = Command::request(request::DELETE_TOPIC_IN_BROKER).with_header(&only);
     assert_eq!(node.told(delete).await.code, response::SUCCESS);
     assert_eq!(node.told(one).await.code, response::TOPIC_NOT_EXIST);
+}
+
+#[tokio::test]
+async fn a_topic_that_is_changed_by_what_its_route_shows_keeps_its_queues() {
+    let node = Node::with(BrokerConfig {
+        enable_dleger_commit_log: true,
+        dleger_peers: peers(),
+        group_alias_routes: true,
+        ..BrokerConfig::default()
+    })
+    .await;
+    let change = async |read, write| {
+        let command =
+            Command::request(request::UPDATE_AND_CREATE_TOPIC).with_header(&CreateTopic {
+                topic: "new".to_owned(),
+                default_topic: "TBW102".to_owned(),
+                read_queue_nums: read,
+                write_queue_nums: write,
+                perm: 4,
+                topic_filter_type: "SINGLE_TAG".to_owned(),
+                ..CreateTopic::default()
+            });
+        assert_eq!(node.told(command).await.code, response::SUCCESS);
+        let state = node.broker.meta.read();
+        let topic = &state.topics["new"];
+        (topic.read_queues, topic.write_queues, topic.perm)
+    };
+    assert_eq!(change(8, 80).await, (8, 80, 4), "there was none");
+    assert_eq!(change(8, 8).await, (8, 8, 4));
+    assert_eq!(change(8, 80).await, (8, 8, 4), "as its route shows it");
+    assert_eq!(change(8, 79).await, (8, 79, 4));
 }
 
 #[tokio::test]

@@ -18,11 +18,22 @@ use rmq_wire::header::{Header, PullMessage, SendMessage, SendMessageResponse, pu
 use rmq_wire::record::Record;
 
 use super::testing::Node;
+use crate::config::Peer;
 use crate::testing::{PATIENCE, until, until_ok};
 
 /// A send by the short header, to topic `T` with two queues at most.
 pub(super) fn send(properties: &str, body: &'static [u8]) -> Command {
     send_to("T", properties, body)
+}
+
+/// Three of a group.
+fn peers() -> Vec<Peer> {
+    let peer = |number: u16| Peer {
+        id: format!("n{number}"),
+        host: "127.0.0.1".to_owned(),
+        port: 40910 + number,
+    };
+    (0..3).map(peer).collect()
 }
 
 fn send_to(topic: &str, properties: &str, body: &'static [u8]) -> Command {

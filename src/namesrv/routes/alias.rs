@@ -6,7 +6,8 @@
 //! a node lives, so that a hash over the queues of a topic stays what it is; only their addresses
 //! move, to living nodes: for all but Go clients to the leader's only when there is no other. They can be
 //! written to and not read from, and show a few queues of each topic, which are queues of the group's own name. What stands
-//! behind an address is a port of the node for this name, which has the leader answer.
+//! behind an address is a port of the node for this name, which has the leader answer. With one queue each, the group's
+//! own name shows its queues several times over, so that few sends take that way.
 //!
 //! A Go client forgets between its three attempts which name has failed, and takes the next queue of its list.
 //! It is shown one queue of each name, and so many names more that it sends to several queues: at the leader and
@@ -19,7 +20,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use rmq_wire::body::{BrokerData, QueueData, perm};
-use rmq_wire::header::group_alias_ports;
+use rmq_wire::header::{group_alias_ports, group_shown_queues};
 
 use super::{MASTER, Name};
 
@@ -110,6 +111,14 @@ impl Name {
             .collect()
     }
 
+    /// How many queues the group's own name shows of a topic that has so many.
+    fn own_queues(&self, queues: i32) -> i32 {
+        match self.aliases {
+            Some(Aliases { names, queues: 1 }) => group_shown_queues(queues, names + 1),
+            _ => queues,
+        }
+    }
+
     /// What each further name shows of a topic, of which the group's own name shows `queue`.
     fn alias_queues(&self, queue: &QueueData) -> Option<QueueData> {
         let write_queue_nums = self.aliases?.queues.min(queue.write_queue_nums);
@@ -141,6 +150,7 @@ pub(super) fn add(
         let Some(mut shown) = group.alias_queues(own) else {
             continue;
         };
+        own.write_queue_nums = group.own_queues(own.write_queue_nums);
         if forgets {
             for queue in [own, &mut shown] {
                 queue.write_queue_nums = 1;
@@ -283,6 +293,33 @@ mod tests {
         assert_eq!(group.shown(), ["b=a3", "b@1=a3-alias", "b@2=a3-alias"]);
         group.die("a3");
         assert_eq!(group.routes.route("T", false), None);
+    }
+
+    #[test]
+    fn the_own_name_shows_its_queues_over_and_over_where_others_show_one() {
+        let mut group = Group::new();
+        let shown = |group: &Group, forgets| {
+            let route = group.routes.route("T", forgets).unwrap();
+            let of = |queue: &QueueData| (queue.read_queue_nums, queue.write_queue_nums);
+            route.queue_datas.iter().map(of).collect::<Vec<_>>()
+        };
+        assert_eq!(shown(&group, false), [(4, 80), (0, 1), (0, 1)]);
+        assert!(shown(&group, true).iter().all(|(_, write)| *write == 1));
+        // Neither while nobody may write, nor where the others show several.
+        group.routes.set_write_perm("b", false);
+        assert_eq!(shown(&group, false), [(4, 4)]);
+        group.routes.set_write_perm("b", true);
+        let queues = 2;
+        let alias = Alias {
+            queues,
+            ..alias("a1")
+        };
+        let registration = Registration {
+            alias: Some(alias),
+            ..registration("a1", 0, 2)
+        };
+        group.routes.register(registration, group.now).unwrap();
+        assert_eq!(shown(&group, false), [(4, 4), (0, 2), (0, 2)]);
     }
 
     #[test]

@@ -18,6 +18,24 @@ pub const fn group_alias_ports(nodes: u32) -> u32 {
     }
 }
 
+/// Of so many queues that producers see of a topic, one for each further name is little.
+const ALIAS_SHARE: i32 = 40;
+
+/// Ours: how many write queues a group of so many nodes shows of a topic that has `queues`, where each of its further
+/// names shows one: the same ones over and over, queue `i` being queue `i % queues`. Producers take turns between all
+/// that they see, and so send one message of forty by further names, which take the way over a follower, however few
+/// queues the topic has.
+#[must_use]
+pub fn group_shown_queues(queues: i32, nodes: u32) -> i32 {
+    // No group has more.
+    let names = nodes.saturating_sub(1).min(99);
+    let least = i32::try_from(names).map_or(0, |names| names * (ALIAS_SHARE - 1));
+    if queues <= 0 || queues >= least {
+        return queues;
+    }
+    (least + queues - 1) / queues * queues
+}
+
 headers! {
     /// [`GET_ROUTEINFO_BY_TOPIC`](crate::code::request::GET_ROUTEINFO_BY_TOPIC).
     GetRouteInfo {
