@@ -37,6 +37,7 @@ pub(crate) fn compare(
         if !is_java && !lead(cluster, node) {
             continue;
         }
+        let term = cluster.served_term(node);
         let mut client = Client::connect(cluster.addresses()[node], LIVENESS)?;
         for (queue, before) in &mut found {
             // One that no longer leads may refuse.
@@ -56,8 +57,14 @@ pub(crate) fn compare(
             wrong.extend(look_up(&mut client, node, history));
         }
         if let Some(said) = &mut said {
-            // It may have ceased to lead.
-            said.look(&mut client, node).ok();
+            let seen = said.look(&mut client);
+            // Whoever has ceased to lead passes questions on, or refuses them.
+            if term.is_some() && cluster.served_term(node) == term {
+                match seen {
+                    Ok(seen) => said.book(node, seen),
+                    Err(e) => wrong.push(format!("n{node} does not show what was taken over: {e}")),
+                }
+            }
         }
     }
     Ok(wrong)
@@ -94,9 +101,11 @@ fn difference<T: PartialEq + Debug>(
 /// Whether the node leads in the end.
 pub(crate) fn lead(cluster: &Cluster, node: usize) -> bool {
     let end = Instant::now() + TURN;
+    // While nobody leads, name servers show a follower.
+    let serves = |node| cluster.target().is_java() || cluster.served_term(node).is_some();
     while Instant::now() < end {
         match cluster.leader() {
-            Ok(leader) if leader == node => return true,
+            Ok(leader) if leader == node && serves(node) => return true,
             Ok(leader) => {
                 // It refuses as long as the other one is not level.
                 cluster

@@ -33,7 +33,7 @@ impl Cluster {
                 let is_java = self.options.target.is_java();
                 // While nobody leads, name servers show a follower, which has the next leader take writes.
                 ensure!(
-                    is_java || status(address)?["group"]["serving"] == true,
+                    is_java || self.served_term(n).is_some(),
                     "node {n} does not lead"
                 );
                 let mut client = Client::connect(address, PATIENCE)?;
@@ -55,6 +55,13 @@ impl Cluster {
                 Err(_) => std::thread::sleep(Duration::from_millis(50)),
             }
         }
+    }
+
+    /// The term in which a node serves as the leader; `None` if it does not.
+    pub(crate) fn served_term(&self, node: usize) -> Option<u64> {
+        let status = status(self.nodes[node].address).ok()?;
+        let group = &status["group"];
+        group["term"].as_u64().filter(|_| group["serving"] == true)
     }
 
     /// The highest term that a running node knows.

@@ -291,10 +291,14 @@ impl Run<'_> {
     }
 }
 
-/// SIGKILL.
+/// SIGKILL, which may come too late, but not to one that has failed.
 fn end(child: &mut Child) -> anyhow::Result<()> {
     child.kill()?;
-    child.wait()?;
+    let status = child.wait()?;
+    ensure!(
+        status.code().is_none_or(|code| code == 0),
+        "{PROGRAM}: {status}"
+    );
     Ok(())
 }
 

@@ -8,17 +8,25 @@ use std::process::Command;
 
 use anyhow::{Context, ensure};
 use rmq_wire::code::request;
+use rmq_wire::properties;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::client::{Client, offset_of};
 use crate::history::{Adopted, Kept};
 
+/// Where messages wait for their time.
+const SCHEDULE: &str = "SCHEDULE_TOPIC_XXXX";
+
 /// A topic and one of its queues.
 type Queue = (String, u32);
 
 /// What has to be there.
-pub(crate) struct Said(Vec<(Place, Adopted)>);
+pub(crate) struct Said {
+    all: Vec<(Place, Adopted)>,
+    /// `UNIQ_KEY` of the messages that waited for their time, which come to queues since.
+    waited: HashSet<String>,
+}
 
 /// Where to look for it.
 enum Place {
@@ -67,6 +75,17 @@ impl Said {
                 say(place, Kept::Message(text(line, "recordSha256")?));
             }
         }
+        let mut levels = HashMap::new();
+        for line in of("delayOffset") {
+            levels.insert(number(line, "level")?, number(line, "offset")?);
+        }
+        let mut waited = HashSet::new();
+        for line in of("msg").filter(|line| line["cqTopic"] == SCHEDULE) {
+            let level = number(line, "queueId")? + 1;
+            if number(line, "queueOffset")? >= levels.get(&level).copied().unwrap_or_default() {
+                waited.insert(text(line, "uniqKey")?);
+            }
+        }
         for line in of("queue") {
             let end = number(line, "maxOffset")?;
             say(Place::End(queue_of(line)?), Kept::Offset(end));
@@ -83,16 +102,16 @@ impl Said {
             !read.is_empty() && all.len() > read.len(),
             "it says nothing"
         );
-        Ok(Self(all))
+        Ok(Self { all, waited })
     }
 
-    /// Looks for all of it on a node that leads. What a node says that leads no longer, and refuses, is an error, and
-    /// says nothing about the rest.
-    pub(crate) fn look(&mut self, client: &mut Client, node: usize) -> io::Result<()> {
+    /// Looks for all of it on a node that leads: what it has in each place.
+    pub(crate) fn look(&self, client: &mut Client) -> io::Result<Vec<Option<Kept>>> {
         let mut queues: HashMap<Queue, HashMap<u64, String>> = HashMap::new();
         let levels = client.delay_offsets()?;
-        for (place, adopted) in &mut self.0 {
-            let found = match place {
+        let mut seen = Vec::with_capacity(self.all.len());
+        for (place, adopted) in &self.all {
+            seen.push(match place {
                 Place::Message(queue, offset) => {
                     let there = match queues.entry(queue.clone()) {
                         Entry::Occupied(read) => read.into_mut(),
@@ -100,9 +119,13 @@ impl Said {
                     };
                     there.get(offset).cloned().map(Kept::Message)
                 }
-                Place::End((topic, queue)) => {
-                    let end = client.queue_number(request::GET_MAX_OFFSET, topic, *queue)?;
-                    Some(Kept::Offset(end))
+                Place::End(queue) => {
+                    let end = client.queue_number(request::GET_MAX_OFFSET, &queue.0, queue.1)?;
+                    let stranger = match &adopted.had {
+                        Kept::Offset(had) if *had < end => self.stranger(client, queue, *had)?,
+                        _ => None,
+                    };
+                    Some(stranger.map_or(Kept::Offset(end), Kept::Message))
                 }
                 Place::Group(group, (topic, queue)) => {
                     client.committed(group, topic, *queue)?.map(Kept::Offset)
@@ -112,15 +135,38 @@ impl Said {
                     next.and_then(|next| u64::try_from(next).ok())
                         .map(Kept::Offset)
                 }
-            };
+            });
+        }
+        Ok(seen)
+    }
+
+    /// The key of a message that came to a queue since, and not because its time had come.
+    fn stranger(
+        &self,
+        client: &mut Client,
+        (topic, queue): &Queue,
+        end: u64,
+    ) -> io::Result<Option<String>> {
+        let mut stranger = None;
+        client.read_records(topic, *queue, end, |record, _| {
+            let key = record.property(properties::UNIQ_KEY).unwrap_or_default();
+            if !self.waited.contains(&*key) {
+                stranger = Some(key.into_owned());
+            }
+        })?;
+        Ok(stranger)
+    }
+
+    /// Notes what was seen on a node.
+    pub(crate) fn book(&mut self, node: usize, seen: Vec<Option<Kept>>) {
+        for ((_, adopted), found) in self.all.iter_mut().zip(seen) {
             adopted.shown.insert(node as u64, found);
         }
-        Ok(())
     }
 
     /// For a history.
     pub(crate) fn into_adopted(self) -> Vec<Adopted> {
-        self.0.into_iter().map(|(_, adopted)| adopted).collect()
+        self.all.into_iter().map(|(_, adopted)| adopted).collect()
     }
 }
 
@@ -181,8 +227,11 @@ mod tests {
                     \"recordSha256\":\"99\"}\n\
                     {\"type\":\"consumerOffset\",\"topic\":\"T\",\"group\":\"g\",\"queueId\":1,\"offset\":5}\n\
                     {\"type\":\"delayOffset\",\"level\":3,\"offset\":2}\n\
+                    {\"type\":\"msg\",\"cqTopic\":\"SCHEDULE_TOPIC_XXXX\",\"queueId\":2,\"queueOffset\":1,\"uniqKey\":\"old\"}\n\
+                    {\"type\":\"msg\",\"cqTopic\":\"SCHEDULE_TOPIC_XXXX\",\"queueId\":2,\"queueOffset\":2,\"uniqKey\":\"new\"}\n\
                     {\"type\":\"end\",\"messages\":1}\n";
         let said = Said::of(&(queue("pull") + rest)).unwrap();
+        assert_eq!(said.waited, HashSet::from(["new".to_owned()]));
         let places: Vec<(String, Kept)> = said
             .into_adopted()
             .into_iter()
