@@ -81,7 +81,7 @@ pub(super) async fn accept<'a>(
     let queues = topic.write_queues;
     let queue_id = match header.queue_id {
         ..0 => random_queue(queues)?,
-        id if id >= queues && id < broker.config.shown_queues(queues) => id % queues,
+        id if id >= queues && shows_more(broker, &topic) => id % queues,
         id => id,
     };
     Ok(Accepted {
@@ -140,8 +140,8 @@ async fn check(
     if topic.order && i32::from(broker.config.broker_permission) & perm::WRITE == 0 {
         return Err(forbidden(broker));
     }
-    let shown = broker.config.shown_queues(topic.write_queues);
-    if header.queue_id >= shown.max(topic.read_queues) {
+    let queues = topic.write_queues.max(topic.read_queues);
+    if header.queue_id >= queues && !shows_more(broker, &topic) {
         return Err(Refusal::system_error(format!(
             "request queueId[{}] is illegal, topic[{}] has {} write and {} read queues, \
              Producer: {}",
@@ -149,6 +149,14 @@ async fn check(
         )));
     }
     Ok(topic)
+}
+
+/// Whether routes may show the queues of a topic several times over, see [`group_shown_queues`]. How often is for the
+/// leader to say that they are from.
+///
+/// [`group_shown_queues`]: rmq_wire::header::group_shown_queues
+fn shows_more(broker: &Broker, topic: &Topic) -> bool {
+    topic.write_queues > 0 && !broker.config.alias_ports().is_empty()
 }
 
 pub(super) fn forbidden(broker: &Broker) -> Refusal {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rmq_wire::body::{CreateTopicListRequest, TopicConfig, TopicFilterType, perm};
 use rmq_wire::code::response;
-use rmq_wire::header::{CreateTopic, TopicOnly};
+use rmq_wire::header::{CreateTopic, GROUP_NODES_MAX, TopicOnly, group_shown_queues};
 use rmq_wire::name;
 
 use super::Broker;
@@ -114,16 +114,9 @@ fn checked(broker: &Broker, header: &CreateTopic) -> Result<Topic, Refusal> {
         )));
     }
     let known = broker.meta.read().topics.get(&header.topic).cloned();
-    let asked = (header.read_queue_nums, header.write_queue_nums);
-    let write_queues = match &known {
-        // What its route shows, by which a tool changes something else (`updateTopicPerm`).
-        Some(Topic {
-            read_queues,
-            write_queues,
-            ..
-        }) if asked == (*read_queues, broker.config.shown_queues(*write_queues)) => *write_queues,
-        _ => header.write_queue_nums,
-    };
+    let write_queues = known
+        .as_ref()
+        .map_or(header.write_queue_nums, |known| meant_queues(known, header));
     let mut attributes = known.unwrap_or_default().attributes;
     change_attributes(&mut attributes, header.attributes.as_deref().unwrap_or(""))?;
     Ok(Topic {
@@ -138,6 +131,23 @@ fn checked(broker: &Broker, header: &CreateTopic) -> Result<Topic, Refusal> {
         order: header.order,
         attributes,
     })
+}
+
+/// The write queues that a tool means a topic to have. One that changes something else gives back what it has read in
+/// a route (`updateTopicPerm`, to all brokers of the topic), which may show the queues of a group several times over.
+fn meant_queues(known: &Topic, header: &CreateTopic) -> i32 {
+    let (read, write) = (header.read_queue_nums, header.write_queue_nums);
+    let shows =
+        |queues| (2..=GROUP_NODES_MAX).any(|nodes| group_shown_queues(queues, nodes) == write);
+    if write <= read {
+        write
+    } else if read == known.read_queues && shows(known.write_queues) {
+        known.write_queues
+    } else if shows(read) {
+        read
+    } else {
+        write
+    }
 }
 
 async fn put(

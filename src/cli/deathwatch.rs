@@ -4,8 +4,8 @@
 //!
 //! A child and not a parent, so that all that operators know stays what it was: the broker's process id,
 //! its exit code, who gets which signal, who starts it again. A pidfd tells a child as much as `wait` does
-//! a parent. It holds nothing of the broker's but the pipe by which it gets the last will, and it is in a
-//! session of its own: what ends the broker's process group leaves it. Where it is ended too, as by the
+//! a parent. It holds nothing that the broker has opened but the pipe by which it gets the last will, and it is
+//! in a session of its own: what ends the broker's process group leaves it. Where it is ended too, as by the
 //! end of a container, there is no proof, and the lease is waited out.
 
 use std::io;

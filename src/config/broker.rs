@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use rmq_store::{FlushMode, StoreConfig};
-use rmq_wire::header::{group_alias_ports, group_shown_queues};
+use rmq_wire::header::group_alias_ports;
 
 use super::host;
 use super::schema::config_struct;
@@ -339,15 +339,6 @@ impl BrokerConfig {
             false => 0,
         };
         first..first.saturating_add(u16::try_from(group_alias_ports(nodes)).unwrap_or(0))
-    }
-
-    /// How many write queues routes show of a topic of the group that has `queues`, see [`group_shown_queues`].
-    pub fn shown_queues(&self, queues: i32) -> i32 {
-        if self.alias_ports().is_empty() || self.group_alias_queues != 1 {
-            return queues;
-        }
-        let nodes = u32::try_from(self.dleger_peers.len()).unwrap_or(u32::MAX);
-        group_shown_queues(queues, nodes)
     }
 
     /// Where the Raft listener is opened: `raftBindAddress`, else `bindAddress`, at the port of this

@@ -6,7 +6,6 @@ use rmq_wire::body::{
 use rmq_wire::header::{CreateTopic, DeleteSubscriptionGroup, TopicOnly};
 
 use super::*;
-use crate::config::BrokerConfig;
 
 fn create(topic: &str, queues: i32) -> Command {
     Command::request(request::UPDATE_AND_CREATE_TOPIC).with_header(&CreateTopic {
@@ -45,13 +44,7 @@ async fn tools_make_show_and_delete_topics() {
 
 #[tokio::test]
 async fn a_topic_that_is_changed_by_what_its_route_shows_keeps_its_queues() {
-    let node = Node::with(BrokerConfig {
-        enable_dleger_commit_log: true,
-        dleger_peers: peers(),
-        group_alias_routes: true,
-        ..BrokerConfig::default()
-    })
-    .await;
+    let node = Node::start().await;
     let change = async |read, write| {
         let command =
             Command::request(request::UPDATE_AND_CREATE_TOPIC).with_header(&CreateTopic {
@@ -71,7 +64,13 @@ async fn a_topic_that_is_changed_by_what_its_route_shows_keeps_its_queues() {
     assert_eq!(change(8, 80).await, (8, 80, 4), "there was none");
     assert_eq!(change(8, 8).await, (8, 8, 4));
     assert_eq!(change(8, 80).await, (8, 8, 4), "as its route shows it");
-    assert_eq!(change(8, 79).await, (8, 79, 4));
+    assert_eq!(change(8, 160).await, (8, 8, 4), "as that of a larger group");
+    assert_eq!(change(4, 80).await, (4, 4, 4), "as that of another broker");
+    assert_eq!(change(4, 79).await, (4, 79, 4));
+    assert_eq!(change(4, 2).await, (4, 2, 4));
+    assert_eq!(change(4, 78).await, (4, 2, 4));
+    assert_eq!(change(80, 8).await, (80, 8, 4));
+    assert_eq!(change(80, 80).await, (80, 80, 4), "grown in two steps");
 }
 
 #[tokio::test]

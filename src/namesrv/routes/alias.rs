@@ -20,12 +20,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use rmq_wire::body::{BrokerData, QueueData, perm};
-use rmq_wire::header::{group_alias_ports, group_shown_queues};
+use rmq_wire::header::{GROUP_NODES_MAX, group_alias_ports, group_shown_queues};
 
 use super::{MASTER, Name};
-
-/// More names than any group has nodes.
-const NAMES_MAX: u32 = 100;
 
 /// What a node registers for the further names of its group.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,7 +46,7 @@ pub(super) struct Aliases {
 impl From<&Alias> for Aliases {
     fn from(alias: &Alias) -> Self {
         Self {
-            names: alias.names.min(NAMES_MAX),
+            names: alias.names.min(GROUP_NODES_MAX),
             queues: alias.queues.max(0),
         }
     }

@@ -18,6 +18,9 @@ pub const fn group_alias_ports(nodes: u32) -> u32 {
     }
 }
 
+/// More nodes than any group has.
+pub const GROUP_NODES_MAX: u32 = 100;
+
 /// Of so many queues that producers see of a topic, one for each further name is little.
 const ALIAS_SHARE: i32 = 40;
 
@@ -27,8 +30,7 @@ const ALIAS_SHARE: i32 = 40;
 /// queues the topic has.
 #[must_use]
 pub fn group_shown_queues(queues: i32, nodes: u32) -> i32 {
-    // No group has more.
-    let names = nodes.saturating_sub(1).min(99);
+    let names = nodes.min(GROUP_NODES_MAX).saturating_sub(1);
     let least = i32::try_from(names).map_or(0, |names| names * (ALIAS_SHARE - 1));
     if queues <= 0 || queues >= least {
         return queues;
