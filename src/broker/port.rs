@@ -26,6 +26,8 @@ impl Port {
         }?;
         // Connections of a former process may still be dying.
         socket.set_reuseaddr(true)?;
+        // What it accepts begins with that, and so is reset even if the process dies before it has seen it.
+        socket.set_zero_linger()?;
         socket.bind(address)?;
         Ok(Self(socket.as_fd().try_clone_to_owned()?))
     }
@@ -66,8 +68,10 @@ mod tests {
             let refused = TcpStream::connect(address).await.unwrap_err();
             assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
             let listener = port.open().unwrap();
-            let (accepted, _) = tokio::join!(listener.accept(), TcpStream::connect(address));
-            accepted.unwrap();
+            let (accepted, client) = tokio::join!(listener.accept(), TcpStream::connect(address));
+            drop(accepted.unwrap());
+            let reset = client.unwrap().read(&mut [0]).await.unwrap_err();
+            assert_eq!(reset.kind(), io::ErrorKind::ConnectionReset);
             let mut waiting = TcpStream::connect(address).await.unwrap();
             port.refuse();
             let reset = waiting.read(&mut [0]).await.unwrap_err();
