@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use rmq_store::{Disk, Genesis, PhyOffset, Queues, RealDisk};
+use rmq_store::{Disk, Genesis, Locked, PhyOffset, Queues, RealDisk};
 use rustix::fs::FlockOperation;
 
 use crate::conf::Target;
@@ -192,10 +192,10 @@ pub(crate) fn parent(path: &Path) -> &Path {
 }
 
 /// Keeps two runs from working on one target.
-pub(crate) fn only_run(partial: &Path) -> Result<File, Problem> {
+pub(crate) fn only_run(partial: &Path) -> Result<Locked, Problem> {
     let dir = File::open(partial).map_err(|error| Problem::writing(partial, &error))?;
     match rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(dir),
+        Ok(()) => Ok(Locked::new(dir)),
         Err(_) => Err(
             Problem::new(Code::InUse, "another rmq-migrate is at work on it")
                 .at_file(partial)

@@ -6,6 +6,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+use rmq_store::Locked;
 use rustix::fs::FlockOperation;
 
 use crate::conf::Conf;
@@ -45,7 +46,7 @@ pub struct Source {
     pub segment_bytes: u64,
     /// Whether its last stop was a clean one.
     pub clean: bool,
-    _lock: Option<File>,
+    _lock: Option<Locked>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,7 +158,7 @@ pub(crate) fn empty(path: &Path) -> Problem {
 
 /// Locks the store against a broker that is started meanwhile, without writing to it. Java's brokers
 /// lock the first byte of the file `lock`.
-fn lock(root: &Path) -> Result<Option<File>, Problem> {
+fn lock(root: &Path) -> Result<Option<Locked>, Problem> {
     let path = root.join("lock");
     let file = match File::open(&path) {
         Ok(file) => file,
@@ -166,7 +167,7 @@ fn lock(root: &Path) -> Result<Option<File>, Problem> {
     };
     let shared = FlockOperation::NonBlockingLockShared;
     match rustix::fs::fcntl_lock(&file, shared).and_then(|()| rustix::fs::flock(&file, shared)) {
-        Ok(()) => Ok(Some(file)),
+        Ok(()) => Ok(Some(Locked::new(file))),
         Err(rustix::io::Errno::ACCESS | rustix::io::Errno::AGAIN) => Err(Problem::new(
             Code::InUse,
             "a broker is running on this store",

@@ -31,6 +31,28 @@ pub enum OpenMode {
     Create,
 }
 
+/// A file that is locked (`flock`) until this is dropped.
+///
+/// Closing it would not do: a child process that another thread has just forked has the file too, until it executes
+/// its program.
+#[derive(Debug)]
+pub struct Locked(File);
+
+impl Locked {
+    /// Of a file that is locked.
+    #[must_use]
+    pub const fn new(file: File) -> Self {
+        Self(file)
+    }
+}
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        // Then it goes with the last of its descriptors.
+        self.0.unlock().ok();
+    }
+}
+
 /// What a file system has used and has left for its ordinary users, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Space {
@@ -192,7 +214,7 @@ impl Disk for RealDisk {
             Err(TryLockError::Error(e)) => return Err(e),
         }
         match rustix::fs::fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Box::new(file)),
+            Ok(()) => Ok(Box::new(Locked::new(file))),
             Err(Errno::ACCESS | Errno::AGAIN) => Err(io::ErrorKind::WouldBlock.into()),
             Err(e) => Err(e.into()),
         }
@@ -333,6 +355,21 @@ mod tests {
         assert!(file.view(8000, 193).is_err());
         let mut buf = [9; 8];
         assert_eq!(file.read_at(8190, &mut buf).unwrap(), 2);
+    }
+
+    #[test]
+    fn a_lock_ends_while_a_forked_child_still_has_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let file = File::create(&path).unwrap();
+        file.try_lock().unwrap();
+        let of_child = file.try_clone().unwrap();
+        let locked = Locked::new(file);
+        let refused = RealDisk.lock(&path).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::WouldBlock);
+        drop(locked);
+        RealDisk.lock(&path).unwrap();
+        drop(of_child);
     }
 
     #[test]

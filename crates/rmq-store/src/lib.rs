@@ -61,7 +61,7 @@ pub use config::{ConfigError, ENTRY_OVERHEAD_BYTES, FlushMode, StoreConfig};
 pub use consume_queue::{Slot, UNIT_BYTES, Unit};
 pub use damage::{Damage, MendError};
 pub use delay::{DelayLevelError, DelayLevels};
-pub use disk::{Disk, DiskFile, OpenMode, RealDisk, Space};
+pub use disk::{Disk, DiskFile, Locked, OpenMode, RealDisk, Space};
 pub use dispatch::{Arrival, DispatchError};
 pub use extent::{ExtentError, RAFT_LOG_TOPIC};
 pub use flush::FlushCallback;
