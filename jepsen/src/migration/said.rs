@@ -8,15 +8,13 @@ use std::process::Command;
 
 use anyhow::{Context, ensure};
 use rmq_wire::code::request;
+use rmq_wire::name::SCHEDULE_TOPIC;
 use rmq_wire::properties;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::client::{Client, offset_of};
 use crate::history::{Adopted, Kept};
-
-/// Where messages wait for their time.
-const SCHEDULE: &str = "SCHEDULE_TOPIC_XXXX";
 
 /// A topic and one of its queues.
 type Queue = (String, u32);
@@ -75,17 +73,6 @@ impl Said {
                 say(place, Kept::Message(text(line, "recordSha256")?));
             }
         }
-        let mut levels = HashMap::new();
-        for line in of("delayOffset") {
-            levels.insert(number(line, "level")?, number(line, "offset")?);
-        }
-        let mut waited = HashSet::new();
-        for line in of("msg").filter(|line| line["cqTopic"] == SCHEDULE) {
-            let level = number(line, "queueId")? + 1;
-            if number(line, "queueOffset")? >= levels.get(&level).copied().unwrap_or_default() {
-                waited.insert(text(line, "uniqKey")?);
-            }
-        }
         for line in of("queue") {
             let end = number(line, "maxOffset")?;
             say(Place::End(queue_of(line)?), Kept::Offset(end));
@@ -94,9 +81,18 @@ impl Said {
             let place = Place::Group(text(line, "group")?, queue_of(line)?);
             say(place, Kept::Offset(number(line, "offset")?));
         }
+        let mut levels = HashMap::new();
         for line in of("delayOffset") {
-            let level = i32::try_from(number(line, "level")?)?;
-            say(Place::Level(level), Kept::Offset(number(line, "offset")?));
+            let (level, offset) = (number(line, "level")?, number(line, "offset")?);
+            levels.insert(level, offset);
+            say(Place::Level(i32::try_from(level)?), Kept::Offset(offset));
+        }
+        let mut waited = HashSet::new();
+        for line in of("msg").filter(|line| line["cqTopic"] == SCHEDULE_TOPIC) {
+            let level = number(line, "queueId")? + 1;
+            if number(line, "queueOffset")? >= levels.get(&level).copied().unwrap_or_default() {
+                waited.insert(text(line, "uniqKey")?);
+            }
         }
         ensure!(
             !read.is_empty() && all.len() > read.len(),

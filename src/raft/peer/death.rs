@@ -16,7 +16,6 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::BufMut;
 use futures_util::future::join_all;
 use openraft::async_runtime::watch::WatchReceiver;
 use rmq_store::mutant;
@@ -65,23 +64,21 @@ pub(super) struct Seal(pub(super) [u8; LEN]);
 
 impl Message for Secret {
     fn encode(&self, out: &mut Vec<u8>) {
-        out.put_slice(&self.0);
+        self.0.encode(out);
     }
 
     fn decode(from: &mut Reader<'_>) -> Result<Self, DecodeError> {
-        let bytes = from.bytes(LEN)?;
-        Ok(Self(bytes.try_into().expect("as many were taken")))
+        Message::decode(from).map(Self)
     }
 }
 
 impl Message for Seal {
     fn encode(&self, out: &mut Vec<u8>) {
-        out.put_slice(&self.0);
+        self.0.encode(out);
     }
 
     fn decode(from: &mut Reader<'_>) -> Result<Self, DecodeError> {
-        let bytes = from.bytes(LEN)?;
-        Ok(Self(bytes.try_into().expect("as many were taken")))
+        Message::decode(from).map(Self)
     }
 }
 

@@ -182,14 +182,24 @@ impl Message for BrokerNode {
     }
 }
 
-impl Message for GroupId {
+impl<const N: usize> Message for [u8; N] {
     fn encode(&self, out: &mut Vec<u8>) {
-        out.put_slice(&self.0);
+        out.put_slice(self);
     }
 
     fn decode(from: &mut Reader<'_>) -> Result<Self, DecodeError> {
-        let bytes = from.bytes(16)?;
-        Ok(Self(bytes.try_into().expect("16 bytes were taken")))
+        let bytes = from.bytes(N)?;
+        Ok(bytes.try_into().expect("as many were taken"))
+    }
+}
+
+impl Message for GroupId {
+    fn encode(&self, out: &mut Vec<u8>) {
+        self.0.encode(out);
+    }
+
+    fn decode(from: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Message::decode(from).map(Self)
     }
 }
 
