@@ -27,7 +27,8 @@ enum Kind {
     Write,
 }
 
-/// Makes `kind` and `execute` of one table.
+/// Makes `kind` and `execute` of one table. Each processor's future is an allocation of its own: together
+/// with them the future of a request would be as large as the largest.
 macro_rules! table {
     ($($kind:ident $($code:ident)|+ => $handler:path,)+) => {
         fn kind(code: i32) -> Option<Kind> {
@@ -43,7 +44,7 @@ macro_rules! table {
 
         async fn execute(broker: &Arc<Broker>, request: &Request) -> Handled {
             match request.command.code {
-                $($(request::$code)|+ => $handler(broker, request).await,)+
+                $($(request::$code)|+ => Box::pin($handler(broker, request)).await,)+
                 code => Err(unsupported(code)),
             }
         }
@@ -208,12 +209,18 @@ pub(super) async fn forwarded(
 async fn answer(broker: &Arc<Broker>, request: &Request) -> Handled {
     match request.command.code {
         // Pulls wait, here or at the leader, and must not hold up the end of a connection.
-        request::PULL_MESSAGE | request::LITE_PULL_MESSAGE => tokio::select! {
-            () = broker.leaving() => forward::elsewhere(broker, request),
-            () = vip::moves(broker, request) => forward::at_another_address(broker, request),
-            handled = handle(broker, request) => handled,
-        },
+        request::PULL_MESSAGE | request::LITE_PULL_MESSAGE => {
+            Box::pin(pulled(broker, request)).await
+        }
         _ => handle(broker, request).await,
+    }
+}
+
+async fn pulled(broker: &Arc<Broker>, request: &Request) -> Handled {
+    tokio::select! {
+        () = broker.leaving() => forward::elsewhere(broker, request),
+        () = vip::moves(broker, request) => forward::at_another_address(broker, request),
+        handled = handle(broker, request) => handled,
     }
 }
 
@@ -230,11 +237,11 @@ async fn handle(broker: &Arc<Broker>, request: &Request) -> Handled {
                 }
             }
             if forward::is_pull(request)
-                && let Some(handled) = pull::as_follower(broker, request).await
+                && let Some(handled) = Box::pin(pull::as_follower(broker, request)).await
             {
                 return handled;
             }
-            forward::to_leader(broker, request).await
+            Box::pin(forward::to_leader(broker, request)).await
         }
     }
 }

@@ -3,7 +3,6 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::fmt::Write as _;
 use std::net::SocketAddr;
 
 use rmq_store::PendingRecord;
@@ -78,8 +77,9 @@ impl<'a> Properties<'a> {
             if !text.is_empty() {
                 text.push(properties::PROPERTY_SEPARATOR);
             }
-            write!(text, "{name}{}{value}", properties::NAME_VALUE_SEPARATOR)
-                .expect("a String takes every write");
+            text.push_str(name);
+            text.push(properties::NAME_VALUE_SEPARATOR);
+            text.push_str(value);
         }
         text
     }

@@ -108,12 +108,14 @@ pub(super) async fn store_one(
 }
 
 fn answer(broker: &Broker, queue_id: i32, positions: &[Position]) -> SendMessageResponse {
-    let ids: Vec<String> = positions
-        .iter()
-        .map(|position| msg_id::encode(broker.store_host, position.phy.as_i64()))
-        .collect();
+    let id = |at: &Position| msg_id::encode(broker.store_host, at.phy.as_i64());
+    let mut ids = id(&positions[0]);
+    for position in &positions[1..] {
+        ids.push(',');
+        ids.push_str(&id(position));
+    }
     SendMessageResponse {
-        msg_id: ids.join(","),
+        msg_id: ids,
         queue_id,
         queue_offset: positions[0].queue.as_i64(),
         ..SendMessageResponse::default()

@@ -3,7 +3,6 @@
 //! `ip (4 or 16 bytes) port (i32) offset (i64)`, 32 or 56 characters; `MessageDecoder.createMessageId`.
 //! Clients take the address to ask and the commit log offset of a transaction from it.
 
-use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// Why a text is no message id.
@@ -20,10 +19,13 @@ pub enum MsgIdError {
 /// The id of the record at `offset` in the store of `host`.
 #[must_use]
 pub fn encode(host: SocketAddr, offset: i64) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
     let mut id = String::with_capacity(56);
     let mut put = |bytes: &[u8]| {
         for byte in bytes {
-            write!(id, "{byte:02X}").expect("a String takes every write");
+            for digit in [byte >> 4, byte & 0xF] {
+                id.push(char::from(DIGITS[usize::from(digit)]));
+            }
         }
     };
     match host.ip() {

@@ -42,6 +42,11 @@ impl ExtFields {
 
     /// Sets a field; one of that name is replaced and keeps its place.
     pub fn insert(&mut self, name: &str, value: impl Display) {
+        if self.fields.is_empty() {
+            // What most headers have, and no growing in steps.
+            self.text.reserve(256);
+            self.fields.reserve(8);
+        }
         let start = self.text.len();
         self.text.push_str(name);
         let middle = self.text.len();
