@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::available_parallelism;
 use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver;
@@ -25,9 +26,15 @@ use super::upkeep::{Upkeep, until_mended};
 use super::{Raft, watchdog};
 use crate::meta::Meta;
 
-/// Enough for the core, the state machine and the connections of a group; client I/O never runs
-/// here, so that no load from clients delays a heartbeat.
-const THREADS: usize = 2;
+/// Threads for the core, the state machine and the connections of a group; client I/O never runs here, so that no
+/// load from clients delays a heartbeat. Where clients keep both of two processors busy anyway, a second thread is
+/// mostly woken for what the first one would have done (docs/performance.md).
+fn threads() -> usize {
+    match available_parallelism() {
+        Ok(processors) if processors.get() > 2 => 2,
+        _ => 1,
+    }
+}
 
 /// How often a node says that it is in quarantine.
 const QUARANTINE_LOG_INTERVAL: Duration = Duration::from_secs(10);
@@ -155,7 +162,7 @@ impl RaftRuntime {
             return Ok(Self { handle, own: None });
         }
         let runtime = Builder::new_multi_thread()
-            .worker_threads(THREADS)
+            .worker_threads(threads())
             .thread_name("raft")
             .on_thread_start(raise_priority)
             .enable_all()

@@ -1,9 +1,12 @@
+use std::sync::Arc;
+
 use rmq_store::PhyOffset;
 use rmq_wire::header::UpdateConsumerOffset;
 use rmq_wire::{msg_id, properties};
 
 use super::*;
 use crate::config::BrokerConfig;
+use crate::remoting::{Request, Service as _};
 
 fn record_of(node: &Node, sent: &SendMessageResponse) -> bytes::Bytes {
     let (host, offset) = msg_id::decode(&sent.msg_id).unwrap();
@@ -245,4 +248,17 @@ async fn queues_that_are_shown_over_and_over_are_the_same_ones() {
     node.sent(send("", b"1")).await;
     let refused = node.told(send_with(|header| header.queue_id = 2)).await;
     assert_eq!(refused.code, response::SYSTEM_ERROR);
+}
+
+#[tokio::test]
+async fn what_is_allocated_for_each_request_is_not_as_large_as_the_largest_processor() {
+    let node = Node::start().await;
+    let request = Request {
+        command: send("", b"1"),
+        raw: bytes::Bytes::new(),
+        conn: None,
+        peer: "10.0.0.9:555".parse().unwrap(),
+    };
+    let size = size_of_val(&Arc::clone(&node.broker).call(request));
+    assert!(size <= 768, "{size}");
 }
