@@ -135,14 +135,24 @@ impl StateMachine {
         })
     }
 
-    /// Has the checkpoint written on another thread when it is time.
-    fn save_soon(&mut self) {
+    /// Has the checkpoint written on another thread when it is time. The metadata are read there too, while nothing
+    /// is applied: it takes long if there are many, and heartbeats do not wait for it.
+    async fn save_soon(&mut self) {
         let (entries, at) = self.since;
         if entries < CHECKPOINT_ENTRIES || at.elapsed() < CHECKPOINT_INTERVAL {
             return;
         }
-        let Some(checkpoint) = self.checkpoint() else {
+        let Some(applied) = self.applied else {
             return;
+        };
+        let meta = self.meta.clone();
+        let Ok(meta) = blocking(move || meta.snapshot()).await else {
+            return;
+        };
+        let checkpoint = Checkpoint {
+            applied,
+            membership: self.membership.clone(),
+            meta: meta.into(),
         };
         self.since = (0, Instant::now());
         let (file, log, end) = (
@@ -269,7 +279,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
                 responder.send(reply);
             }
         }
-        self.save_soon();
+        self.save_soon().await;
         Ok(())
     }
 
