@@ -118,7 +118,7 @@ impl StateMachine {
 
     /// Writes the checkpoint now, unless nothing was applied since the last one. The log is durable.
     pub(super) fn save(&mut self) -> io::Result<()> {
-        match self.checkpoint() {
+        match self.checkpoint(self.meta.snapshot()) {
             Some(checkpoint) if self.since.0 > 0 => {
                 self.since = (0, Instant::now());
                 self.file.write(&checkpoint)
@@ -127,11 +127,12 @@ impl StateMachine {
         }
     }
 
-    fn checkpoint(&self) -> Option<Checkpoint> {
+    /// What is written down, with the metadata as they are now; `None` before anything was applied.
+    fn checkpoint(&self, meta: Vec<u8>) -> Option<Checkpoint> {
         Some(Checkpoint {
             applied: self.applied?,
             membership: self.membership.clone(),
-            meta: self.meta.snapshot().into(),
+            meta: meta.into(),
         })
     }
 
@@ -142,17 +143,12 @@ impl StateMachine {
         if entries < CHECKPOINT_ENTRIES || at.elapsed() < CHECKPOINT_INTERVAL {
             return;
         }
-        let Some(applied) = self.applied else {
-            return;
-        };
         let meta = self.meta.clone();
         let Ok(meta) = blocking(move || meta.snapshot()).await else {
             return;
         };
-        let checkpoint = Checkpoint {
-            applied,
-            membership: self.membership.clone(),
-            meta: meta.into(),
+        let Some(checkpoint) = self.checkpoint(meta) else {
+            return;
         };
         self.since = (0, Instant::now());
         let (file, log, end) = (
@@ -228,7 +224,7 @@ impl StateMachine {
                 last_membership: self.membership.clone(),
             },
             snapshot: SnapshotData::new(
-                self.checkpoint(),
+                self.checkpoint(self.meta.snapshot()),
                 self.genesis.clone(),
                 &self.log,
                 &self.queues,
@@ -303,7 +299,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         self.applied = meta.last_log_id;
         self.membership = meta.last_membership.clone();
         self.has_snapshot = true;
-        match self.checkpoint() {
+        match self.checkpoint(self.meta.snapshot()) {
             Some(checkpoint) => self.file.write(&checkpoint),
             None => Ok(()),
         }

@@ -1,6 +1,6 @@
 //! Stands in for the crate of this name, of which openraft keeps histograms that only its feature `runtime-stats`
 //! reads. That feature is off, and with the first of them the real crate (0.2.3) computes its tables for all sixteen
-//! widths: 26 MiB in every process, of what is otherwise 12. Here nothing is kept but how much was recorded.
+//! widths: 26 MiB in every process, of what is otherwise 14. Here nothing is kept but how much was recorded.
 //!
 //! It goes when openraft keeps no histograms without that feature, or the crate only the tables that are asked for.
 

@@ -5,6 +5,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use crate::json::write::HEX;
+
 /// Why a text is no message id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MsgIdError {
@@ -19,12 +21,11 @@ pub enum MsgIdError {
 /// The id of the record at `offset` in the store of `host`.
 #[must_use]
 pub fn encode(host: SocketAddr, offset: i64) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
     let mut id = String::with_capacity(56);
     let mut put = |bytes: &[u8]| {
         for byte in bytes {
             for digit in [byte >> 4, byte & 0xF] {
-                id.push(char::from(DIGITS[usize::from(digit)]));
+                id.push(char::from(HEX[usize::from(digit)]));
             }
         }
     };

@@ -2,7 +2,7 @@
 
 use bytes::BufMut;
 
-const HEX: &[u8; 16] = b"0123456789ABCDEF";
+pub(crate) const HEX: &[u8; 16] = b"0123456789ABCDEF";
 
 /// Writes `text` in double quotes. Control characters are escaped, everything else goes as it is.
 pub(crate) fn string(out: &mut impl BufMut, text: &str) {
