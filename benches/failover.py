@@ -14,7 +14,7 @@ loopback, and what needs a network is left out.
 
 Setups: plain (slaveReadEnable), alias (that and groupAliasRoutes, with all 8 queues of a topic under each
 name), alias-1 (with one), avoid (alias, and sendLatencyFaultEnable=true in the Java producers), vip (slaveReadEnable
-and brokerVip), both (alias and vip), dledger (Java 4.9.7, DLedger mode), controller (Java 5.5.0, controller mode, two
+and brokerVip), both (alias and vip), transactions (both, with transactional messages of the Java producers), dledger (Java 4.9.7, DLedger mode), controller (Java 5.5.0, controller mode, two
 in-sync replicas).
 
 Faults: kill-leader (kill -9, started again after --down seconds), stop-leader (SIGSTOP for 20 s), cut-leader (its
@@ -55,6 +55,7 @@ PLAN = [
     [("alias", "kill-leader:20,transfer:20,kill-follower:20,rolling:20,kill-namesrv:20")],
     [
         ("both", "kill-leader:20,stop-leader:20,cut-leader:20"),
+        ("transactions", "kill-leader:20"),
         ("alias", "stop-leader:10,cut-leader:10"),
         ("dledger", "kill-leader:3"),
         ("controller", "kill-leader:3"),
@@ -188,6 +189,8 @@ def strike_all(kinds, cluster, work, options, note):
     more = [f"poll={options.poll}"] if options.poll else []
     if options.setup == "avoid":
         more.append("avoid=true")
+    if options.setup == "transactions":
+        more.append("transactions=true")
     applications = {}
     try:
         for line in lines:

@@ -88,6 +88,7 @@ class RmqGroup(Placed, Rmq):
         "alias": "groupAliasRoutes=true\ngroupAliasQueues=8\nslaveReadEnable=true\n",
         "avoid": "groupAliasRoutes=true\ngroupAliasQueues=8\nslaveReadEnable=true\n",
         "vip": f"brokerVip={VIP}/24@eth0\nslaveReadEnable=true\n",
+        "transactions": f"groupAliasRoutes=true\ngroupAliasQueues=8\nbrokerVip={VIP}/24@eth0\nslaveReadEnable=true\n",
         "both": f"groupAliasRoutes=true\ngroupAliasQueues=8\nbrokerVip={VIP}/24@eth0\nslaveReadEnable=true\n",
     }
 

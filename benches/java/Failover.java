@@ -3,9 +3,12 @@
 // out of order. Compiles unchanged against 4.9 and 5.x.
 //
 //   Failover <name server> <topic> <ordered topic> <sends a second> [poll=<ms between looks for routes>] [avoid=true]
+//       [transactions=true]
 //
 // 8 threads send at the rate in all, by the default settings; 2 more send 48 ordered keys by a selector, a fifth
 // of that, and try a key again after 100 ms until it is accepted, as an application that keeps order has to.
+// With transactions=true the 8 threads send transactional messages, which are committed at once; one whose send failed is
+// rolled back when the broker asks.
 // On standard input: "mark [HOST:PORT]" = a fault follows, which strikes the node there, if it is one (answered
 // "marked"), "report" = one JSON line of what was seen since the mark, "stop" = no more sends, wait for the consumers,
 // one JSON line of what was lost or repeated.
@@ -135,7 +138,7 @@ public final class Failover {
         for (String o : Arrays.copyOfRange(a, 4, a.length)) options.put(o.split("=")[0], o.split("=")[1]);
         int rate = Integer.parseInt(a[3]);
         String run = Long.toString(System.currentTimeMillis(), 36);
-        DefaultMQProducer p = producer(a[0], "plain" + run), o = producer(a[0], "ordered" + run);
+        DefaultMQProducer p = producer(a[0], "plain" + run, options.containsKey("transactions")), o = producer(a[0], "ordered" + run, false);
         Arrays.fill(newest, -1);
         Arrays.setAll(fates, i -> new Fates());
         DefaultMQPushConsumer plain = consumer(a[0], a[1], "cp" + run, run, false);
@@ -166,8 +169,26 @@ public final class Failover {
         }
     }
 
-    static DefaultMQProducer producer(String ns, String group) throws Exception {
-        DefaultMQProducer p = new DefaultMQProducer(group);
+    /** Its transactions are committed; those that were not begun, for their sends failed, are rolled back. */
+    static DefaultMQProducer transactional(String group) {
+        TransactionMQProducer p = new TransactionMQProducer(group);
+        Set<String> begun = ConcurrentHashMap.newKeySet();
+        p.setTransactionListener(new TransactionListener() {
+            public LocalTransactionState executeLocalTransaction(Message m, Object arg) {
+                begun.add(new String(m.getBody(), StandardCharsets.UTF_8));
+                return LocalTransactionState.COMMIT_MESSAGE;
+            }
+
+            public LocalTransactionState checkLocalTransaction(MessageExt m) {
+                boolean isBegun = begun.contains(new String(m.getBody(), StandardCharsets.UTF_8));
+                return isBegun ? LocalTransactionState.COMMIT_MESSAGE : LocalTransactionState.ROLLBACK_MESSAGE;
+            }
+        });
+        return p;
+    }
+
+    static DefaultMQProducer producer(String ns, String group, boolean isTransactional) throws Exception {
+        DefaultMQProducer p = isTransactional ? transactional(group) : new DefaultMQProducer(group);
         p.setNamesrvAddr(ns);
         p.setInstanceName(group);
         if (options.containsKey("poll")) p.setPollNameServerInterval(Integer.parseInt(options.get("poll")));
@@ -300,7 +321,8 @@ public final class Failover {
         if (isPlain) flying.add(s);
         Fates of = fates(isPlain, threadOrKey);
         try {
-            SendResult r = isPlain ? p.send(m) : p.send(m, (queues, msg, arg) -> queues.get((Integer) arg % queues.size()), threadOrKey);
+            SendResult r = p instanceof TransactionMQProducer ? p.sendMessageInTransaction(m, null)
+                : isPlain ? p.send(m) : p.send(m, (queues, msg, arg) -> queues.get((Integer) arg % queues.size()), threadOrKey);
             if (r.getSendStatus() == SendStatus.SEND_OK) of.acked(number, r.getMessageQueue().getQueueId(), System.nanoTime());
             else s.error = r.getSendStatus().toString();
         } catch (Exception e) {

@@ -11,7 +11,7 @@ use rmq_wire::frame::Command;
 use super::refusal::{Handled, Refusal};
 use super::{
     Broker, admin, forward, group, heartbeat, intake, lock, offset, pull, query, queue, reply,
-    send, send_back, topic, vip,
+    send, send_back, topic, transaction, vip,
 };
 use crate::raft::NotLeader;
 use crate::remoting::{Class, Conn, Health, Reply, Request, Service};
@@ -55,6 +55,7 @@ table! {
     Write SEND_MESSAGE | SEND_MESSAGE_V2 | SEND_BATCH_MESSAGE => send::handle,
     Write SEND_REPLY_MESSAGE | SEND_REPLY_MESSAGE_V2 => reply::handle,
     Write CONSUMER_SEND_MSG_BACK => send_back::handle,
+    Write END_TRANSACTION => transaction::end,
     Read PULL_MESSAGE | LITE_PULL_MESSAGE => pull::handle,
     Read QUERY_CONSUMER_OFFSET => offset::query,
     Write UPDATE_CONSUMER_OFFSET => offset::update,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::Broker;
 use super::refusal::Refusal;
-use super::{preferred, schedule};
+use super::{preferred, schedule, transaction};
 use crate::meta::{self, Change};
 
 /// Pause before a leader tries again what every group must have.
@@ -41,7 +41,11 @@ async fn lead(broker: &Arc<Broker>) {
         tracing::warn!(?refusal, "system topics and groups could not be created");
         tokio::time::sleep(RETRY_PAUSE).await;
     }
-    tokio::join!(schedule::run(broker), preferred::run(broker));
+    tokio::join!(
+        schedule::run(broker),
+        transaction::run(broker),
+        preferred::run(broker)
+    );
 }
 
 /// Creates the topics and groups that every broker has, as far as they are missing.

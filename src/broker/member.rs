@@ -74,9 +74,10 @@ impl Replica for Member {
     fn propose_messages(
         &self,
         records: Vec<PendingRecord>,
+        term: Option<u64>,
     ) -> BoxFuture<'_, Result<Vec<Position>, ProposeError>> {
         self.group
-            .propose_messages(records)
+            .propose_messages(records, term)
             .map(|r| r.map_err(Into::into))
             .boxed()
     }

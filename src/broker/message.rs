@@ -112,6 +112,8 @@ pub(super) struct Message<'a> {
     pub(super) born_host: SocketAddr,
     pub(super) store_host: SocketAddr,
     pub(super) reconsume_times: i32,
+    /// Physical offset of the half message that was committed; 0 if there was none.
+    pub(super) prepared_transaction_offset: i64,
     pub(super) body: &'a [u8],
     pub(super) properties: Properties<'a>,
 }
@@ -148,14 +150,32 @@ impl Message<'_> {
     }
 
     fn delay(&mut self, level: usize) {
-        let real_topic = std::mem::replace(&mut self.topic, name::SCHEDULE_TOPIC.into());
         self.properties
             .set(properties::DELAY_TIME_LEVEL, level.to_string());
+        let queue_id = i32::try_from(level - 1).expect("there are few delay levels");
+        self.redirect(name::SCHEDULE_TOPIC, queue_id);
+    }
+
+    /// The record to propose of a half message, which is not delayed before it is committed
+    /// (`TransactionalMessageBridge.parseHalfMessageInner`).
+    pub(super) fn into_half(mut self, bounds: Bounds) -> Result<PendingRecord, Refusal> {
+        if self.body.len() > bounds.body_bytes {
+            return Err(illegal(bounds));
+        }
+        self.sys_flag &= !record::sys_flag::TRANSACTION_MASK;
+        self.redirect(name::TRANS_HALF_TOPIC, super::transaction::QUEUE);
+        let properties = self.properties.format();
+        self.encode(&properties, bounds)
+    }
+
+    /// Has it wait elsewhere, with the way back in its properties.
+    fn redirect(&mut self, topic: &'static str, queue_id: i32) {
+        let real_topic = std::mem::replace(&mut self.topic, topic.into());
+        let real_queue = std::mem::replace(&mut self.queue_id, queue_id);
         self.properties
             .set(properties::REAL_TOPIC, real_topic.into_owned());
         self.properties
-            .set(properties::REAL_QUEUE_ID, self.queue_id.to_string());
-        self.queue_id = i32::try_from(level - 1).expect("there are few delay levels");
+            .set(properties::REAL_QUEUE_ID, real_queue.to_string());
     }
 
     /// The record with these properties, whatever they say.
@@ -172,7 +192,7 @@ impl Message<'_> {
             born_host: self.born_host,
             store_host: self.store_host,
             reconsume_times: self.reconsume_times,
-            prepared_transaction_offset: 0,
+            prepared_transaction_offset: self.prepared_transaction_offset,
             body: self.body,
             topic: &self.topic,
             properties,
@@ -221,6 +241,7 @@ mod tests {
             born_host: host,
             store_host: host,
             reconsume_times: 0,
+            prepared_transaction_offset: 0,
             body,
             properties: Properties::parse(properties),
         }

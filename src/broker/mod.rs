@@ -14,6 +14,7 @@
 //! - `offset`: consumer offsets; `offset_buffer` merges commits on their way into the log
 //! - `queue`: bounds of queues and positions by time; `query`: messages by key and by id
 //! - `lock`: queue locks of orderly consumers
+//! - `transaction`: transactional messages, and the questions how they ended
 //! - `schedule`: delivery of delayed messages; `preferred`: hands leadership to the node that should
 //!   have it; `leading`: what a leader does besides answering
 //! - `topic`, `group`: their configurations
@@ -64,6 +65,7 @@ mod testing;
 #[cfg(test)]
 mod tests;
 mod topic;
+mod transaction;
 mod vip;
 
 pub use admin::{FrozenAt, NodeStatus};

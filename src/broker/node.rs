@@ -20,6 +20,7 @@ use super::refusal::Refusal;
 use super::registrar::Told;
 use super::replica::{ProposeError, Replica};
 use super::stats::{self, Stats};
+use super::transaction::Transactions;
 use super::{heartbeat, intake, leading, vip};
 use crate::config::BrokerConfig;
 use crate::meta::{Change, Command, Meta, Reply, SystemNames};
@@ -63,6 +64,7 @@ pub struct Broker {
     pub(super) told: watch::Sender<Told>,
     /// Held while a round of delayed messages and its progress are stored.
     pub(super) delivering: tokio::sync::Mutex<()>,
+    pub(super) transactions: Transactions,
     draining: AtomicBool,
     leaving: watch::Sender<bool>,
     /// Leadership is being handed over, and the address that moves with it.
@@ -108,6 +110,7 @@ impl Broker {
             disk_reads: tokio::sync::Semaphore::new(disk_reads()),
             told: watch::Sender::default(),
             delivering: tokio::sync::Mutex::default(),
+            transactions: Transactions::default(),
             draining: AtomicBool::new(false),
             leaving: watch::Sender::new(false),
             moving: watch::Sender::new(0),
@@ -227,8 +230,17 @@ impl Broker {
         &self,
         records: Vec<PendingRecord>,
     ) -> Result<Vec<Position>, ProposeError> {
+        self.store_in(None, records).await
+    }
+
+    /// The same, only if this node still leads this term when they are appended.
+    pub(super) async fn store_in(
+        &self,
+        term: Option<u64>,
+        records: Vec<PendingRecord>,
+    ) -> Result<Vec<Position>, ProposeError> {
         let put = Stats::begin_put(&records);
-        let stored = self.replica.propose_messages(records).await;
+        let stored = self.replica.propose_messages(records, term).await;
         self.stats.end_put(&put, stored.is_ok());
         stored
     }

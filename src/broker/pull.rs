@@ -362,6 +362,7 @@ fn tell_of_move(broker: &Arc<Broker>, pull: &PullMessage, result: &GetResult) {
         born_host: broker.store_host,
         store_host: broker.store_host,
         reconsume_times: 0,
+        prepared_transaction_offset: 0,
         body: json::to_java_string(&event).as_bytes(),
         properties,
     }

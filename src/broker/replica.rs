@@ -14,13 +14,15 @@ use crate::raft::{GroupStatus, MemberChange, MembersError, NodeId, SelfId, Trans
 
 /// The group as one of its nodes sees it.
 pub trait Replica: Send + Sync + 'static {
-    /// Appends the records as one unit and resolves once they are committed and readable here.
+    /// Appends the records as one unit and resolves once they are committed and readable here. With a
+    /// `term` they are appended only while this node leads that one, and refused else.
     ///
     /// Whatever is done before the first suspension happens in the order of the calls, so two
     /// calls of one task, the second made after the first was polled, keep their order in the log.
     fn propose_messages(
         &self,
         records: Vec<PendingRecord>,
+        term: Option<u64>,
     ) -> BoxFuture<'_, Result<Vec<Position>, ProposeError>>;
 
     /// Proposes a command of `meta` and resolves once it is applied here, with its reply.

@@ -166,6 +166,7 @@ fn deliver(broker: &Broker, bytes: &Bytes) -> Option<PendingRecord> {
         born_host: delayed.born_host,
         store_host: delayed.store_host,
         reconsume_times: delayed.reconsume_times,
+        prepared_transaction_offset: 0,
         body: delayed.body,
         properties: Properties::default(),
     };

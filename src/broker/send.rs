@@ -233,12 +233,11 @@ async fn record(
         .properties
         .get(properties::TRANSACTION_PREPARED)
         .is_some_and(|value| value.eq_ignore_ascii_case("true"));
-    if is_transaction {
-        let remark = format!(
-            "the broker[{}] sending transaction message is forbidden",
-            broker.config.broker_ip1
-        );
-        return Err(Refusal::new(response::NO_PERMISSION, remark));
+    // Clients before 4.6.1 send a retry with the properties of what was consumed.
+    let is_retry = message.reconsume_times > 0 && message.is_delayed()?;
+    if is_transaction && !is_retry {
+        super::transaction::prepare(broker).await?;
+        return message.into_half(broker.bounds());
     }
     if name::is_retry_topic(header.topic)
         && gives_up(broker, &request.command, header).await?
@@ -336,6 +335,7 @@ fn new_message<'a>(
         born_host: request.peer,
         store_host: broker.store_host,
         reconsume_times: header.reconsume_times,
+        prepared_transaction_offset: 0,
         body: &request.command.body,
         properties,
     }

@@ -88,6 +88,7 @@ pub(super) async fn handle(broker: &Arc<Broker>, request: &Request) -> Handled {
         born_host: origin.born_host,
         store_host: origin.store_host,
         reconsume_times: origin.reconsume_times.saturating_add(1),
+        prepared_transaction_offset: 0,
         body: origin.body,
         properties,
     };

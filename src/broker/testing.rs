@@ -150,6 +150,7 @@ impl FakeReplica {
             born_host: host,
             store_host: host,
             reconsume_times: 0,
+            prepared_transaction_offset: 0,
             body,
             properties: Properties::default(),
         };
@@ -191,9 +192,13 @@ impl Replica for FakeReplica {
     fn propose_messages(
         &self,
         records: Vec<PendingRecord>,
+        term: Option<u64>,
     ) -> BoxFuture<'_, Result<Vec<Position>, ProposeError>> {
         async move {
             self.check()?;
+            if term.is_some_and(|term| self.serving() != Some(term)) {
+                return Err(ProposeError::NotLeader);
+            }
             Ok(self.append(records))
         }
         .boxed()

@@ -94,6 +94,17 @@ config_struct! {
         /// Delays of the levels 1, 2, … of delayed messages and retries.
         "messageDelayLevel" => message_delay_level: Vec<Duration> = default_delay_levels();
 
+        /// Whether half messages of transactions are refused.
+        "rejectTransactionMessage" => reject_transaction_message: bool = false;
+        /// Milliseconds that a producer has, unless its message says otherwise, to say how a transaction
+        /// ended before it is asked.
+        "transactionTimeOut" => transaction_time_out: Duration = Duration::from_secs(6);
+        /// How often it is asked, before a transaction goes to `TRANS_CHECK_MAX_TIME_TOPIC`.
+        "transactionCheckMax" => transaction_check_max: u32 = 15;
+        /// Milliseconds between two times at which producers are asked.
+        "transactionCheckInterval" => transaction_check_interval: Duration
+            = Duration::from_secs(60), in 1..=86_400_000;
+
         /// Milliseconds between registrations with the name servers.
         "registerNameServerPeriod" => register_name_server_period: Duration
             = Duration::from_secs(30);

@@ -21,7 +21,7 @@ use tokio::time::Instant;
 
 use super::leadership::Leadership;
 use super::space::Space;
-use super::types::{Pending, Proposal, Responder, TypeConfig};
+use super::types::{LeaderId, Pending, Proposal, Responder, TypeConfig};
 use super::{ProposeError, Raft};
 use crate::meta::Meta;
 
@@ -53,6 +53,8 @@ const LOOK: Duration = Duration::from_millis(50);
 /// One send, waiting for its positions.
 struct Submission {
     records: Vec<PendingRecord>,
+    /// The only term in which they may be appended.
+    term: Option<u64>,
     bytes: usize,
     reply: Answer,
     permit: OwnedSemaphorePermit,
@@ -123,10 +125,12 @@ impl Batcher {
         Ok(())
     }
 
-    /// Appends the records, in one entry, and answers once they are committed and readable.
+    /// Appends the records, in one entry, and answers once they are committed and readable. With a
+    /// `term` only while this node leads that one.
     pub(super) async fn propose(
         &self,
         records: Vec<PendingRecord>,
+        term: Option<u64>,
     ) -> Result<Vec<Position>, ProposeError> {
         let size = |record: &PendingRecord| record.buf.len() + record.topic.len() + RUN_BYTES;
         let bytes = records.iter().map(size).sum();
@@ -154,6 +158,7 @@ impl Batcher {
         let (reply, outcome) = oneshot::channel();
         let submission = Submission {
             records,
+            term,
             bytes,
             reply,
             permit,
@@ -295,8 +300,9 @@ impl Worker {
                 Some((flight, answer)) = self.flying.next() => self.land(flight, answer),
                 first = next(&mut self.next, &mut self.submissions), if room => {
                     let Some(first) = first else { return };
-                    let flight = self.fill(first);
-                    self.launch(flight).await;
+                    if let Some(flight) = self.fill(first) {
+                        self.launch(flight).await;
+                    }
                 }
                 () = async { tokio::time::sleep(RETRY).await }, if !self.held.is_empty() => self.retry().await,
                 () = &mut look, if waiting => {
@@ -307,15 +313,22 @@ impl Worker {
         }
     }
 
-    /// Closes a batch that begins with `first`.
-    fn fill(&mut self, first: Submission) -> Flight {
-        let mut bytes = first.bytes;
-        let mut records = first.records;
-        let mut waiting = vec![(records.len(), first.reply)];
-        let mut permits = vec![first.permit];
-        while let Ok(submission) = self.submissions.try_recv() {
-            if bytes + submission.bytes > self.max_batch
-                || records.len() + submission.records.len() > BATCH_RECORDS
+    /// Closes a batch that begins with `first`; `None` if nothing may be appended in this term.
+    fn fill(&mut self, first: Submission) -> Option<Flight> {
+        let term = self.leadership.leading();
+        let mut bytes = 0;
+        let mut records = Vec::new();
+        let mut waiting = Vec::new();
+        let mut permits = Vec::new();
+        let mut first = Some(first);
+        while let Some(submission) = first.take().or_else(|| self.submissions.try_recv().ok()) {
+            if submission.term.is_some() && submission.term != term {
+                answer(submission.reply, Err(elsewhere(&self.leadership)));
+                continue;
+            }
+            if !waiting.is_empty()
+                && (bytes + submission.bytes > self.max_batch
+                    || records.len() + submission.records.len() > BATCH_RECORDS)
             {
                 self.next = Some(submission);
                 break;
@@ -325,20 +338,23 @@ impl Worker {
             permits.push(submission.permit);
             records.extend(submission.records);
         }
+        if waiting.is_empty() {
+            return None;
+        }
         let sealed = Arc::new(SealedCell::default());
         let batch = Batch {
             records,
             sealed: sealed.clone(),
         };
-        Flight {
+        Some(Flight {
             batch: Pending::new(batch),
             bytes,
             sealed,
             waiting,
             _permits: permits,
             closed: Instant::now(),
-            term: self.leadership.leading(),
-        }
+            term,
+        })
     }
 
     async fn launch(&mut self, flight: Flight) {
@@ -348,12 +364,12 @@ impl Worker {
         let (done, answered) = oneshot::channel();
         let responder = Responder::new(move |answer| drop(done.send(answer)));
         let proposal = Proposal::Messages(flight.batch.clone());
-        if self
-            .raft
-            .client_write_ff(proposal, Some(responder))
-            .await
-            .is_err()
-        {
+        let mut write = self.raft.write(proposal).responder(responder);
+        if let Some(term) = flight.term {
+            let node_id = self.leadership.self_id();
+            write = write.with_leader(LeaderId { term, node_id });
+        }
+        if write.await.is_err() {
             return flight.fail(&stopped(&self.leadership));
         }
         if mutant!(M1) {

@@ -163,12 +163,14 @@ impl Group {
 
     /// Appends messages as part of one entry: all or none, in this order. Answers once they are
     /// committed and below the confirm offset of this node. Waits while too much is in flight; a
-    /// caller that stops waiting does not take the messages back.
+    /// caller that stops waiting does not take the messages back. With a `term` they are appended
+    /// only while this node leads that one.
     pub async fn propose_messages(
         &self,
         records: Vec<PendingRecord>,
+        term: Option<u64>,
     ) -> Result<Vec<Position>, ProposeError> {
-        self.0.batcher.propose(records).await
+        self.0.batcher.propose(records, term).await
     }
 
     /// Has a metadata command applied by all replicas, and gives this node's reply.

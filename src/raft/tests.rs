@@ -172,7 +172,9 @@ async fn send_all(group: &Group, name: &str, count: usize) -> Vec<Sent> {
     let sends = (0..count).map(|i| {
         let (group, queue, body) = (group.clone(), i as i32 % 4, format!("{name}-{i}"));
         tokio::spawn(async move {
-            let outcome = group.propose_messages(vec![record(queue, &body)]).await;
+            let outcome = group
+                .propose_messages(vec![record(queue, &body)], None)
+                .await;
             (queue, body, outcome)
         })
     });
@@ -239,7 +241,7 @@ async fn send_one(nodes: &[&Running], queue_id: i32, body: &str) -> Position {
         let leader = leader_of(nodes).await;
         leader
             .group
-            .propose_messages(vec![record(queue_id, body)])
+            .propose_messages(vec![record(queue_id, body)], None)
             .await
     });
     sent.await[0]
@@ -294,7 +296,9 @@ async fn a_group_of_one_keeps_what_it_acknowledged() {
     let meta = node.meta.snapshot();
     node.group.shutdown().await;
     assert!(matches!(
-        node.group.propose_messages(vec![record(0, "late")]).await,
+        node.group
+            .propose_messages(vec![record(0, "late")], None)
+            .await,
         Err(ProposeError::NotLeader(_) | ProposeError::Fatal(_))
     ));
     drop(node);
@@ -303,6 +307,14 @@ async fn a_group_of_one_keeps_what_it_acknowledged() {
     until_serving(&node).await;
     assert_in_place(&node.reader, &sent);
     assert_eq!(node.meta.snapshot(), meta);
+    let term = node.group.serving_term().unwrap();
+    for (asked, taken) in [(term - 1, false), (term, true), (term + 1, false)] {
+        let outcome = node
+            .group
+            .propose_messages(vec![record(9, "in a term")], Some(asked))
+            .await;
+        assert_eq!(outcome.is_ok(), taken, "{asked}: {outcome:?}");
+    }
     sent.extend(send_all(&node.group, "second", 20).await);
     assert_eq!(commit_offset(&node.group, "g", 6).await, Ok(Reply::Done));
     let meta = node.meta.snapshot();
@@ -375,7 +387,7 @@ async fn three_nodes_keep_one_log_over_changes_of_leader() {
     until_ok("a follower refuses", async || {
         let follower = all.iter().find(|node| !node.group.serving()).unwrap();
         let misdirected = vec![record(0, "misdirected")];
-        match follower.group.propose_messages(misdirected).await {
+        match follower.group.propose_messages(misdirected, None).await {
             Err(ProposeError::NotLeader(_)) => Ok(()),
             // It has been elected meanwhile.
             other => Err(other),

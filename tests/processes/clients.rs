@@ -8,12 +8,16 @@ use tempfile::TempDir;
 
 use crate::support::{JavaServer, Line, Running, java, real_clients, text};
 
+/// Producers are asked for their transactions soon.
+const SOON: &str = "transactionTimeOut=1000\ntransactionCheckInterval=1000\n";
+
 /// Runs every flow of the Java client of `line` against a group that knows `namesrv`.
 fn java_flows(line: Line, java_namesrv: bool) {
     let Some(cache) = real_clients() else { return };
     let namesrv = java_namesrv.then(|| JavaServer::namesrv(cache, line));
     let options = Options {
         namesrv: namesrv.as_ref().map(|n| n.address),
+        more: SOON.to_owned(),
         ..Options::default()
     };
     let group = Running::start(&options);
@@ -51,6 +55,7 @@ fn go_flows(java_namesrv: Option<Line>) {
     let namesrv = java_namesrv.map(|line| JavaServer::namesrv(cache, line));
     let group = Running::start(&Options {
         namesrv: namesrv.as_ref().map(|n| n.address),
+        more: SOON.to_owned(),
         ..Options::default()
     });
     let leader = group.leading();

@@ -5,7 +5,7 @@
 //! `java_store` gives our store to a Java broker, `migrate` starts from one of a Java broker, `startup`
 //! and `hostile` feed bad input, `failover` kills nodes, `delay` has messages wait, `disk_full` fills disks,
 //! `freeze` has a group take nothing, `snapshot` has a node take the log as files, `vip` has an address
-//! move with the leader, `bench` loads a group, `overload` does with too much. `fixtures` has the stock client
+//! move with the leader, `transactions` ends transactions, `bench` loads a group, `overload` does with too much. `fixtures` has the stock client
 //! read every archived Java store, `whole_move` moves a Java broker in and back, `unfrozen` takes one back that
 //! nobody froze.
 
@@ -34,6 +34,7 @@ mod snapshot;
 mod startup;
 mod support;
 mod tools;
+mod transactions;
 mod unfrozen;
 mod vip;
 mod whole_move;

@@ -64,7 +64,7 @@ pub(crate) async fn send(world: &World, rng: &mut StdRng, count: usize) -> bool 
     let outcome = tokio::select! {
         biased;
         _ = ended.wait_for(|ended| *ended) => None,
-        outcome = timeout(PATIENCE, node.group.propose_messages(records)) => outcome.ok(),
+        outcome = timeout(PATIENCE, node.group.propose_messages(records, None)) => outcome.ok(),
     };
     let first = sent[0].0;
     let mut oracle = world.oracle();

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use rmq_wire::properties;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -37,25 +36,17 @@ impl Replayed {
     }
 }
 
-fn has_property(send: &Command, name: &str) -> bool {
-    let header = SendMessage::decode(send.code, &send.ext);
-    header.is_ok_and(|header| properties::get(header.properties, name).is_some())
-}
-
 /// Whether a request can have the same answer here: not if it names a place in the log of that
-/// broker, is about transactions or SQL, which this one refuses, or waits for what comes of them.
+/// broker, is about SQL, which this one refuses, or waits for what comes of that.
 fn is_comparable(request: &Command) -> bool {
-    match request.code {
+    !matches!(
+        request.code,
         request::PULL_MESSAGE
-        | request::CONSUMER_SEND_MSG_BACK
-        | request::VIEW_MESSAGE_BY_ID
-        | request::END_TRANSACTION
-        | request::CHECK_CLIENT_CONFIG => false,
-        request::SEND_MESSAGE | request::SEND_MESSAGE_V2 => {
-            !has_property(request, properties::TRANSACTION_PREPARED)
-        }
-        _ => true,
-    }
+            | request::CONSUMER_SEND_MSG_BACK
+            | request::VIEW_MESSAGE_BY_ID
+            | request::END_TRANSACTION
+            | request::CHECK_CLIENT_CONFIG
+    )
 }
 
 #[tokio::test]

@@ -11,6 +11,7 @@ mod retry;
 mod roles;
 mod tools;
 mod tools_and_clients;
+mod transaction;
 
 use rmq_wire::code::{request, response};
 use rmq_wire::frame::Command;

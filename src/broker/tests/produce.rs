@@ -135,7 +135,6 @@ async fn what_may_not_be_sent_is_refused_in_javas_words() {
             send_with(|header| header.queue_id = 2),
             response::SYSTEM_ERROR,
         ),
-        (send("TRAN_MSG\x01true", b""), response::NO_PERMISSION),
         (send("", &[0; 1025]), response::MESSAGE_ILLEGAL),
         (
             Command::request(request::SEND_MESSAGE_V2),

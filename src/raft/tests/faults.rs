@@ -70,7 +70,7 @@ async fn node_ends_and_the_others_go_on(fault: Fault, flush: FlushMode, leads: b
     // That the fault is over changes nothing.
     let refused = all[victim]
         .group
-        .propose_messages(vec![super::record(0, "late")])
+        .propose_messages(vec![super::record(0, "late")], None)
         .await;
     assert!(
         matches!(

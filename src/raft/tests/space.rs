@@ -103,7 +103,10 @@ async fn a_group_most_of_which_is_full_refuses_messages_until_there_is_space() {
     let refused = async |part: &str| {
         until_ok(part, async || {
             let leader = leader_of(&group.all()).await;
-            let outcome = leader.group.propose_messages(vec![record(0, "full")]).await;
+            let outcome = leader
+                .group
+                .propose_messages(vec![record(0, "full")], None)
+                .await;
             match outcome {
                 Err(ProposeError::Full(reason)) if reason.contains(part) => Ok(()),
                 Err(ProposeError::Fatal(reason)) => panic!("{reason}"),

@@ -38,7 +38,7 @@ func main() {
 		name string
 		f    func() error
 	}{
-		{"send", send}, {"ordered", ordered}, {"cluster", cluster}, {"broadcast", broadcast}, {"tags", tags}, {"retry", retry}, {"pull", pull}, {"request", request},
+		{"send", send}, {"ordered", ordered}, {"cluster", cluster}, {"broadcast", broadcast}, {"tags", tags}, {"retry", retry}, {"pull", pull}, {"transaction", transaction}, {"request", request},
 	}
 	failed := 0
 	for _, s := range scenarios {
@@ -528,6 +528,81 @@ func pull() error {
 	}
 	if len(found.n) != 80 {
 		return fmt.Errorf("%d of 80 messages by position", len(found.n))
+	}
+	return nil
+}
+
+// ledger is what an application knows of its transactions: those whose body begins with c are committed, and
+// those that end with l were left open until the broker asks.
+type ledger struct{ asked sync.Map }
+
+func (l *ledger) of(body []byte) primitive.LocalTransactionState {
+	if body[0] == 'c' {
+		return primitive.CommitMessageState
+	}
+	return primitive.RollbackMessageState
+}
+
+func (l *ledger) ExecuteLocalTransaction(m *primitive.Message) primitive.LocalTransactionState {
+	if m.Body[len(m.Body)-1] == 'l' {
+		return primitive.UnknowState
+	}
+	return l.of(m.Body)
+}
+
+func (l *ledger) CheckLocalTransaction(m *primitive.MessageExt) primitive.LocalTransactionState {
+	l.asked.Store(string(m.Body), true)
+	return l.of(m.Body)
+}
+
+// transaction commits and rolls back, at once and when the broker asks.
+func transaction() error {
+	plain, topic, err := newProducer("transaction", 2)
+	if err != nil {
+		return err
+	}
+	defer plain.Shutdown()
+	if err = routed(topic); err != nil {
+		return err
+	}
+	known := &ledger{}
+	p, err := rocketmq.NewTransactionProducer(known, producer.WithNameServer(ns), producer.WithGroupName("pg_tx"+run), producer.WithInstanceName("ptx"+run), producer.WithRetry(2))
+	if err != nil {
+		return err
+	}
+	if err = p.Start(); err != nil {
+		return err
+	}
+	defer p.Shutdown()
+	for i := 0; i < 5; i++ {
+		for _, how := range []string{"c%dn", "c%dl", "r%dn", "r%dl"} {
+			if _, err = p.SendMessageInTransaction(ctx, primitive.NewMessage(topic, []byte(fmt.Sprintf(how, i)))); err != nil {
+				return err
+			}
+		}
+	}
+	got, err := drain(topic, "cg_gotx"+run, consumer.MessageSelector{}, 10)
+	if err != nil {
+		return err
+	}
+	if err = until("questions for what was rolled back later", func() bool {
+		asked := 0
+		known.asked.Range(func(body, _ any) bool {
+			if strings.HasPrefix(body.(string), "r") {
+				asked++
+			}
+			return true
+		})
+		return asked == 5
+	}); err != nil {
+		return err
+	}
+	got.Lock()
+	defer got.Unlock()
+	for body, times := range got.n {
+		if body[0] != 'c' || times != 1 {
+			return fmt.Errorf("%s arrived %d times", body, times)
+		}
 	}
 	return nil
 }

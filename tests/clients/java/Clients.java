@@ -44,6 +44,7 @@ public final class Clients {
         all.put("query", Clients::query);
         all.put("offsets", Clients::offsets);
         all.put("delay", Clients::delay);
+        all.put("transaction", Clients::transaction);
         all.put("request", Clients::request);
         all.put("signoff", Clients::signOff);
         List<String> wanted = new ArrayList<>(Arrays.asList(args).subList(1, args.length));
@@ -543,6 +544,53 @@ public final class Clients {
     }
 
     /** Requests among clients, each answered by its consumer and given to whoever asked. */
+    /** Committed at once and when the broker asks, rolled back at once and when it asks. */
+    static void transaction() throws Exception {
+        TransactionMQProducer p = new TransactionMQProducer("pg_transaction" + RUN);
+        p.setNamesrvAddr(ns);
+        p.setInstanceName("ptransaction" + RUN);
+        p.setSendMsgTimeout(10_000);
+        Map<String, Integer> asked = new ConcurrentHashMap<>();
+        p.setTransactionListener(new TransactionListener() {
+            LocalTransactionState of(String text) {
+                return text.startsWith("commit") ? LocalTransactionState.COMMIT_MESSAGE : LocalTransactionState.ROLLBACK_MESSAGE;
+            }
+
+            public LocalTransactionState executeLocalTransaction(Message m, Object arg) {
+                return text(m).endsWith("later") ? LocalTransactionState.UNKNOW : of(text(m));
+            }
+
+            public LocalTransactionState checkLocalTransaction(MessageExt m) {
+                asked.merge(text(m), 1, Integer::sum);
+                return of(text(m));
+            }
+        });
+        p.start();
+        String t = topic(p, "transaction", 2);
+        List<String> arrived = new CopyOnWriteArrayList<>();
+        DefaultMQPushConsumer c = consumer("cg_transaction" + RUN, "transaction");
+        c.subscribe(t, "a");
+        c.registerMessageListener((MessageListenerConcurrently) (list, ctx) -> {
+            for (MessageExt m : list) {
+                check(m.getTransactionId() != null && m.getTransactionId().equals(m.getProperty("UNIQ_KEY")), "the id of the transaction");
+                arrived.add(text(m));
+            }
+            return ConsumeConcurrentlyStatus.CONSUME_SUCCESS;
+        });
+        c.start();
+        for (int i = 0; i < 10; i++)
+            for (String how : Arrays.asList("commit", "rollback"))
+                for (String when : Arrays.asList("now", "later"))
+                    same(SendStatus.SEND_OK, p.sendMessageInTransaction(new Message(t, "a", bytes(how + i + when)), null).getSendStatus(), "the status");
+        until("what is committed", () -> arrived.size() >= 20);
+        until("questions for what was rolled back later", () -> asked.keySet().stream().filter(text -> text.startsWith("rollback")).count() == 10);
+        same(20, readAll(t).size(), "messages");
+        same(20L, arrived.stream().filter(text -> text.startsWith("commit")).distinct().count(), "committed messages that arrived");
+        check(asked.keySet().stream().allMatch(text -> text.endsWith("later")), "asked for what was told: " + asked);
+        c.shutdown();
+        p.shutdown();
+    }
+
     static void request() throws Exception {
         DefaultMQProducer p = producer("request"), answering = producer("answer");
         String t = topic(p, "request", 2);

@@ -1,0 +1,581 @@
+//! Transactional messages. A half message waits in `RMQ_SYS_TRANS_HALF_TOPIC` until its producer says
+//! how the transaction ended (`END_TRANSACTION`), and its producer group is asked when it does not
+//! (`CHECK_TRANSACTION_STATE`). A commit stores the message for its topic, a rollback does not; both
+//! store in `RMQ_SYS_TRANS_OP_HALF_TOPIC` that this half message is over.
+//!
+//! Topics, records and progress are those of `TransactionalMessageServiceImpl` and
+//! `EndTransactionProcessor` (4.9.8), so a store goes on where Java left it, and the other way round.
+//! What differs: the message and the word that its half is over are one entry of the log, a leader
+//! stores that only in the term in which it knows what is over, and a half message is not stored again
+//! with each check. So a transaction ends once, however often that is said, whoever leads.
+//!
+//! What is over is not part of the replicated state: who comes to lead reads the two topics from where
+//! the progress stands, the offsets of the group `CID_RMQ_SYS_TRANS`.
+
+use std::collections::{BTreeMap, HashSet};
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use rand::seq::IteratorRandom as _;
+use rmq_store::{PendingRecord, PhyOffset, QueueOffset, Unit};
+use rmq_wire::code::{request, response};
+use rmq_wire::frame::Command;
+use rmq_wire::header::{CheckTransactionState, EndTransaction};
+use rmq_wire::record::{self, NewRecord, Record, sys_flag};
+use rmq_wire::{msg_id, name, properties};
+use tokio::sync::{Mutex, MutexGuard};
+
+use super::Broker;
+use super::message::{Message, Properties};
+use super::node::blocking;
+use super::query::record_at;
+use super::refusal::{Handled, Refusal};
+use super::replica::ProposeError;
+use super::topic;
+use crate::meta::{OffsetCommit, Topic};
+use crate::remoting::Request;
+
+/// The one queue of each of the two topics that is written to.
+pub(super) const QUEUE: i32 = 0;
+/// The tag of what says that a half message is over (`TransactionalMessageUtil.REMOVETAG`).
+const OVER: &str = "d";
+/// Queue units that are read at a time.
+const UNITS: usize = 1024;
+/// How long the dispatcher is waited for before another look.
+const DISPATCH: Duration = Duration::from_millis(1);
+
+/// What is over, as the leader of one term knows it.
+#[derive(Default)]
+pub(super) struct Transactions(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    /// The term in which this was read; 0 for none.
+    term: u64,
+    /// Queue offset of the first half message that was not looked at.
+    next: i64,
+    /// Half messages that are not over, by queue offset.
+    open: BTreeMap<i64, Half>,
+}
+
+#[derive(Debug)]
+struct Half {
+    phy: PhyOffset,
+    /// Where the queue of what is over ended, or earlier, when this was found: nothing about this
+    /// half message or a later one stands before it.
+    over_from: i64,
+    /// How often this leader has asked for its end.
+    checks: u32,
+    /// What ends it is being stored.
+    ending: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Commit,
+    Rollback,
+    /// Nobody could say.
+    GivenUp,
+}
+
+/// Refuses half messages (`rejectTransactionMessage`), or has what they need.
+pub(super) async fn prepare(broker: &Arc<Broker>) -> Result<(), Refusal> {
+    if broker.config.reject_transaction_message {
+        let remark = format!(
+            "the broker[{}] sending transaction message is forbidden",
+            broker.config.broker_ip1
+        );
+        return Err(Refusal::new(response::NO_PERMISSION, remark));
+    }
+    ensure(broker, name::TRANS_HALF_TOPIC).await
+}
+
+/// Creates a topic of transactions if it is missing.
+async fn ensure(broker: &Arc<Broker>, topic: &str) -> Result<(), Refusal> {
+    let one_queue = Topic::with_queues(1, topic::READ_WRITE);
+    topic::ensure(broker, topic, one_queue).await?;
+    Ok(())
+}
+
+/// `END_TRANSACTION`. Said of what is over already, it does nothing.
+pub(super) async fn end(broker: &Arc<Broker>, request: &Request) -> Handled {
+    broker.check_accepts_sends()?;
+    let header: EndTransaction = request.command.header()?;
+    let end = match header.commit_or_rollback {
+        sys_flag::TRANSACTION_COMMIT => End::Commit,
+        sys_flag::TRANSACTION_ROLLBACK => End::Rollback,
+        // Not known yet: the producer will be asked.
+        _ => return Err(Refusal::Silence),
+    };
+    let term = broker.replica.serving().ok_or(Refusal::NotLeader)?;
+    let bytes = PhyOffset::from_i64(header.commit_log_offset)
+        .and_then(|phy| half_at(broker, phy))
+        .ok_or_else(|| Refusal::system_error("Find prepared transaction message failed"))?;
+    let queue_offset = check(&bytes, &header)?;
+    // Not to be given up when its client is gone: then nobody would know whether it is over.
+    let ending = tokio::spawn(store_end(
+        Arc::clone(broker),
+        term,
+        queue_offset,
+        bytes,
+        end,
+    ));
+    ending
+        .await
+        .map_err(|error| Refusal::system_error(error.to_string()))??;
+    Ok(request.command.reply(response::SUCCESS).into())
+}
+
+/// The half message that starts at this place of the log.
+fn half_at(broker: &Broker, phy: PhyOffset) -> Option<Bytes> {
+    let bytes = record_at(broker, phy)?;
+    let half = Record::decode(&bytes).ok()?;
+    let is_half = half.topic == name::TRANS_HALF_TOPIC && half.queue_id == QUEUE;
+    is_half.then_some(bytes)
+}
+
+/// Refuses an end that is not this half message's (`checkPrepareMessage`), and gives its queue offset.
+fn check(bytes: &[u8], header: &EndTransaction) -> Result<i64, Refusal> {
+    let half = Record::decode(bytes).map_err(|error| Refusal::system_error(error.to_string()))?;
+    if half.property(properties::PRODUCER_GROUP).as_deref() != Some(&*header.producer_group) {
+        return Err(Refusal::system_error("The producer group wrong"));
+    }
+    if half.queue_offset != header.tran_state_table_offset {
+        let remark = "The transaction state table offset wrong";
+        return Err(Refusal::system_error(remark));
+    }
+    Ok(half.queue_offset)
+}
+
+/// Stores what ends a transaction, unless it is over; whether it was not.
+async fn store_end(
+    broker: Arc<Broker>,
+    term: u64,
+    queue_offset: i64,
+    half: Bytes,
+    end: End,
+) -> Result<bool, Refusal> {
+    ensure(&broker, name::TRANS_OP_HALF_TOPIC).await?;
+    if end == End::GivenUp {
+        ensure(&broker, name::TRANS_CHECK_MAX_TIME_TOPIC).await?;
+    }
+    let records = records(&broker, &half, end)?;
+    if !broker
+        .transactions
+        .begin(&broker, term, queue_offset)
+        .await?
+    {
+        return Ok(false);
+    }
+    let stored = broker.store_in(Some(term), records).await;
+    broker
+        .transactions
+        .settle(term, queue_offset, &stored)
+        .await;
+    stored?;
+    Ok(true)
+}
+
+/// What ends the transaction of a half message: the message for its topic, if there is one, and the word
+/// that the half message is over.
+fn records(broker: &Broker, half: &[u8], end: End) -> Result<Vec<PendingRecord>, Refusal> {
+    let half = Record::decode(half).map_err(|error| Refusal::system_error(error.to_string()))?;
+    let text = half.properties();
+    let mut records = Vec::with_capacity(2);
+    let message = |topic, queue_id, sys_flag| Message {
+        topic,
+        queue_id,
+        flag: half.flag,
+        sys_flag,
+        born_timestamp: half.born_timestamp,
+        born_host: half.born_host,
+        store_host: half.store_host,
+        reconsume_times: half.reconsume_times,
+        prepared_transaction_offset: 0,
+        body: half.body,
+        properties: Properties::default(),
+    };
+    match end {
+        End::Commit => {
+            let (topic, queue_id) = real_place(&half)?;
+            let committed = Message {
+                prepared_transaction_offset: half.physical_offset,
+                properties: Properties::parse(&text),
+                ..message(
+                    topic.into(),
+                    queue_id,
+                    half.sys_flag & !sys_flag::TRANSACTION_MASK | sys_flag::TRANSACTION_COMMIT,
+                )
+            };
+            records.push(committed.into_record(broker.bounds())?);
+        }
+        End::Rollback => {}
+        End::GivenUp => {
+            let topic = name::TRANS_CHECK_MAX_TIME_TOPIC.into();
+            records.push(message(topic, QUEUE, half.sys_flag).encode(&text, broker.bounds())?);
+        }
+    }
+    let body = half.queue_offset.to_string();
+    let over = Message {
+        topic: name::TRANS_OP_HALF_TOPIC.into(),
+        queue_id: QUEUE,
+        flag: 0,
+        sys_flag: 0,
+        born_timestamp: broker.now_ms(),
+        born_host: broker.store_host,
+        store_host: broker.store_host,
+        reconsume_times: 0,
+        prepared_transaction_offset: 0,
+        body: body.as_bytes(),
+        properties: Properties::default(),
+    };
+    let tags = properties::format([(properties::TAGS, OVER)]);
+    records.push(over.encode(&tags, broker.bounds())?);
+    Ok(records)
+}
+
+/// Topic and queue that a half message is meant for.
+fn real_place(half: &Record<'_>) -> Result<(String, i32), Refusal> {
+    let topic = half.property(properties::REAL_TOPIC);
+    let queue_id = half.property(properties::REAL_QUEUE_ID);
+    let topic = topic.filter(|topic| {
+        name::check_topic(topic).is_ok() && !name::is_not_allowed_send_topic(topic)
+    });
+    let queue_id = queue_id.and_then(|id| id.parse().ok());
+    topic
+        .zip(queue_id)
+        .map(|(topic, queue_id)| (topic.into_owned(), queue_id))
+        .ok_or_else(|| Refusal::system_error("the half message names no topic to be sent to"))
+}
+
+impl Transactions {
+    /// What is open in this term, every half message looked at that is committed.
+    async fn known(
+        &self,
+        broker: &Arc<Broker>,
+        term: u64,
+    ) -> Result<MutexGuard<'_, State>, Refusal> {
+        let mut state = self.0.lock().await;
+        if state.term != term {
+            *state = blocking(broker, move |broker| Ok(State::read(broker, term)?)).await?;
+        }
+        while !state.look(broker)? {
+            tokio::time::sleep(DISPATCH).await;
+        }
+        Ok(state)
+    }
+
+    /// Whether the caller is to end the transaction of this half message: it is open, and nobody else does.
+    async fn begin(&self, broker: &Arc<Broker>, term: u64, offset: i64) -> Result<bool, Refusal> {
+        let mut state = self.known(broker, term).await?;
+        let half = state.open.get_mut(&offset).filter(|half| !half.ending);
+        Ok(half.map(|half| half.ending = true).is_some())
+    }
+
+    async fn asked(&self, term: u64, offset: i64) {
+        let mut state = self.0.lock().await;
+        if state.term == term
+            && let Some(half) = state.open.get_mut(&offset)
+        {
+            half.checks += 1;
+        }
+    }
+
+    /// Takes note of what came of it.
+    async fn settle<T>(&self, term: u64, offset: i64, stored: &Result<T, ProposeError>) {
+        let mut state = self.0.lock().await;
+        if state.term != term {
+            return;
+        }
+        match stored {
+            Ok(_) => {
+                state.open.remove(&offset);
+            }
+            // It may yet be stored. The term is over, and what is open in it asked for no more.
+            Err(ProposeError::Unknown) => {}
+            Err(_) => {
+                if let Some(half) = state.open.get_mut(&offset) {
+                    half.ending = false;
+                }
+            }
+        }
+    }
+}
+
+impl State {
+    /// Reads what is open from where the progress stands. Waits for the dispatcher.
+    fn read(broker: &Broker, term: u64) -> io::Result<State> {
+        let from = progress(broker, name::TRANS_OP_HALF_TOPIC);
+        let mut next = from;
+        let mut over = HashSet::new();
+        while !read_units(broker, name::TRANS_OP_HALF_TOPIC, &mut next, |_, unit| {
+            let record = record_at(broker, unit.phy);
+            let body = record
+                .as_deref()
+                .and_then(|record| Some(Record::decode(record).ok()?.body));
+            let text = body
+                .and_then(|body| str::from_utf8(body).ok())
+                .unwrap_or_default();
+            // 5.x puts several into one, with commas between and behind them.
+            over.extend(
+                text.split(',')
+                    .filter_map(|offset| offset.parse::<i64>().ok()),
+            );
+        })? {
+            std::thread::sleep(DISPATCH);
+        }
+        let mut state = State {
+            term,
+            next: progress(broker, name::TRANS_HALF_TOPIC),
+            open: BTreeMap::new(),
+        };
+        while !state.look_from(broker, from)? {
+            std::thread::sleep(DISPATCH);
+        }
+        state.open.retain(|offset, _| !over.contains(offset));
+        Ok(state)
+    }
+
+    /// Takes note of new half messages; `false` if there are some that the dispatcher has yet to come to.
+    fn look(&mut self, broker: &Broker) -> io::Result<bool> {
+        let over_from = broker.queues.max_offset(name::TRANS_OP_HALF_TOPIC, QUEUE);
+        self.look_from(broker, over_from.as_i64())
+    }
+
+    fn look_from(&mut self, broker: &Broker, over_from: i64) -> io::Result<bool> {
+        let Self { next, open, .. } = self;
+        read_units(broker, name::TRANS_HALF_TOPIC, next, |offset, unit| {
+            let half = Half {
+                phy: unit.phy,
+                over_from,
+                checks: 0,
+                ending: false,
+            };
+            open.insert(offset, half);
+        })
+    }
+
+    /// From where on who leads next has to read: half messages, and what is over.
+    fn progress(&self, broker: &Broker) -> (i64, i64) {
+        match self.open.first_key_value() {
+            Some((offset, half)) => (*offset, half.over_from),
+            None => {
+                let over = broker.queues.max_offset(name::TRANS_OP_HALF_TOPIC, QUEUE);
+                (self.next, over.as_i64())
+            }
+        }
+    }
+}
+
+/// From where on this topic is to be read.
+fn progress(broker: &Broker, topic: &str) -> i64 {
+    let stored = broker.meta.read().offset(name::TRANS_GROUP, topic, QUEUE);
+    let first = broker.queues.min_offset(topic, QUEUE).as_i64();
+    stored.unwrap_or(first).max(first)
+}
+
+/// Reads the topic's queue from `next` to its end; `false` if the dispatcher has not come so far. Places
+/// without a message are passed over.
+fn read_units(
+    broker: &Broker,
+    topic: &str,
+    next: &mut i64,
+    mut each: impl FnMut(i64, Unit),
+) -> io::Result<bool> {
+    let end = broker.queues.max_offset(topic, QUEUE).as_i64();
+    while *next < end {
+        let from = QueueOffset::from_i64(*next).unwrap_or_default();
+        let units = broker.queues.units(topic, QUEUE, from, UNITS)?;
+        if units.is_empty() {
+            return Ok(false);
+        }
+        for unit in units {
+            if let Some(unit) = unit {
+                each(*next, unit);
+            }
+            *next += 1;
+        }
+    }
+    Ok(true)
+}
+
+/// What is to be done about an open half message.
+enum Due {
+    /// Its producer may still be at it.
+    Later,
+    /// The producer group is to be asked.
+    Ask(String, Command),
+    /// It was asked often enough, or is so old that the log will let go of it.
+    GiveUp,
+}
+
+/// `checks` is how often this leader has asked.
+fn due(broker: &Broker, half: &[u8], checks: u32) -> Result<Due, Refusal> {
+    let config = &broker.config;
+    let half = Record::decode(half).map_err(|error| Refusal::system_error(error.to_string()))?;
+    let number = |name| {
+        half.property(name)
+            .and_then(|text| text.parse::<u64>().ok())
+    };
+    // By the clock of whoever led then, not by the producer's.
+    let age = broker.now_ms().saturating_sub(half.store_timestamp);
+    let age = Duration::from_millis(u64::try_from(age).unwrap_or(0));
+    let immune = number(properties::CHECK_IMMUNITY_TIME_IN_SECONDS)
+        .map_or(config.transaction_time_out, Duration::from_secs);
+    if age < immune {
+        return Ok(Due::Later);
+    }
+    // Java has written down how often it asked.
+    let before = number(properties::TRANSACTION_CHECK_TIMES).unwrap_or(0);
+    let reserved = Duration::from_secs(u64::from(config.file_reserved_time) * 3600);
+    if before + u64::from(checks) >= config.transaction_check_max.into() || age > reserved {
+        return Ok(Due::GiveUp);
+    }
+    let (topic, queue_id) = real_place(&half)?;
+    let group = half
+        .property(properties::PRODUCER_GROUP)
+        .unwrap_or_default();
+    let key = half.property(properties::UNIQ_KEY).map(Into::into);
+    let question = CheckTransactionState {
+        tran_state_table_offset: half.queue_offset,
+        commit_log_offset: half.physical_offset,
+        msg_id: key.clone(),
+        transaction_id: key,
+        offset_msg_id: Some(msg_id::encode(half.store_host, half.physical_offset)),
+        topic: Some(topic.clone()),
+        broker_name: Some(config.broker_name.clone()),
+    };
+    let message = NewRecord {
+        queue_id,
+        flag: half.flag,
+        sys_flag: half.sys_flag,
+        born_timestamp: half.born_timestamp,
+        born_host: half.born_host,
+        store_host: half.store_host,
+        reconsume_times: half.reconsume_times,
+        prepared_transaction_offset: half.prepared_transaction_offset,
+        body: half.body,
+        topic: &topic,
+        properties: &half.properties(),
+    };
+    let mut body = Vec::with_capacity(message.encoded_len());
+    message
+        .encode(&mut body)
+        .map_err(|error| Refusal::system_error(error.to_string()))?;
+    record::seal(
+        &mut body,
+        half.queue_offset,
+        half.physical_offset,
+        half.store_timestamp,
+    );
+    let question = Command::request(request::CHECK_TRANSACTION_STATE)
+        .with_header(&question)
+        .with_body(body.into());
+    Ok(Due::Ask(group.into_owned(), question))
+}
+
+/// Asks one producer of the group; whether there is one.
+fn ask(broker: &Broker, group: &str, question: Command) -> bool {
+    let conn = {
+        let tables = broker.clients.read();
+        let members = tables.producers.get(group).into_iter().flatten();
+        let conns = members.map(|(_, member)| &member.conn);
+        conns
+            .filter(|conn| !conn.is_closed())
+            .choose(&mut rand::rng())
+            .cloned()
+    };
+    let asked = conn.map(|conn| conn.oneway(question));
+    if !matches!(asked, Some(Ok(()))) {
+        tracing::info!(
+            group,
+            ?asked,
+            "no producer of this group could be asked for its transaction"
+        );
+    }
+    matches!(asked, Some(Ok(())))
+}
+
+/// Asks for the end of what is open, for as long as it is polled.
+pub(super) async fn run(broker: &Arc<Broker>) {
+    // Producers have a while to tell this leader of themselves.
+    let mut pause = broker.config.transaction_time_out;
+    loop {
+        tokio::time::sleep(pause).await;
+        pause = broker.config.transaction_check_interval;
+        if let Err(refusal) = round(broker).await {
+            tracing::warn!(
+                ?refusal,
+                "producers could not be asked for their transactions"
+            );
+        }
+    }
+}
+
+async fn round(broker: &Arc<Broker>) -> Result<(), Refusal> {
+    let Some(term) = broker.replica.serving() else {
+        return Ok(());
+    };
+    if broker.meta.is_frozen() || broker.queues.max_offset(name::TRANS_HALF_TOPIC, QUEUE).0 == 0 {
+        return Ok(());
+    }
+    let open: Vec<(i64, PhyOffset, u32)> = {
+        let mut state = broker.transactions.known(broker, term).await?;
+        let first = broker.queues.min_offset(name::TRANS_HALF_TOPIC, QUEUE);
+        // What the log has let go of can neither be committed nor asked for.
+        state.open = state.open.split_off(&first.as_i64());
+        let open = state.open.iter().filter(|(_, half)| !half.ending);
+        open.map(|(offset, half)| (*offset, half.phy, half.checks))
+            .collect()
+    };
+    for (offset, phy, checks) in open {
+        let half = blocking(broker, move |broker| Ok(half_at(broker, phy))).await?;
+        let Some(half) = half else {
+            tracing::warn!(offset, "a half message cannot be read");
+            continue;
+        };
+        match due(broker, &half, checks) {
+            Err(refusal) => {
+                tracing::warn!(offset, ?refusal, "nobody can be asked for a transaction")
+            }
+            Ok(Due::Later) => {}
+            Ok(Due::Ask(group, question)) => {
+                if ask(broker, &group, question) {
+                    broker.transactions.asked(term, offset).await;
+                }
+            }
+            Ok(Due::GiveUp) => {
+                tracing::warn!(
+                    offset,
+                    "nobody said the end of a transaction, which goes to {}",
+                    name::TRANS_CHECK_MAX_TIME_TOPIC
+                );
+                let ended = store_end(Arc::clone(broker), term, offset, half, End::GivenUp).await;
+                if let Err(refusal) = ended {
+                    tracing::warn!(offset, ?refusal, "it could not be put there");
+                }
+            }
+        }
+    }
+    let (half, over) = broker
+        .transactions
+        .known(broker, term)
+        .await?
+        .progress(broker);
+    for (topic, offset) in [
+        (name::TRANS_HALF_TOPIC, half),
+        (name::TRANS_OP_HALF_TOPIC, over),
+    ] {
+        if offset > progress(broker, topic) {
+            broker.offsets.commit(OffsetCommit {
+                group: name::TRANS_GROUP.to_owned(),
+                topic: topic.to_owned(),
+                queue_id: QUEUE,
+                offset,
+            })?;
+        }
+    }
+    Ok(())
+}
