@@ -14,11 +14,11 @@ use rmq_wire::body::{
 use rmq_wire::code::{request, response};
 use rmq_wire::frame::{self, Command, Language};
 use rmq_wire::header::{
-    ConsumerGroup, OffsetResponse, PullMessage, QueryConsumerOffset, QueryMessage, SendMessage,
-    TopicQueue, UpdateConsumerOffset, pull_sys_flag,
+    ConsumerGroup, EndTransaction, OffsetResponse, PullMessage, QueryConsumerOffset, QueryMessage,
+    SendMessage, TopicQueue, UpdateConsumerOffset, pull_sys_flag,
 };
 use rmq_wire::properties::{KEYS, NAME_VALUE_SEPARATOR, PROPERTY_SEPARATOR};
-use rmq_wire::record::Record;
+use rmq_wire::record::{Record, sys_flag};
 use rmq_wire::{msg_id, name};
 
 /// Messages that a pull asks for which wants all; a node gives as many as it is set to.
@@ -44,6 +44,14 @@ impl<T> Outcome<T> {
             Self::Unknown(why) => Outcome::Unknown(why),
         }
     }
+}
+
+/// Where a half message waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Half {
+    pub queue_offset: i64,
+    /// Its physical offset.
+    pub commit_log_offset: i64,
 }
 
 /// One connection to one node.
@@ -130,6 +138,20 @@ impl Client {
         properties: &str,
         body: Bytes,
     ) -> Outcome<u64> {
+        let offset = |answer: &Command| number(answer, "queueOffset");
+        self.send_for(code, topic, queue, properties, body, offset)
+    }
+
+    /// Sends, and reads of an acknowledgement what is asked of it.
+    fn send_for<T>(
+        &mut self,
+        code: i32,
+        topic: &str,
+        queue: u32,
+        properties: &str,
+        body: Bytes,
+        read: impl FnOnce(&Command) -> Option<T>,
+    ) -> Outcome<T> {
         let mut command = Command::request(code);
         let header = SendMessage {
             producer_group: "jepsen",
@@ -147,9 +169,9 @@ impl Client {
         match self.call(command) {
             Err(e) => Outcome::Unknown(e.to_string()),
             Ok(answer) => match answer.code {
-                response::SUCCESS => match number(&answer, "queueOffset") {
-                    Some(offset) => Outcome::Ok(offset),
-                    None => Outcome::Unknown("an acknowledgement without queueOffset".into()),
+                response::SUCCESS => match read(&answer) {
+                    Some(read) => Outcome::Ok(read),
+                    None => Outcome::Unknown("an acknowledgement without a position".into()),
                 },
                 // Refused before anything was proposed.
                 response::SERVICE_NOT_AVAILABLE
@@ -160,6 +182,44 @@ impl Client {
                 _ => Outcome::Unknown(describe(&answer)),
             },
         }
+    }
+
+    /// Sends a half message of a transaction of the group `jepsen`.
+    pub fn prepare(&mut self, topic: &str, queue: u32, body: &str) -> Outcome<Half> {
+        const PROPERTIES: &str = "TRAN_MSG\u{1}true\u{2}PGROUP\u{1}jepsen\u{2}";
+        let body = Bytes::copy_from_slice(body.as_bytes());
+        self.send_for(
+            request::SEND_MESSAGE_V2,
+            topic,
+            queue,
+            PROPERTIES,
+            body,
+            |answer| {
+                let id = answer.ext.get("msgId")?;
+                let (_, commit_log_offset) = msg_id::decode(id).ok()?;
+                let queue_offset = answer.ext.get("queueOffset")?.parse().ok()?;
+                Some(Half {
+                    queue_offset,
+                    commit_log_offset,
+                })
+            },
+        )
+    }
+
+    /// Says the end of a transaction; whether that is acknowledged.
+    pub fn end(&mut self, half: Half, commits: bool) -> bool {
+        let header = EndTransaction {
+            producer_group: "jepsen".into(),
+            tran_state_table_offset: half.queue_offset,
+            commit_log_offset: half.commit_log_offset,
+            commit_or_rollback: match commits {
+                true => sys_flag::TRANSACTION_COMMIT,
+                false => sys_flag::TRANSACTION_ROLLBACK,
+            },
+            ..EndTransaction::default()
+        };
+        let answer = self.call(Command::request(request::END_TRANSACTION).with_header(&header));
+        answer.is_ok_and(|answer| answer.code == response::SUCCESS)
     }
 
     /// Every message of a queue up to its present end, as (queue offset, body).

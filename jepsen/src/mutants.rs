@@ -42,7 +42,7 @@ enum Run {
 }
 
 /// Those of `rmq_store::mutants`, and what has to bring each to light.
-const MUTANTS: [Mutant; 15] = [
+const MUTANTS: [Mutant; 16] = [
     Mutant {
         name: "M1",
         run: Run::Schedule(Workload::Queue, &[Kind::Partition, Kind::Kill], false),
@@ -76,6 +76,10 @@ const MUTANTS: [Mutant; 15] = [
         name: "M8",
         // Each other sync that fails ends the node, whatever it makes of those of its log.
         run: Run::Fault(Workload::Queue, Fault::SyscallSync, true),
+    },
+    Mutant {
+        name: "M9",
+        run: Run::Schedule(Workload::Transaction, &[Kind::Kill], false),
     },
     Mutant {
         name: "M10",

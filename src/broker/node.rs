@@ -21,7 +21,7 @@ use super::registrar::Told;
 use super::replica::{ProposeError, Replica};
 use super::stats::{self, Stats};
 use super::transaction::Transactions;
-use super::{heartbeat, intake, leading, vip};
+use super::{heartbeat, intake, leading, transaction, vip};
 use crate::config::BrokerConfig;
 use crate::meta::{Change, Command, Meta, Reply, SystemNames};
 use crate::raft::{SelfId, TransferError};
@@ -136,6 +136,7 @@ impl Broker {
             () = heartbeat::expire_silent(&self) => {}
             () = heartbeat::learn(&self) => {}
             () = leading::run(&self) => {}
+            () = transaction::follow(&self) => {}
             () = Readers::keep(&self) => {}
             () = stats::run(&self) => {}
         }

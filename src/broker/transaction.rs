@@ -9,17 +9,18 @@
 //! stores that only in the term in which it knows what is over, and a half message is not stored again
 //! with each check. So a transaction ends once, however often that is said, whoever leads.
 //!
-//! What is over is not part of the replicated state: who comes to lead reads the two topics from where
-//! the progress stands, the offsets of the group `CID_RMQ_SYS_TRANS`.
+//! What is open is not part of the replicated state: each node follows the two topics, from where the
+//! progress stands when it starts (the offsets of the group `CID_RMQ_SYS_TRANS`), so that who comes to
+//! lead has little left to read.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use rand::seq::IteratorRandom as _;
-use rmq_store::{PendingRecord, PhyOffset, QueueOffset, Unit};
+use rmq_store::{PendingRecord, PhyOffset, QueueOffset, Unit, mutant};
 use rmq_wire::code::{request, response};
 use rmq_wire::frame::Command;
 use rmq_wire::header::{CheckTransactionState, EndTransaction};
@@ -43,19 +44,23 @@ pub(super) const QUEUE: i32 = 0;
 const OVER: &str = "d";
 /// Queue units that are read at a time.
 const UNITS: usize = 1024;
-/// How long the dispatcher is waited for before another look.
-const DISPATCH: Duration = Duration::from_millis(1);
+/// Between two looks at the queues, for others and for the dispatcher.
+const PAUSE: Duration = Duration::from_millis(1);
+/// How often each node takes note of what is open.
+const FOLLOW: Duration = Duration::from_secs(1);
 
-/// What is over, as the leader of one term knows it.
+/// What is open.
 #[derive(Default)]
 pub(super) struct Transactions(Mutex<State>);
 
 #[derive(Default)]
 struct State {
-    /// The term in which this was read; 0 for none.
+    /// The term in which this node ends transactions; 0 for none.
     term: u64,
     /// Queue offset of the first half message that was not looked at.
     next: i64,
+    /// The same in the queue of what is over.
+    next_over: i64,
     /// Half messages that are not over, by queue offset.
     open: BTreeMap<i64, Half>,
 }
@@ -63,8 +68,7 @@ struct State {
 #[derive(Debug)]
 struct Half {
     phy: PhyOffset,
-    /// Where the queue of what is over ended, or earlier, when this was found: nothing about this
-    /// half message or a later one stands before it.
+    /// Nothing about this half message or a later one stands before this in the queue of what is over.
     over_from: i64,
     /// How often this leader has asked for its end.
     checks: u32,
@@ -251,27 +255,42 @@ fn real_place(half: &Record<'_>) -> Result<(String, i32), Refusal> {
 }
 
 impl Transactions {
-    /// What is open in this term, every half message looked at that is committed.
-    async fn known(
-        &self,
-        broker: &Arc<Broker>,
-        term: u64,
-    ) -> Result<MutexGuard<'_, State>, Refusal> {
+    /// What is open, every half message looked at that is committed, for the leader of this term.
+    async fn known(&self, broker: &Broker, term: u64) -> Result<MutexGuard<'_, State>, Refusal> {
         let mut state = self.0.lock().await;
         if state.term != term {
-            *state = blocking(broker, move |broker| Ok(State::read(broker, term)?)).await?;
+            // What others have ended by then is committed.
+            state.follow(broker).await?;
+            state.term = term;
+            for half in state.open.values_mut() {
+                half.checks = 0;
+                half.ending = false;
+            }
         }
-        while !state.look(broker)? {
-            tokio::time::sleep(DISPATCH).await;
+        // What is over in this term was ended here.
+        while !state.look_for_halves(broker)? {
+            tokio::time::sleep(PAUSE).await;
         }
         Ok(state)
     }
 
-    /// Whether the caller is to end the transaction of this half message: it is open, and nobody else does.
-    async fn begin(&self, broker: &Arc<Broker>, term: u64, offset: i64) -> Result<bool, Refusal> {
+    /// Whether the caller is to end the transaction of this half message; `false` if it is over.
+    ///
+    /// # Errors
+    /// Somebody else is at it, and nobody knows yet what comes of that.
+    async fn begin(&self, broker: &Broker, term: u64, offset: i64) -> Result<bool, Refusal> {
         let mut state = self.known(broker, term).await?;
-        let half = state.open.get_mut(&offset).filter(|half| !half.ending);
-        Ok(half.map(|half| half.ending = true).is_some())
+        match state.open.get_mut(&offset) {
+            None => Ok(mutant!(M9)),
+            Some(half) if half.ending => {
+                let remark = "the end of this transaction is being stored";
+                Err(Refusal::system_error(remark))
+            }
+            Some(half) => {
+                half.ending = true;
+                Ok(true)
+            }
+        }
     }
 
     async fn asked(&self, term: u64, offset: i64) {
@@ -305,66 +324,85 @@ impl Transactions {
 }
 
 impl State {
-    /// Reads what is open from where the progress stands. Waits for the dispatcher.
-    fn read(broker: &Broker, term: u64) -> io::Result<State> {
-        let from = progress(broker, name::TRANS_OP_HALF_TOPIC);
-        let mut next = from;
-        let mut over = HashSet::new();
-        while !read_units(broker, name::TRANS_OP_HALF_TOPIC, &mut next, |_, unit| {
-            let record = record_at(broker, unit.phy);
-            let body = record
-                .as_deref()
-                .and_then(|record| Some(Record::decode(record).ok()?.body));
-            let text = body
-                .and_then(|body| str::from_utf8(body).ok())
-                .unwrap_or_default();
-            // 5.x puts several into one, with commas between and behind them.
-            over.extend(
-                text.split(',')
-                    .filter_map(|offset| offset.parse::<i64>().ok()),
-            );
-        })? {
-            std::thread::sleep(DISPATCH);
+    /// Takes note of all that is committed by now.
+    async fn follow(&mut self, broker: &Broker) -> io::Result<()> {
+        let end = broker.queues.max_offset(name::TRANS_OP_HALF_TOPIC, QUEUE);
+        // What is over has its half message before it.
+        while !self.look_for_halves(broker)? {
+            tokio::time::sleep(PAUSE).await;
         }
-        let mut state = State {
-            term,
-            next: progress(broker, name::TRANS_HALF_TOPIC),
-            open: BTreeMap::new(),
-        };
-        while !state.look_from(broker, from)? {
-            std::thread::sleep(DISPATCH);
+        while !self.look_for_over(broker, end.as_i64())? {
+            tokio::time::sleep(PAUSE).await;
         }
-        state.open.retain(|offset, _| !over.contains(offset));
-        Ok(state)
+        Ok(())
     }
 
-    /// Takes note of new half messages; `false` if there are some that the dispatcher has yet to come to.
-    fn look(&mut self, broker: &Broker) -> io::Result<bool> {
-        let over_from = broker.queues.max_offset(name::TRANS_OP_HALF_TOPIC, QUEUE);
-        self.look_from(broker, over_from.as_i64())
-    }
-
-    fn look_from(&mut self, broker: &Broker, over_from: i64) -> io::Result<bool> {
+    /// Looks at the next half messages; `false` if there may be more.
+    fn look_for_halves(&mut self, broker: &Broker) -> io::Result<bool> {
         let Self { next, open, .. } = self;
-        read_units(broker, name::TRANS_HALF_TOPIC, next, |offset, unit| {
-            let half = Half {
-                phy: unit.phy,
-                over_from,
-                checks: 0,
-                ending: false,
-            };
-            open.insert(offset, half);
-        })
+        let from = progress(broker, name::TRANS_HALF_TOPIC);
+        if from > *next {
+            *next = from;
+        }
+        // What is before is over, or the log has let go of it.
+        while open
+            .first_key_value()
+            .is_some_and(|(offset, _)| *offset < from)
+        {
+            open.pop_first();
+        }
+        let over_from = self
+            .next_over
+            .max(progress(broker, name::TRANS_OP_HALF_TOPIC));
+        let end = broker.queues.max_offset(name::TRANS_HALF_TOPIC, QUEUE);
+        read_units(
+            broker,
+            name::TRANS_HALF_TOPIC,
+            next,
+            end.as_i64(),
+            |offset, unit| {
+                let half = Half {
+                    phy: unit.phy,
+                    over_from,
+                    checks: 0,
+                    ending: false,
+                };
+                open.insert(offset, half);
+            },
+        )
     }
 
-    /// From where on who leads next has to read: half messages, and what is over.
-    fn progress(&self, broker: &Broker) -> (i64, i64) {
+    /// Looks at what else is over up to this place of its queue; `false` if there may be more.
+    fn look_for_over(&mut self, broker: &Broker, end: i64) -> io::Result<bool> {
+        let Self {
+            next_over, open, ..
+        } = self;
+        *next_over = progress(broker, name::TRANS_OP_HALF_TOPIC).max(*next_over);
+        read_units(
+            broker,
+            name::TRANS_OP_HALF_TOPIC,
+            next_over,
+            end,
+            |_, unit| {
+                let record = record_at(broker, unit.phy);
+                let body = record
+                    .as_deref()
+                    .and_then(|record| Some(Record::decode(record).ok()?.body));
+                let text = body.and_then(|body| str::from_utf8(body).ok());
+                // 5.x puts several into one, with commas between and behind them.
+                let offsets = text.unwrap_or_default().split(',');
+                for offset in offsets.filter_map(|offset| offset.parse().ok()) {
+                    open.remove(&offset);
+                }
+            },
+        )
+    }
+
+    /// From where on a node that starts has to read: half messages, and what is over.
+    fn progress(&self) -> (i64, i64) {
         match self.open.first_key_value() {
             Some((offset, half)) => (*offset, half.over_from),
-            None => {
-                let over = broker.queues.max_offset(name::TRANS_OP_HALF_TOPIC, QUEUE);
-                (self.next, over.as_i64())
-            }
+            None => (self.next, self.next_over),
         }
     }
 }
@@ -376,29 +414,61 @@ fn progress(broker: &Broker, topic: &str) -> i64 {
     stored.unwrap_or(first).max(first)
 }
 
-/// Reads the topic's queue from `next` to its end; `false` if the dispatcher has not come so far. Places
-/// without a message are passed over.
+/// Reads some of the topic's queue from `next` on; `false` if `end` is not reached, as when the dispatcher
+/// has not come so far. Places without a message are passed over.
 fn read_units(
     broker: &Broker,
     topic: &str,
     next: &mut i64,
+    end: i64,
     mut each: impl FnMut(i64, Unit),
 ) -> io::Result<bool> {
-    let end = broker.queues.max_offset(topic, QUEUE).as_i64();
-    while *next < end {
+    if *next < end {
         let from = QueueOffset::from_i64(*next).unwrap_or_default();
-        let units = broker.queues.units(topic, QUEUE, from, UNITS)?;
-        if units.is_empty() {
-            return Ok(false);
-        }
-        for unit in units {
+        for unit in broker.queues.units(topic, QUEUE, from, UNITS)? {
             if let Some(unit) = unit {
                 each(*next, unit);
             }
             *next += 1;
         }
     }
-    Ok(true)
+    Ok(*next >= end)
+}
+
+/// Keeps up with what is open, on every node, and on the leader notes how far that is so for good.
+pub(super) async fn follow(broker: &Arc<Broker>) {
+    loop {
+        tokio::time::sleep(FOLLOW).await;
+        if let Err(refusal) = follow_once(broker).await {
+            tracing::warn!(?refusal, "transactions could not be followed");
+        }
+    }
+}
+
+async fn follow_once(broker: &Arc<Broker>) -> Result<(), Refusal> {
+    let (half, over) = {
+        let mut state = broker.transactions.0.lock().await;
+        state.follow(broker).await?;
+        state.progress()
+    };
+    if !broker.is_serving() || broker.meta.is_frozen() {
+        return Ok(());
+    }
+    // In this order: what is over may be read once too often, and never too late.
+    for (topic, offset) in [
+        (name::TRANS_HALF_TOPIC, half),
+        (name::TRANS_OP_HALF_TOPIC, over),
+    ] {
+        if offset > progress(broker, topic) {
+            broker.offsets.commit(OffsetCommit {
+                group: name::TRANS_GROUP.to_owned(),
+                topic: topic.to_owned(),
+                queue_id: QUEUE,
+                offset,
+            })?;
+        }
+    }
+    Ok(())
 }
 
 /// What is to be done about an open half message.
@@ -518,14 +588,11 @@ async fn round(broker: &Arc<Broker>) -> Result<(), Refusal> {
     let Some(term) = broker.replica.serving() else {
         return Ok(());
     };
-    if broker.meta.is_frozen() || broker.queues.max_offset(name::TRANS_HALF_TOPIC, QUEUE).0 == 0 {
+    if broker.meta.is_frozen() {
         return Ok(());
     }
     let open: Vec<(i64, PhyOffset, u32)> = {
-        let mut state = broker.transactions.known(broker, term).await?;
-        let first = broker.queues.min_offset(name::TRANS_HALF_TOPIC, QUEUE);
-        // What the log has let go of can neither be committed nor asked for.
-        state.open = state.open.split_off(&first.as_i64());
+        let state = broker.transactions.known(broker, term).await?;
         let open = state.open.iter().filter(|(_, half)| !half.ending);
         open.map(|(offset, half)| (*offset, half.phy, half.checks))
             .collect()
@@ -557,24 +624,6 @@ async fn round(broker: &Arc<Broker>) -> Result<(), Refusal> {
                     tracing::warn!(offset, ?refusal, "it could not be put there");
                 }
             }
-        }
-    }
-    let (half, over) = broker
-        .transactions
-        .known(broker, term)
-        .await?
-        .progress(broker);
-    for (topic, offset) in [
-        (name::TRANS_HALF_TOPIC, half),
-        (name::TRANS_OP_HALF_TOPIC, over),
-    ] {
-        if offset > progress(broker, topic) {
-            broker.offsets.commit(OffsetCommit {
-                group: name::TRANS_GROUP.to_owned(),
-                topic: topic.to_owned(),
-                queue_id: QUEUE,
-                offset,
-            })?;
         }
     }
     Ok(())

@@ -36,7 +36,8 @@ pub const OF_DEATH: [(&str, &str); 2] = [
 ];
 
 /// Those of what a broker makes of the log, for which it takes real clients.
-pub const OF_BROKER: [(&str, &str); 3] = [
+pub const OF_BROKER: [(&str, &str); 4] = [
+    ("M9", "ends a transaction that is over"),
     ("M10", "notes delayed messages as delivered before they are"),
     ("M11", "keeps queue locks on the node where they were taken"),
     ("M12", "drops the newest index file after a crash"),

@@ -5,20 +5,17 @@ use std::net::SocketAddr;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
 use rmq_wire::properties::{DELAY_TIME_LEVEL, NAME_VALUE_SEPARATOR};
 
-use super::{DELAYER, GROUP, LIVENESS, PATIENCE, QUEUES, Shared};
+use super::{DELAYER, LIVENESS, PATIENCE, QUEUES, Shared, arrivals};
 use crate::client::{Client, Outcome};
-use crate::history::{Delayed, Delivery, History};
+use crate::history::{Delayed, History};
 
 const TOPIC: &str = "jepsen_delay";
 /// Levels that are used, and their delays (`messageDelayLevel`, 4.9.8).
 const LEVELS: [(u32, Duration); 2] = [(1, Duration::from_secs(1)), (2, Duration::from_secs(5))];
 /// Between two sends.
 const PAUSE: Duration = Duration::from_millis(20);
-/// Between two rounds of the reader.
-const REST: Duration = Duration::from_millis(5);
 
 /// Sends, one after the other.
 pub(super) fn send(shared: &Shared) {
@@ -62,53 +59,7 @@ pub(super) fn send(shared: &Shared) {
 
 /// Reads what is delivered as soon as it is.
 pub(super) fn watch(shared: &Shared) {
-    let mut next = [0; QUEUES as usize];
-    for node in 0.. {
-        let Ok(mut client) = Client::connect(shared.node(node), PATIENCE) else {
-            thread::sleep(REST);
-            if shared.stopped() {
-                return;
-            }
-            continue;
-        };
-        loop {
-            if shared.stopped() {
-                return;
-            }
-            thread::sleep(REST);
-            if read_round(shared, &mut client, &mut next).is_none() {
-                break;
-            }
-        }
-    }
-}
-
-/// Reads each queue once; `None` if a poll failed for another reason than a topic that nobody has used.
-fn read_round(
-    shared: &Shared,
-    client: &mut Client,
-    next: &mut [u64; QUEUES as usize],
-) -> Option<()> {
-    for (queue, next) in (0..QUEUES).zip(next) {
-        let got = match client.poll(GROUP, TOPIC, queue, *next, 32) {
-            Outcome::Ok(got) => got,
-            Outcome::Fail(why) if why.starts_with("code 17 ") => continue,
-            _ => return None,
-        };
-        let at = shared.now();
-        let mut history = shared.history();
-        for (offset, body) in got {
-            *next = offset + 1;
-            history.deliveries.push(Delivery {
-                at,
-                queue,
-                offset,
-                body,
-                last: false,
-            });
-        }
-    }
-    Some(())
+    arrivals::watch(shared, TOPIC, |history| &mut history.deliveries);
 }
 
 /// Everything that was delivered in the end, when all that was acknowledged is, or the time for that is over.
@@ -125,23 +76,11 @@ pub(super) fn read_back(
     if missing.is_empty() {
         return Ok(());
     }
-    let mut client = Client::connect(address, LIVENESS)?;
     let patience = Instant::now() + LIVENESS;
     loop {
-        let mut found = Vec::new();
-        for queue in 0..QUEUES {
-            let all = client.read_queue(TOPIC, queue).context("final read")?;
-            let at = u64::try_from(start.elapsed().as_nanos())?;
-            for (offset, body) in all {
-                missing.remove(&body);
-                found.push(Delivery {
-                    at,
-                    queue,
-                    offset,
-                    body,
-                    last: true,
-                });
-            }
+        let found = arrivals::read_back(address, TOPIC, start)?;
+        for delivery in &found {
+            missing.remove(&delivery.body);
         }
         if missing.is_empty() || Instant::now() > patience {
             history.deliveries.extend(found);

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 
-use super::{GROUP, LAST, LIVENESS, QUEUES, TOPIC, delayed, load};
+use super::{GROUP, LAST, LIVENESS, QUEUES, TOPIC, delayed, load, transactional};
 use crate::client::Client;
 use crate::history::{History, OffsetCall, OffsetOp, Stretch};
 
@@ -19,6 +19,7 @@ pub(crate) fn read_back(
 ) -> anyhow::Result<()> {
     forget_last(history);
     delayed::read_back(address, start, history)?;
+    transactional::read_back(address, start, history)?;
     history.stretches = read_stretches(address, history)?;
     let mut client = Client::connect(address, LIVENESS)?;
     let end = history.end();
@@ -54,6 +55,7 @@ pub(crate) fn read_stretches(
 fn forget_last(history: &mut History) {
     history.offsets.retain(|op| op.process != LAST);
     history.deliveries.retain(|delivery| !delivery.last);
+    history.visible.retain(|delivery| !delivery.last);
     history.found.clear();
 }
 

@@ -1,6 +1,7 @@
 //! Clients at work, and what they saw. `producers` always; `consumers` read what they have sent, `members`
 //! are a consumer group, `monitor` asks who leads, `last` reads what is left in the end.
 
+mod arrivals;
 mod consumers;
 mod delayed;
 mod last;
@@ -8,6 +9,7 @@ mod load;
 mod members;
 mod monitor;
 mod producers;
+mod transactional;
 
 use std::io;
 use std::net::SocketAddr;
@@ -31,6 +33,7 @@ const PROBES: u64 = 39;
 const COMMITTER: u64 = 40;
 const ONCE: u64 = 41;
 const DELAYER: u64 = 45;
+const TRANSACTOR: u64 = 46;
 const READERS: u64 = 50;
 const MEMBERS: u64 = 60;
 const LOADERS: u64 = 80;
@@ -55,6 +58,9 @@ pub enum Kind {
     Ordered,
     /// Messages with a delay are sent, and a reader looks when they come.
     Delay,
+    /// Half messages are sent, and the end of each is said by two clients, to all nodes in turn; a reader looks what
+    /// is committed.
+    Transaction,
     /// What `queue` does, and clients that send batches, many messages in all.
     Load,
     /// What `queue` does, with nodes that begin with the store of a Java broker: `rmq-migrate` is killed or loses its
@@ -128,6 +134,11 @@ impl Workload {
                 work.add(producers::commit);
                 work.add(delayed::send);
                 work.add(delayed::watch);
+            }
+            Kind::Transaction => {
+                work.add(producers::commit);
+                work.add(transactional::send);
+                work.add(transactional::watch);
             }
             Kind::Ordered => {
                 for member in 0..3 {
