@@ -57,7 +57,8 @@ pub(super) fn class(code: i32) -> Class {
         | request::SEND_BATCH_MESSAGE
         | request::SEND_REPLY_MESSAGE
         | request::SEND_REPLY_MESSAGE_V2
-        | request::CONSUMER_SEND_MSG_BACK => Class::Send,
+        | request::CONSUMER_SEND_MSG_BACK
+        | request::END_TRANSACTION => Class::Send,
         request::PULL_MESSAGE | request::LITE_PULL_MESSAGE => Class::Pull,
         _ => Class::Other,
     }

@@ -162,6 +162,12 @@ impl Message<'_> {
         if self.body.len() > bounds.body_bytes {
             return Err(illegal(bounds));
         }
+        if self.properties.get(properties::PRODUCER_GROUP).is_none() {
+            let remark = "a half message without the property PGROUP cannot be ended";
+            return Err(Refusal::new(response::MESSAGE_ILLEGAL, remark));
+        }
+        // What could not be delayed then could not be committed.
+        self.properties.delay_level()?;
         self.sys_flag &= !record::sys_flag::TRANSACTION_MASK;
         self.redirect(name::TRANS_HALF_TOPIC, super::transaction::QUEUE);
         let properties = self.properties.format();

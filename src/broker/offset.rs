@@ -67,6 +67,13 @@ pub(super) async fn update(broker: &Arc<Broker>, request: &Request) -> Handled {
 pub(super) fn check(commit: &OffsetCommit) -> Result<(), Refusal> {
     name::check_group(&commit.group)?;
     name::check_topic(&commit.topic)?;
+    if commit.group == name::TRANS_GROUP {
+        let remark = format!(
+            "the offsets of {} are kept by the broker",
+            name::TRANS_GROUP
+        );
+        return Err(Refusal::new(response::NO_PERMISSION, remark));
+    }
     if commit.queue_id < 0 || commit.offset < 0 {
         return Err(Refusal::system_error(format!(
             "offset {} of queue {} is negative",

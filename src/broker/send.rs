@@ -233,9 +233,7 @@ async fn record(
         .properties
         .get(properties::TRANSACTION_PREPARED)
         .is_some_and(|value| value.eq_ignore_ascii_case("true"));
-    // Clients before 4.6.1 send a retry with the properties of what was consumed.
-    let is_retry = message.reconsume_times > 0 && message.is_delayed()?;
-    if is_transaction && !is_retry {
+    if is_transaction {
         super::transaction::prepare(broker).await?;
         return message.into_half(broker.bounds());
     }

@@ -13,7 +13,7 @@
 //! progress stands when it starts (the offsets of the group `CID_RMQ_SYS_TRANS`), so that who comes to
 //! lead has little left to read.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,7 +54,7 @@ const FOLLOW: Duration = Duration::from_secs(1);
 pub(super) struct Transactions(Mutex<State>);
 
 #[derive(Default)]
-struct State {
+pub(super) struct State {
     /// The term in which this node ends transactions; 0 for none.
     term: u64,
     /// Queue offset of the first half message that was not looked at.
@@ -62,11 +62,11 @@ struct State {
     /// The same in the queue of what is over.
     next_over: i64,
     /// Half messages that are not over, by queue offset.
-    open: BTreeMap<i64, Half>,
+    pub(super) open: BTreeMap<i64, Half>,
 }
 
 #[derive(Debug)]
-struct Half {
+pub(super) struct Half {
     phy: PhyOffset,
     /// Nothing about this half message or a later one stands before this in the queue of what is over.
     over_from: i64,
@@ -117,18 +117,8 @@ pub(super) async fn end(broker: &Arc<Broker>, request: &Request) -> Handled {
     let bytes = PhyOffset::from_i64(header.commit_log_offset)
         .and_then(|phy| half_at(broker, phy))
         .ok_or_else(|| Refusal::system_error("Find prepared transaction message failed"))?;
-    let queue_offset = check(&bytes, &header)?;
-    // Not to be given up when its client is gone: then nobody would know whether it is over.
-    let ending = tokio::spawn(store_end(
-        Arc::clone(broker),
-        term,
-        queue_offset,
-        bytes,
-        end,
-    ));
-    ending
-        .await
-        .map_err(|error| Refusal::system_error(error.to_string()))??;
+    check(&bytes, &header)?;
+    ended(broker, term, bytes, end).await?;
     Ok(request.command.reply(response::SUCCESS).into())
 }
 
@@ -140,8 +130,8 @@ fn half_at(broker: &Broker, phy: PhyOffset) -> Option<Bytes> {
     is_half.then_some(bytes)
 }
 
-/// Refuses an end that is not this half message's (`checkPrepareMessage`), and gives its queue offset.
-fn check(bytes: &[u8], header: &EndTransaction) -> Result<i64, Refusal> {
+/// Refuses an end that is not this half message's (`checkPrepareMessage`).
+fn check(bytes: &[u8], header: &EndTransaction) -> Result<(), Refusal> {
     let half = Record::decode(bytes).map_err(|error| Refusal::system_error(error.to_string()))?;
     if half.property(properties::PRODUCER_GROUP).as_deref() != Some(&*header.producer_group) {
         return Err(Refusal::system_error("The producer group wrong"));
@@ -150,41 +140,40 @@ fn check(bytes: &[u8], header: &EndTransaction) -> Result<i64, Refusal> {
         let remark = "The transaction state table offset wrong";
         return Err(Refusal::system_error(remark));
     }
-    Ok(half.queue_offset)
+    Ok(())
 }
 
-/// Stores what ends a transaction, unless it is over; whether it was not.
-async fn store_end(
-    broker: Arc<Broker>,
-    term: u64,
-    queue_offset: i64,
-    half: Bytes,
-    end: End,
-) -> Result<bool, Refusal> {
+/// Ends a transaction, unless it is over. Not to be given up when its caller is: then nobody would know
+/// what came of it.
+async fn ended(broker: &Arc<Broker>, term: u64, half: Bytes, end: End) -> Result<(), Refusal> {
+    let ending = tokio::spawn(store_end(Arc::clone(broker), term, half, end));
+    let ended = ending.await;
+    ended.map_err(|error| Refusal::system_error(error.to_string()))?
+}
+
+async fn store_end(broker: Arc<Broker>, term: u64, half: Bytes, end: End) -> Result<(), Refusal> {
     ensure(&broker, name::TRANS_OP_HALF_TOPIC).await?;
     if end == End::GivenUp {
         ensure(&broker, name::TRANS_CHECK_MAX_TIME_TOPIC).await?;
     }
-    let records = records(&broker, &half, end)?;
-    if !broker
-        .transactions
-        .begin(&broker, term, queue_offset)
-        .await?
-    {
-        return Ok(false);
+    let (place, records) = records(&broker, &half, end)?;
+    let transactions = &broker.transactions;
+    if !transactions.begin(&broker, term, place).await? {
+        return Ok(());
     }
     let stored = broker.store_in(Some(term), records).await;
-    broker
-        .transactions
-        .settle(term, queue_offset, &stored)
-        .await;
+    transactions.settle(term, place.0, &stored).await;
     stored?;
-    Ok(true)
+    Ok(())
 }
 
 /// What ends the transaction of a half message: the message for its topic, if there is one, and the word
-/// that the half message is over.
-fn records(broker: &Broker, half: &[u8], end: End) -> Result<Vec<PendingRecord>, Refusal> {
+/// that the half message is over. Also queue offset and physical offset of the half message.
+fn records(
+    broker: &Broker,
+    half: &[u8],
+    end: End,
+) -> Result<((i64, i64), Vec<PendingRecord>), Refusal> {
     let half = Record::decode(half).map_err(|error| Refusal::system_error(error.to_string()))?;
     let text = half.properties();
     let mut records = Vec::with_capacity(2);
@@ -237,7 +226,7 @@ fn records(broker: &Broker, half: &[u8], end: End) -> Result<Vec<PendingRecord>,
     };
     let tags = properties::format([(properties::TAGS, OVER)]);
     records.push(over.encode(&tags, broker.bounds())?);
-    Ok(records)
+    Ok(((half.queue_offset, half.physical_offset), records))
 }
 
 /// Topic and queue that a half message is meant for.
@@ -248,6 +237,7 @@ fn real_place(half: &Record<'_>) -> Result<(String, i32), Refusal> {
         name::check_topic(topic).is_ok() && !name::is_not_allowed_send_topic(topic)
     });
     let queue_id = queue_id.and_then(|id| id.parse().ok());
+    let queue_id = queue_id.filter(|id| *id >= 0);
     topic
         .zip(queue_id)
         .map(|(topic, queue_id)| (topic.into_owned(), queue_id))
@@ -255,41 +245,64 @@ fn real_place(half: &Record<'_>) -> Result<(String, i32), Refusal> {
 }
 
 impl Transactions {
-    /// What is open, every half message looked at that is committed, for the leader of this term.
+    /// What is open, for the leader of this term: at least what was committed before it.
     async fn known(&self, broker: &Broker, term: u64) -> Result<MutexGuard<'_, State>, Refusal> {
-        let mut state = self.0.lock().await;
-        if state.term != term {
-            // What others have ended by then is committed.
-            state.follow(broker).await?;
-            state.term = term;
-            for half in state.open.values_mut() {
-                half.checks = 0;
-                half.ending = false;
+        let ends = Ends::now(broker);
+        loop {
+            let mut state = self.0.lock().await;
+            if broker.replica.serving() != Some(term) {
+                return Err(Refusal::NotLeader);
             }
+            if state.term != term && state.look(broker, ends)? {
+                state.term = term;
+                for half in state.open.values_mut() {
+                    half.checks = 0;
+                    half.ending = false;
+                }
+            }
+            if state.term == term {
+                return Ok(state);
+            }
+            drop(state);
+            wait(broker).await;
         }
-        // What is over in this term was ended here.
-        while !state.look_for_halves(broker)? {
-            tokio::time::sleep(PAUSE).await;
-        }
-        Ok(state)
     }
 
-    /// Whether the caller is to end the transaction of this half message; `false` if it is over.
+    /// Whether the caller is to end the transaction of the half message at this place; `false` if it is over.
     ///
     /// # Errors
-    /// Somebody else is at it, and nobody knows yet what comes of that.
-    async fn begin(&self, broker: &Broker, term: u64, offset: i64) -> Result<bool, Refusal> {
-        let mut state = self.known(broker, term).await?;
-        match state.open.get_mut(&offset) {
-            None => Ok(mutant!(M9)),
-            Some(half) if half.ending => {
-                let remark = "the end of this transaction is being stored";
-                Err(Refusal::system_error(remark))
+    /// Somebody else is at it, and nobody knows yet what comes of that; or it is another half message.
+    pub(super) async fn begin(
+        &self,
+        broker: &Broker,
+        term: u64,
+        (offset, phy): (i64, i64),
+    ) -> Result<bool, Refusal> {
+        loop {
+            let mut state = self.known(broker, term).await?;
+            let end = broker.queues.max_offset(name::TRANS_HALF_TOPIC, QUEUE);
+            if state.next <= offset && offset < end.as_i64() {
+                state.look_for_halves(broker, offset + 1)?;
             }
-            Some(half) => {
-                half.ending = true;
-                Ok(true)
+            if state.next <= offset {
+                drop(state);
+                wait(broker).await;
+                continue;
             }
+            return match state.open.get_mut(&offset) {
+                None => Ok(mutant!(M9)),
+                Some(half) if half.phy.as_i64() != phy => {
+                    Err(Refusal::system_error("The commit log offset wrong"))
+                }
+                Some(half) if half.ending => {
+                    let remark = "the end of this transaction is being stored";
+                    Err(Refusal::system_error(remark))
+                }
+                Some(half) => {
+                    half.ending = true;
+                    Ok(true)
+                }
+            };
         }
     }
 
@@ -312,7 +325,7 @@ impl Transactions {
             Ok(_) => {
                 state.open.remove(&offset);
             }
-            // It may yet be stored. The term is over, and what is open in it asked for no more.
+            // It may yet be stored, so nobody may end it in this term any more.
             Err(ProposeError::Unknown) => {}
             Err(_) => {
                 if let Some(half) = state.open.get_mut(&offset) {
@@ -323,27 +336,44 @@ impl Transactions {
     }
 }
 
+/// Where the two queues end.
+#[derive(Clone, Copy)]
+pub(super) struct Ends {
+    halves: i64,
+    over: i64,
+}
+
+impl Ends {
+    pub(super) fn now(broker: &Broker) -> Self {
+        let end = |topic| broker.queues.max_offset(topic, QUEUE).as_i64();
+        // In this order: what is over has its half message before it.
+        let over = end(name::TRANS_OP_HALF_TOPIC);
+        let halves = end(name::TRANS_HALF_TOPIC);
+        Self { halves, over }
+    }
+}
+
+/// Has the dispatcher come to what is committed.
+async fn wait(broker: &Broker) {
+    broker.queues.hurry();
+    tokio::time::sleep(PAUSE).await;
+}
+
 impl State {
-    /// Takes note of all that is committed by now.
-    async fn follow(&mut self, broker: &Broker) -> io::Result<()> {
-        let end = broker.queues.max_offset(name::TRANS_OP_HALF_TOPIC, QUEUE);
-        // What is over has its half message before it.
-        while !self.look_for_halves(broker)? {
-            tokio::time::sleep(PAUSE).await;
-        }
-        while !self.look_for_over(broker, end.as_i64())? {
-            tokio::time::sleep(PAUSE).await;
-        }
-        Ok(())
+    /// Looks at some of what is committed; `false` if there is more, which the dispatcher may have yet to
+    /// come to.
+    pub(super) fn look(&mut self, broker: &Broker, ends: Ends) -> io::Result<bool> {
+        self.look_for_over(broker, ends)?;
+        self.look_for_halves(broker, ends.halves)?;
+        self.look_for_over(broker, ends)?;
+        Ok(self.next >= ends.halves && self.next_over >= ends.over)
     }
 
-    /// Looks at the next half messages; `false` if there may be more.
-    fn look_for_halves(&mut self, broker: &Broker) -> io::Result<bool> {
+    /// Looks at the next half messages.
+    fn look_for_halves(&mut self, broker: &Broker, end: i64) -> io::Result<()> {
         let Self { next, open, .. } = self;
         let from = progress(broker, name::TRANS_HALF_TOPIC);
-        if from > *next {
-            *next = from;
-        }
+        *next = from.max(*next);
         // What is before is over, or the log has let go of it.
         while open
             .first_key_value()
@@ -351,55 +381,49 @@ impl State {
         {
             open.pop_first();
         }
-        let over_from = self
-            .next_over
-            .max(progress(broker, name::TRANS_OP_HALF_TOPIC));
-        let end = broker.queues.max_offset(name::TRANS_HALF_TOPIC, QUEUE);
-        read_units(
-            broker,
-            name::TRANS_HALF_TOPIC,
-            next,
-            end.as_i64(),
-            |offset, unit| {
+        let over_from = progress(broker, name::TRANS_OP_HALF_TOPIC).max(self.next_over);
+        for unit in units(broker, name::TRANS_HALF_TOPIC, *next, end)? {
+            if let Some(unit) = unit {
                 let half = Half {
                     phy: unit.phy,
                     over_from,
                     checks: 0,
                     ending: false,
                 };
-                open.insert(offset, half);
-            },
-        )
+                open.insert(*next, half);
+            }
+            *next += 1;
+        }
+        Ok(())
     }
 
-    /// Looks at what else is over up to this place of its queue; `false` if there may be more.
-    fn look_for_over(&mut self, broker: &Broker, end: i64) -> io::Result<bool> {
+    /// Looks at what else is over, as far as the half messages are known.
+    fn look_for_over(&mut self, broker: &Broker, ends: Ends) -> io::Result<()> {
         let Self {
-            next_over, open, ..
+            next,
+            next_over,
+            open,
+            ..
         } = self;
         *next_over = progress(broker, name::TRANS_OP_HALF_TOPIC).max(*next_over);
-        read_units(
-            broker,
-            name::TRANS_OP_HALF_TOPIC,
-            next_over,
-            end,
-            |_, unit| {
-                let record = record_at(broker, unit.phy);
-                let body = record
-                    .as_deref()
-                    .and_then(|record| Some(Record::decode(record).ok()?.body));
-                let text = body.and_then(|body| str::from_utf8(body).ok());
-                // 5.x puts several into one, with commas between and behind them.
-                let offsets = text.unwrap_or_default().split(',');
-                for offset in offsets.filter_map(|offset| offset.parse().ok()) {
-                    open.remove(&offset);
-                }
-            },
-        )
+        for unit in units(broker, name::TRANS_OP_HALF_TOPIC, *next_over, ends.over)? {
+            let over = unit.map(|unit| over(broker, unit)).unwrap_or_default();
+            if over
+                .iter()
+                .any(|offset| *offset >= *next && *offset < ends.halves)
+            {
+                return Ok(());
+            }
+            for offset in over {
+                open.remove(&offset);
+            }
+            *next_over += 1;
+        }
+        Ok(())
     }
 
     /// From where on a node that starts has to read: half messages, and what is over.
-    fn progress(&self) -> (i64, i64) {
+    pub(super) fn progress(&self) -> (i64, i64) {
         match self.open.first_key_value() {
             Some((offset, half)) => (*offset, half.over_from),
             None => (self.next, self.next_over),
@@ -407,32 +431,43 @@ impl State {
     }
 }
 
-/// From where on this topic is to be read.
-fn progress(broker: &Broker, topic: &str) -> i64 {
-    let stored = broker.meta.read().offset(name::TRANS_GROUP, topic, QUEUE);
-    let first = broker.queues.min_offset(topic, QUEUE).as_i64();
-    stored.unwrap_or(first).max(first)
+/// The half messages that a record says are over.
+fn over(broker: &Broker, unit: Unit) -> Vec<i64> {
+    let Some(bytes) = record_at(broker, unit.phy) else {
+        tracing::error!(
+            position = unit.phy.as_i64(),
+            "it cannot be read which transaction is over here"
+        );
+        return Vec::new();
+    };
+    let body = Record::decode(&bytes).map_or(&[][..], |record| record.body);
+    let text = str::from_utf8(body).unwrap_or_default();
+    // 5.x puts several into one, with commas between and behind them.
+    let offsets = text.split(',').filter_map(|offset| offset.parse().ok());
+    offsets.collect()
 }
 
-/// Reads some of the topic's queue from `next` on; `false` if `end` is not reached, as when the dispatcher
-/// has not come so far. Places without a message are passed over.
-fn read_units(
-    broker: &Broker,
-    topic: &str,
-    next: &mut i64,
-    end: i64,
-    mut each: impl FnMut(i64, Unit),
-) -> io::Result<bool> {
-    if *next < end {
-        let from = QueueOffset::from_i64(*next).unwrap_or_default();
-        for unit in broker.queues.units(topic, QUEUE, from, UNITS)? {
-            if let Some(unit) = unit {
-                each(*next, unit);
-            }
-            *next += 1;
-        }
+/// From where on this topic is to be read. A Java broker that lost its power may have written down more
+/// than it had.
+fn progress(broker: &Broker, topic: &str) -> i64 {
+    let first = broker.queues.min_offset(topic, QUEUE).as_i64();
+    let end = broker.queues.max_offset(topic, QUEUE).as_i64();
+    let stored = broker.meta.read().offset(name::TRANS_GROUP, topic, QUEUE);
+    stored
+        .filter(|stored| *stored <= end)
+        .unwrap_or(first)
+        .max(first)
+}
+
+/// Some units of the topic's queue from `next` on, none from `end` on; fewer where the dispatcher has not
+/// come so far. Places without a message have none.
+fn units(broker: &Broker, topic: &str, next: i64, end: i64) -> io::Result<Vec<Option<Unit>>> {
+    let count = usize::try_from(end.saturating_sub(next)).unwrap_or(0);
+    let from = QueueOffset::from_i64(next).unwrap_or_default();
+    match count.min(UNITS) {
+        0 => Ok(Vec::new()),
+        count => broker.queues.units(topic, QUEUE, from, count),
     }
-    Ok(*next >= end)
 }
 
 /// Keeps up with what is open, on every node, and on the leader notes how far that is so for good.
@@ -446,10 +481,14 @@ pub(super) async fn follow(broker: &Arc<Broker>) {
 }
 
 async fn follow_once(broker: &Arc<Broker>) -> Result<(), Refusal> {
-    let (half, over) = {
+    let ends = Ends::now(broker);
+    let (half, over) = loop {
         let mut state = broker.transactions.0.lock().await;
-        state.follow(broker).await?;
-        state.progress()
+        if state.look(broker, ends)? {
+            break state.progress();
+        }
+        drop(state);
+        wait(broker).await;
     };
     if !broker.is_serving() || broker.meta.is_frozen() {
         return Ok(());
@@ -459,7 +498,8 @@ async fn follow_once(broker: &Arc<Broker>) -> Result<(), Refusal> {
         (name::TRANS_HALF_TOPIC, half),
         (name::TRANS_OP_HALF_TOPIC, over),
     ] {
-        if offset > progress(broker, topic) {
+        let stored = broker.meta.read().offset(name::TRANS_GROUP, topic, QUEUE);
+        if offset != stored.unwrap_or(0) {
             broker.offsets.commit(OffsetCommit {
                 group: name::TRANS_GROUP.to_owned(),
                 topic: topic.to_owned(),
@@ -494,14 +534,14 @@ fn due(broker: &Broker, half: &[u8], checks: u32) -> Result<Due, Refusal> {
     let age = Duration::from_millis(u64::try_from(age).unwrap_or(0));
     let immune = number(properties::CHECK_IMMUNITY_TIME_IN_SECONDS)
         .map_or(config.transaction_time_out, Duration::from_secs);
-    if age < immune {
-        return Ok(Due::Later);
-    }
     // Java has written down how often it asked.
     let before = number(properties::TRANSACTION_CHECK_TIMES).unwrap_or(0);
     let reserved = Duration::from_secs(u64::from(config.file_reserved_time) * 3600);
     if before + u64::from(checks) >= config.transaction_check_max.into() || age > reserved {
         return Ok(Due::GiveUp);
+    }
+    if age < immune {
+        return Ok(Due::Later);
     }
     let (topic, queue_id) = real_place(&half)?;
     let group = half
@@ -557,24 +597,17 @@ fn ask(broker: &Broker, group: &str, question: Command) -> bool {
             .choose(&mut rand::rng())
             .cloned()
     };
-    let asked = conn.map(|conn| conn.oneway(question));
-    if !matches!(asked, Some(Ok(()))) {
-        tracing::info!(
-            group,
-            ?asked,
-            "no producer of this group could be asked for its transaction"
-        );
-    }
-    matches!(asked, Some(Ok(())))
+    conn.is_some_and(|conn| conn.oneway(question).is_ok())
 }
 
 /// Asks for the end of what is open, for as long as it is polled.
 pub(super) async fn run(broker: &Arc<Broker>) {
     // Producers have a while to tell this leader of themselves.
-    let mut pause = broker.config.transaction_time_out;
+    let config = &broker.config;
+    let mut pause = (config.transaction_time_out).min(config.transaction_check_interval);
     loop {
         tokio::time::sleep(pause).await;
-        pause = broker.config.transaction_check_interval;
+        pause = config.transaction_check_interval;
         if let Err(refusal) = round(broker).await {
             tracing::warn!(
                 ?refusal,
@@ -591,6 +624,7 @@ async fn round(broker: &Arc<Broker>) -> Result<(), Refusal> {
     if broker.meta.is_frozen() {
         return Ok(());
     }
+    let mut absent = BTreeSet::new();
     let open: Vec<(i64, PhyOffset, u32)> = {
         let state = broker.transactions.known(broker, term).await?;
         let open = state.open.iter().filter(|(_, half)| !half.ending);
@@ -611,6 +645,8 @@ async fn round(broker: &Arc<Broker>) -> Result<(), Refusal> {
             Ok(Due::Ask(group, question)) => {
                 if ask(broker, &group, question) {
                     broker.transactions.asked(term, offset).await;
+                } else {
+                    absent.insert(group);
                 }
             }
             Ok(Due::GiveUp) => {
@@ -619,12 +655,15 @@ async fn round(broker: &Arc<Broker>) -> Result<(), Refusal> {
                     "nobody said the end of a transaction, which goes to {}",
                     name::TRANS_CHECK_MAX_TIME_TOPIC
                 );
-                let ended = store_end(Arc::clone(broker), term, offset, half, End::GivenUp).await;
+                let ended = ended(broker, term, half, End::GivenUp).await;
                 if let Err(refusal) = ended {
                     tracing::warn!(offset, ?refusal, "it could not be put there");
                 }
             }
         }
+    }
+    if !absent.is_empty() {
+        tracing::info!(groups = ?absent, "no producer of these could be asked for transactions");
     }
     Ok(())
 }

@@ -99,7 +99,8 @@ config_struct! {
         /// Milliseconds that a producer has, unless its message says otherwise, to say how a transaction
         /// ended before it is asked.
         "transactionTimeOut" => transaction_time_out: Duration = Duration::from_secs(6);
-        /// How often it is asked, before a transaction goes to `TRANS_CHECK_MAX_TIME_TOPIC`.
+        /// How often one leader asks, and reaches a producer, before a transaction goes to
+        /// `TRANS_CHECK_MAX_TIME_TOPIC`.
         "transactionCheckMax" => transaction_check_max: u32 = 15;
         /// Milliseconds between two times at which producers are asked.
         "transactionCheckInterval" => transaction_check_interval: Duration

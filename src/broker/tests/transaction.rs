@@ -3,14 +3,17 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use rmq_wire::body::{HeartbeatData, ProducerData};
-use rmq_wire::header::{CheckTransactionState, EndTransaction};
+use rmq_wire::header::{CheckTransactionState, EndTransaction, UpdateConsumerOffset};
 use rmq_wire::record::sys_flag::{TRANSACTION_COMMIT, TRANSACTION_PREPARED, TRANSACTION_ROLLBACK};
 use rmq_wire::{msg_id, name, properties};
 
 use super::clients::Client;
 use super::*;
+use crate::broker::refusal::Refusal;
 use crate::broker::replica::ProposeError;
+use crate::broker::transaction::{Ends, State};
 use crate::config::BrokerConfig;
+use crate::meta::{Change, OffsetCommit};
 
 const HALVES: &str = name::TRANS_HALF_TOPIC;
 const OVER: &str = name::TRANS_OP_HALF_TOPIC;
@@ -311,6 +314,98 @@ async fn what_nobody_can_tell_is_put_aside() {
     );
     node.ends(&sent, TRANSACTION_COMMIT).await;
     assert_eq!((node.count("T", 1), node.count(OVER, 0)), (0, 1));
+}
+
+#[tokio::test]
+async fn what_a_former_term_asks_ends_nothing() {
+    let node = Node::start().await;
+    let sent = node.sent(half("")).await;
+    node.replica.become_leader(3);
+    let (_, phy) = msg_id::decode(&sent.msg_id).unwrap();
+    let begun = |term| node.broker.transactions.begin(&node.broker, term, (0, phy));
+    assert_eq!(begun(2).await, Err(Refusal::NotLeader));
+    assert_eq!(begun(3).await, Ok(true));
+    // It is under way, whatever a request of an earlier term finds.
+    assert_eq!(begun(2).await, Err(Refusal::NotLeader));
+    assert!(matches!(begun(3).await, Err(Refusal::Code(..))));
+    let elsewhere = node
+        .broker
+        .transactions
+        .begin(&node.broker, 3, (0, phy + 1));
+    assert!(matches!(elsewhere.await, Err(Refusal::Code(..))));
+}
+
+#[tokio::test]
+async fn the_progress_is_for_the_broker_to_keep() {
+    let node = Node::start().await;
+    let first = node.sent(half("")).await;
+    node.ends(&first, TRANSACTION_ROLLBACK).await;
+    let commit = |offset| OffsetCommit {
+        group: name::TRANS_GROUP.to_owned(),
+        topic: HALVES.to_owned(),
+        queue_id: 0,
+        offset,
+    };
+    let asked = UpdateConsumerOffset {
+        consumer_group: name::TRANS_GROUP.to_owned(),
+        topic: HALVES.to_owned(),
+        commit_offset: 1 << 40,
+        ..UpdateConsumerOffset::default()
+    };
+    let asked = Command::request(request::UPDATE_CONSUMER_OFFSET).with_header(&asked);
+    assert_eq!(node.told(asked).await.code, response::NO_PERMISSION);
+    // A store may have come with one that is ahead of it.
+    let wrong = Change::CommitOffsets(vec![commit(1 << 40)]);
+    node.broker.propose(wrong).await.unwrap();
+    let sent = node.sent(half("")).await;
+    node.replica.become_leader(2);
+    node.ends(&sent, TRANSACTION_COMMIT).await;
+    assert_eq!(node.count("T", 1), 1);
+    until("it is mended", || {
+        let state = node.replica.meta.read();
+        state.offset(name::TRANS_GROUP, HALVES, 0) == Some(2)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn half_messages_that_could_not_be_ended_are_refused() {
+    let node = Node::start().await;
+    for properties in [
+        "TRAN_MSG\x01true",
+        "TRAN_MSG\x01true\x02PGROUP\x01p\x02DELAY\x01soon",
+    ] {
+        let answer = node.told(send(properties, b"x")).await;
+        assert_eq!(answer.code, response::MESSAGE_ILLEGAL, "{properties}");
+    }
+}
+
+/// A node that follows reads both queues while they grow, and knows all that is open when it comes to lead.
+#[tokio::test]
+async fn a_follower_knows_what_is_open() {
+    let node = Node::start().await;
+    let mut open = Vec::new();
+    let mut follower = State::default();
+    let mut ends = Ends::now(&node.broker);
+    for n in 0..300 {
+        let sent = node.sent(half("")).await;
+        if n % 7 == 0 {
+            open.push(sent.queue_offset);
+        } else {
+            node.ends(&sent, TRANSACTION_ROLLBACK).await;
+        }
+        // Its look began before some of that was there.
+        if n % 3 == 0 && follower.look(&node.broker, ends).unwrap() {
+            ends = Ends::now(&node.broker);
+        }
+    }
+    until("it has seen all", || {
+        let ends = Ends::now(&node.broker);
+        follower.look(&node.broker, ends).unwrap()
+    })
+    .await;
+    assert_eq!(follower.open.keys().copied().collect::<Vec<_>>(), open);
+    assert_eq!(follower.progress(), (0, 0));
 }
 
 /// Ends are said late, twice and otherwise, leaders come and go, proposals fail: each transaction ends as

@@ -543,7 +543,6 @@ public final class Clients {
         p.shutdown();
     }
 
-    /** Requests among clients, each answered by its consumer and given to whoever asked. */
     /** Committed at once and when the broker asks, rolled back at once and when it asks. */
     static void transaction() throws Exception {
         TransactionMQProducer p = new TransactionMQProducer("pg_transaction" + RUN);
@@ -591,6 +590,7 @@ public final class Clients {
         p.shutdown();
     }
 
+    /** Requests among clients, each answered by its consumer and given to whoever asked. */
     static void request() throws Exception {
         DefaultMQProducer p = producer("request"), answering = producer("answer");
         String t = topic(p, "request", 2);
