@@ -281,7 +281,12 @@ impl Transactions {
         loop {
             let mut state = self.known(broker, term).await?;
             let end = broker.queues.max_offset(name::TRANS_HALF_TOPIC, QUEUE);
-            if state.next <= offset && offset < end.as_i64() {
+            // What a message only says to be a half message may name any place.
+            if offset >= end.as_i64() {
+                let remark = "The transaction state table offset wrong";
+                return Err(Refusal::system_error(remark));
+            }
+            if state.next <= offset {
                 state.look_for_halves(broker, offset + 1)?;
             }
             if state.next <= offset {

@@ -328,11 +328,13 @@ async fn what_a_former_term_asks_ends_nothing() {
     // It is under way, whatever a request of an earlier term finds.
     assert_eq!(begun(2).await, Err(Refusal::NotLeader));
     assert!(matches!(begun(3).await, Err(Refusal::Code(..))));
-    let elsewhere = node
-        .broker
-        .transactions
-        .begin(&node.broker, 3, (0, phy + 1));
-    assert!(matches!(elsewhere.await, Err(Refusal::Code(..))));
+    for place in [(0, phy + 1), (1, phy), (i64::MAX, phy)] {
+        let elsewhere = node.broker.transactions.begin(&node.broker, 3, place);
+        assert!(
+            matches!(elsewhere.await, Err(Refusal::Code(..))),
+            "{place:?}"
+        );
+    }
 }
 
 #[tokio::test]
