@@ -7,9 +7,10 @@ use std::net::SocketAddr;
 
 use rmq_store::PendingRecord;
 use rmq_wire::code::response;
-use rmq_wire::record::{self, NewRecord};
+use rmq_wire::record::{self, NewRecord, Record};
 use rmq_wire::{name, properties};
 
+use super::Broker;
 use super::refusal::Refusal;
 
 /// The properties of one message: names are unique, the order is that of the sender.
@@ -127,7 +128,45 @@ pub(super) struct Bounds {
     pub(super) delay_levels: usize,
 }
 
-impl Message<'_> {
+impl<'a> Message<'a> {
+    /// What the broker itself has to say, to queue 0 of a topic.
+    pub(super) fn of_broker(broker: &Broker, topic: &'a str, body: &'a [u8]) -> Self {
+        Self {
+            topic: topic.into(),
+            queue_id: 0,
+            flag: 0,
+            sys_flag: 0,
+            born_timestamp: broker.now_ms(),
+            born_host: broker.store_host,
+            store_host: broker.store_host,
+            reconsume_times: 0,
+            prepared_transaction_offset: 0,
+            body,
+            properties: Properties::default(),
+        }
+    }
+
+    /// What was stored before, to another place and without its properties.
+    pub(super) fn again(
+        record: &Record<'a>,
+        topic: impl Into<Cow<'a, str>>,
+        queue_id: i32,
+    ) -> Self {
+        Self {
+            topic: topic.into(),
+            queue_id,
+            flag: record.flag,
+            sys_flag: record.sys_flag,
+            born_timestamp: record.born_timestamp,
+            born_host: record.born_host,
+            store_host: record.store_host,
+            reconsume_times: record.reconsume_times,
+            prepared_transaction_offset: 0,
+            body: record.body,
+            properties: Properties::default(),
+        }
+    }
+
     /// Whether [`Message::into_record`] will redirect it to a delay level.
     pub(super) fn is_delayed(&self) -> Result<bool, Refusal> {
         let is_queued = record::sys_flag::is_queued(self.sys_flag);
@@ -286,7 +325,7 @@ mod tests {
         let long = name::retry_topic(&"g".repeat(140));
         let record = of(long.clone()).unwrap();
         assert_eq!(&*record.topic, long);
-        assert_eq!(record::Record::decode(&record.buf).unwrap().topic, long);
+        assert_eq!(Record::decode(&record.buf).unwrap().topic, long);
         assert!(of("t".repeat(127)).is_ok());
         for refused in ["t".repeat(128), name::retry_topic(&"g".repeat(249))] {
             assert!(of(refused.clone()).is_err(), "{refused}");

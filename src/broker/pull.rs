@@ -18,7 +18,7 @@ use rmq_wire::{json, name, properties};
 use tokio::time::Instant;
 
 use super::filter::{self, TagFilter};
-use super::message::{Message, Properties};
+use super::message::Message;
 use super::node::blocking;
 use super::refusal::{Handled, Refusal};
 use super::stats::Got;
@@ -349,24 +349,12 @@ fn tell_of_move(broker: &Arc<Broker>, pull: &PullMessage, result: &GetResult) {
         offset_new: result.next.as_i64(),
         offset_request: pull.queue_offset,
     };
-    let mut properties = Properties::default();
-    properties.set(properties::TAGS, group);
-    properties.set(properties::DELAY_TIME_LEVEL, "0");
-    properties.set(properties::KEYS, group);
-    let message = Message {
-        topic: name::OFFSET_MOVED_EVENT.into(),
-        queue_id: 0,
-        flag: 0,
-        sys_flag: 0,
-        born_timestamp: broker.now_ms(),
-        born_host: broker.store_host,
-        store_host: broker.store_host,
-        reconsume_times: 0,
-        prepared_transaction_offset: 0,
-        body: json::to_java_string(&event).as_bytes(),
-        properties,
-    }
-    .into_record(broker.bounds());
+    let event = json::to_java_string(&event);
+    let mut message = Message::of_broker(broker, name::OFFSET_MOVED_EVENT, event.as_bytes());
+    message.properties.set(properties::TAGS, group);
+    message.properties.set(properties::DELAY_TIME_LEVEL, "0");
+    message.properties.set(properties::KEYS, group);
+    let message = message.into_record(broker.bounds());
     // The answer does not wait for it: it is news for people, and nobody's position.
     let broker = Arc::clone(broker);
     tokio::spawn(async move {

@@ -80,17 +80,9 @@ pub(super) async fn handle(broker: &Arc<Broker>, request: &Request) -> Handled {
     properties.set(properties::DELAY_TIME_LEVEL, level.to_string());
 
     let message = Message {
-        topic: topic.into(),
-        queue_id,
-        flag: origin.flag,
-        sys_flag: origin.sys_flag,
-        born_timestamp: origin.born_timestamp,
-        born_host: origin.born_host,
-        store_host: origin.store_host,
         reconsume_times: origin.reconsume_times.saturating_add(1),
-        prepared_transaction_offset: 0,
-        body: origin.body,
         properties,
+        ..Message::again(&origin, topic, queue_id)
     };
     let record = message.into_record(broker.bounds())?;
     broker.store(vec![record]).await?;

@@ -177,53 +177,26 @@ fn records(
     let half = Record::decode(half).map_err(|error| Refusal::system_error(error.to_string()))?;
     let text = half.properties();
     let mut records = Vec::with_capacity(2);
-    let message = |topic, queue_id, sys_flag| Message {
-        topic,
-        queue_id,
-        flag: half.flag,
-        sys_flag,
-        born_timestamp: half.born_timestamp,
-        born_host: half.born_host,
-        store_host: half.store_host,
-        reconsume_times: half.reconsume_times,
-        prepared_transaction_offset: 0,
-        body: half.body,
-        properties: Properties::default(),
-    };
     match end {
         End::Commit => {
             let (topic, queue_id) = real_place(&half)?;
             let committed = Message {
                 prepared_transaction_offset: half.physical_offset,
                 properties: Properties::parse(&text),
-                ..message(
-                    topic.into(),
-                    queue_id,
-                    half.sys_flag & !sys_flag::TRANSACTION_MASK | sys_flag::TRANSACTION_COMMIT,
-                )
+                sys_flag: half.sys_flag & !sys_flag::TRANSACTION_MASK
+                    | sys_flag::TRANSACTION_COMMIT,
+                ..Message::again(&half, topic, queue_id)
             };
             records.push(committed.into_record(broker.bounds())?);
         }
         End::Rollback => {}
         End::GivenUp => {
-            let topic = name::TRANS_CHECK_MAX_TIME_TOPIC.into();
-            records.push(message(topic, QUEUE, half.sys_flag).encode(&text, broker.bounds())?);
+            let given_up = Message::again(&half, name::TRANS_CHECK_MAX_TIME_TOPIC, QUEUE);
+            records.push(given_up.encode(&text, broker.bounds())?);
         }
     }
     let body = half.queue_offset.to_string();
-    let over = Message {
-        topic: name::TRANS_OP_HALF_TOPIC.into(),
-        queue_id: QUEUE,
-        flag: 0,
-        sys_flag: 0,
-        born_timestamp: broker.now_ms(),
-        born_host: broker.store_host,
-        store_host: broker.store_host,
-        reconsume_times: 0,
-        prepared_transaction_offset: 0,
-        body: body.as_bytes(),
-        properties: Properties::default(),
-    };
+    let over = Message::of_broker(broker, name::TRANS_OP_HALF_TOPIC, body.as_bytes());
     let tags = properties::format([(properties::TAGS, OVER)]);
     records.push(over.encode(&tags, broker.bounds())?);
     Ok(((half.queue_offset, half.physical_offset), records))
@@ -368,7 +341,6 @@ impl State {
     /// Looks at some of what is committed; `false` if there is more, which the dispatcher may have yet to
     /// come to.
     pub(super) fn look(&mut self, broker: &Broker, ends: Ends) -> io::Result<bool> {
-        self.look_for_over(broker, ends)?;
         self.look_for_halves(broker, ends.halves)?;
         self.look_for_over(broker, ends)?;
         Ok(self.next >= ends.halves && self.next_over >= ends.over)
