@@ -22,6 +22,8 @@ use crate::meta::Change;
 
 /// Pause between rounds that delivered everything due (`DELAY_FOR_A_WHILE`).
 const PAUSE: Duration = Duration::from_millis(100);
+/// Pause while no message waits, unless one could be due earlier.
+const IDLE_PAUSE: Duration = Duration::from_secs(1);
 /// Pause after a round that failed (`DELAY_FOR_A_PERIOD`, shortened).
 const FAILED_PAUSE: Duration = Duration::from_secs(1);
 /// Messages and bytes of one level in one round.
@@ -34,8 +36,12 @@ pub(super) async fn run(broker: &Arc<Broker>) {
     let mut next: BTreeMap<i32, i64> = broker.meta.read().delay.clone();
     loop {
         let pause = match round(broker, &mut next).await {
-            Ok(Round { is_full: true }) => continue,
-            Ok(Round { is_full: false }) => PAUSE,
+            Ok(Round::Full) => continue,
+            Ok(Round::Waiting) => PAUSE,
+            Ok(Round::Empty) => {
+                let shortest = broker.config.message_delay_level.iter().min();
+                shortest.map_or(IDLE_PAUSE, |shortest| PAUSE.max(IDLE_PAUSE.min(*shortest)))
+            }
             Err(refusal) => {
                 tracing::warn!(?refusal, "delayed messages could not be delivered");
                 next.clone_from(&broker.meta.read().delay);
@@ -46,24 +52,29 @@ pub(super) async fn run(broker: &Arc<Broker>) {
     }
 }
 
-struct Round {
+enum Round {
     /// There may be more that is due.
-    is_full: bool,
+    Full,
+    /// There may be messages that are not due yet.
+    Waiting,
+    /// There was no message that is not due.
+    Empty,
 }
 
 async fn round(broker: &Arc<Broker>, next: &mut BTreeMap<i32, i64>) -> Result<Round, Refusal> {
     // A freeze finds messages and their progress both stored, or neither.
     let _round = broker.delivering.lock().await;
     if broker.meta.is_frozen() {
-        return Ok(Round { is_full: false });
+        return Ok(Round::Waiting);
     }
     let mut records = Vec::new();
     let mut progress = Vec::new();
-    let mut is_full = false;
+    let (mut is_full, mut waits) = (false, false);
     for (level, delay) in (1..).zip(&broker.config.message_delay_level) {
         let from = next.get(&level).copied().unwrap_or(0);
         let due = due(broker, level, from, *delay)?;
         is_full |= due.is_full;
+        waits |= due.waits;
         records.extend(due.records);
         if due.next != from {
             progress.push((level, due.next));
@@ -84,7 +95,11 @@ async fn round(broker: &Arc<Broker>, next: &mut BTreeMap<i32, i64>) -> Result<Ro
             .await?;
         next.extend(progress);
     }
-    Ok(Round { is_full })
+    Ok(match (is_full, waits) {
+        (true, _) => Round::Full,
+        (false, true) => Round::Waiting,
+        (false, false) => Round::Empty,
+    })
 }
 
 /// What of one level is due now.
@@ -93,6 +108,8 @@ struct Due {
     /// Queue offset of the first message that is not.
     next: i64,
     is_full: bool,
+    /// There are messages that are not due.
+    waits: bool,
 }
 
 fn due(broker: &Broker, level: i32, from: i64, delay: Duration) -> io::Result<Due> {
@@ -111,6 +128,7 @@ fn due(broker: &Broker, level: i32, from: i64, delay: Duration) -> io::Result<Du
         records: Vec::new(),
         next: from.max(first),
         is_full: false,
+        waits: false,
     };
     let mut bytes = 0;
     while due.next < end {
@@ -144,6 +162,7 @@ fn due(broker: &Broker, level: i32, from: i64, delay: Duration) -> io::Result<Du
         }
         due.next += 1;
     }
+    due.waits = due.next < end;
     Ok(due)
 }
 
@@ -157,18 +176,7 @@ fn deliver(broker: &Broker, bytes: &Bytes) -> Option<PendingRecord> {
     if name::check_topic(topic).is_err() || name::is_not_allowed_send_topic(topic) {
         return None;
     }
-    let message = Message {
-        topic: topic.to_owned().into(),
-        queue_id,
-        flag: delayed.flag,
-        sys_flag: delayed.sys_flag,
-        born_timestamp: delayed.born_timestamp,
-        born_host: delayed.born_host,
-        store_host: delayed.store_host,
-        reconsume_times: delayed.reconsume_times,
-        prepared_transaction_offset: 0,
-        body: delayed.body,
-        properties: Properties::default(),
-    };
-    message.encode(&properties.format(), broker.bounds()).ok()
+    Message::again(&delayed, topic, queue_id)
+        .encode(&properties.format(), broker.bounds())
+        .ok()
 }

@@ -329,11 +329,11 @@ fn check_timers(config: &BrokerConfig, settings: &mut Settings) {
     let Some(anchor) = keys.into_iter().find(|key| settings.get(key).is_some()) else {
         return;
     };
-    if min < heartbeat * 3 || max <= min {
+    if min < heartbeat * 2 || max <= min {
         settings.error(
             anchor,
             format!(
-                "raftElectionTimeoutMinMillis={} must be at least three times \
+                "raftElectionTimeoutMinMillis={} must be at least twice \
                  raftHeartbeatIntervalMillis={} and less than raftElectionTimeoutMaxMillis={}",
                 min.as_millis(),
                 heartbeat.as_millis(),

@@ -74,9 +74,9 @@ impl VoteGate {
         self.state().trusts(own)
     }
 
-    /// Whether a leader was heard within this time.
-    pub(super) fn hears_leader(&self, within: Duration) -> bool {
-        self.state().heard.is_some_and(|at| at.elapsed() <= within)
+    /// When a leader was heard last.
+    pub(super) fn heard(&self) -> Option<Instant> {
+        self.state().heard
     }
 
     /// Takes note of the last entry of a leader whose append was accepted. Only the first note

@@ -29,6 +29,7 @@ mod space;
 mod start;
 mod state_machine;
 mod status;
+mod tick;
 mod types;
 mod upkeep;
 mod watchdog;

@@ -23,7 +23,7 @@ use super::space::Space;
 use super::state_machine::StateMachine;
 use super::types::{NodeId, TypeConfig};
 use super::upkeep::{Upkeep, until_mended};
-use super::{Raft, watchdog};
+use super::{Raft, tick, watchdog};
 use crate::meta::Meta;
 
 /// Threads for the core, the state machine and the connections of a group; client I/O never runs here, so that no
@@ -54,9 +54,9 @@ pub struct Timers {
 impl Default for Timers {
     fn default() -> Self {
         Self {
-            heartbeat: Duration::from_millis(50),
-            election_min: Duration::from_millis(200),
-            election_max: Duration::from_millis(300),
+            heartbeat: Duration::from_millis(100),
+            election_min: Duration::from_millis(250),
+            election_max: Duration::from_millis(350),
         }
     }
 }
@@ -294,6 +294,7 @@ impl Node {
             on_fatal,
         ));
         let gate = VoteGate::new(grace, quarantined);
+        tokio::spawn(tick::pace(raft.clone(), gate.clone(), lease));
         if quarantined {
             tokio::spawn(leave_quarantine(
                 raft.clone(),

@@ -18,7 +18,7 @@ use super::types::LogId;
 /// usual timeout of a client.
 const STALL: Duration = Duration::from_secs(2);
 /// How often it looks.
-const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// How long the log has been waiting to be synced.
 #[derive(Default)]

@@ -219,11 +219,11 @@ fn ports_that_meet_are_refused() {
 #[test]
 fn election_timers_must_fit() {
     assert_eq!(
-        refused("raftHeartbeatIntervalMillis=100\n"),
+        refused("raftHeartbeatIntervalMillis=200\n"),
         "\
-broker.conf:1: error: raftElectionTimeoutMinMillis=200 must be at least three times \
-raftHeartbeatIntervalMillis=100 and less than raftElectionTimeoutMaxMillis=300
-    1 | raftHeartbeatIntervalMillis=100
+broker.conf:1: error: raftElectionTimeoutMinMillis=250 must be at least twice \
+raftHeartbeatIntervalMillis=200 and less than raftElectionTimeoutMaxMillis=350
+    1 | raftHeartbeatIntervalMillis=200
       |                             ^^^
 1 error. Nothing was started.
 "

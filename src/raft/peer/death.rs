@@ -36,6 +36,8 @@ use crate::raft::types::{NodeId, Vote};
 const DELIVERY_LIMIT: Duration = Duration::from_secs(1);
 /// Before a node that was not reached is tried again.
 const DELIVERY_PAUSE: Duration = Duration::from_millis(20);
+/// How long after each other those that may follow a dead leader stand for election.
+const TURN: Duration = Duration::from_millis(50);
 const LEN: usize = 32;
 
 /// Known to the process that drew it, until it is dead.
@@ -251,8 +253,7 @@ impl Shared {
 /// Stands for election in the place of the leader by `vote`, unless another one of those in front has
 /// been voted for by then.
 async fn stand(shared: Arc<Shared>, vote: Vote, place: usize) {
-    let turn = Duration::from_millis(shared.raft.config().heartbeat_interval);
-    sleep(turn * u32::try_from(place).unwrap_or(u32::MAX)).await;
+    sleep(TURN * u32::try_from(place).unwrap_or(u32::MAX)).await;
     let own = shared.local.node;
     if !shared.receiver.queues.is_built() || !shared.gate.is_open_to(own) {
         return;

@@ -25,7 +25,7 @@ use super::{Local, SelfId};
 use crate::raft::node::blocking;
 
 /// How often it looks for damage.
-const LOOK: Duration = Duration::from_millis(50);
+const LOOK: Duration = Duration::from_millis(500);
 /// Between two tries to mend what no node could help with.
 const RETRY: Duration = Duration::from_millis(500);
 /// How long a node may take to answer.

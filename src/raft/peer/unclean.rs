@@ -96,7 +96,11 @@ impl Shared {
         Condition {
             quarantined: self.gate.is_quarantined(),
             // The leader that Raft remembers from before its restart may be gone.
-            has_leader: leads || self.gate.hears_leader(HEARD_WITHIN),
+            has_leader: leads
+                || self
+                    .gate
+                    .heard()
+                    .is_some_and(|at| at.elapsed() <= HEARD_WITHIN),
             last: self.raft.data_metrics().borrow_watched().last_log,
         }
     }

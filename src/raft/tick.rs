@@ -1,0 +1,42 @@
+//! What Raft does by the clock. openraft's tick looks five times in each heartbeat interval whether a heartbeat or an
+//! election is due, which would be most of what an idle node does. So it rests while that is known here.
+
+use std::time::Duration;
+
+use openraft::ServerState;
+use openraft::async_runtime::watch::WatchReceiver;
+use tokio::time::{Instant, timeout_at};
+
+use super::Raft;
+use super::gate::VoteGate;
+
+/// Sends a leader's heartbeats, and has the tick rest on a leader and on who has heard one within `lease`, until openraft
+/// stops. Nobody is elected later by that: an election is due a random time after the end of the lease.
+pub(super) async fn pace(raft: Raft, gate: VoteGate, lease: Duration) {
+    let interval = Duration::from_millis(raft.config().heartbeat_interval);
+    let mut server = raft.server_metrics();
+    let mut heartbeat = Instant::now();
+    loop {
+        let state = server.borrow_watched().state;
+        let now = Instant::now();
+        let rests_until = match state {
+            ServerState::Leader => {
+                if heartbeat <= now {
+                    if raft.trigger().heartbeat().await.is_err() {
+                        return;
+                    }
+                    heartbeat = now + interval;
+                }
+                Some(heartbeat)
+            }
+            ServerState::Follower | ServerState::Learner => gate.heard().map(|at| at + lease),
+            _ => None,
+        };
+        let rests_until = rests_until.filter(|end| *end > now);
+        raft.runtime_config().tick(rests_until.is_none());
+        let look = rests_until.unwrap_or(now + lease);
+        if let Ok(Err(_)) = timeout_at(look, server.changed()).await {
+            return;
+        }
+    }
+}
