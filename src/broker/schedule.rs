@@ -22,7 +22,8 @@ use crate::meta::Change;
 
 /// Pause between rounds that delivered everything due (`DELAY_FOR_A_WHILE`).
 const PAUSE: Duration = Duration::from_millis(100);
-/// Pause while no message waits, unless one could be due earlier.
+/// Pause while no message waits, unless half the shortest delay is shorter: what comes meanwhile is to be seen before
+/// it is due.
 const IDLE_PAUSE: Duration = Duration::from_secs(1);
 /// Pause after a round that failed (`DELAY_FOR_A_PERIOD`, shortened).
 const FAILED_PAUSE: Duration = Duration::from_secs(1);
@@ -40,7 +41,9 @@ pub(super) async fn run(broker: &Arc<Broker>) {
             Ok(Round::Waiting) => PAUSE,
             Ok(Round::Empty) => {
                 let shortest = broker.config.message_delay_level.iter().min();
-                shortest.map_or(IDLE_PAUSE, |shortest| PAUSE.max(IDLE_PAUSE.min(*shortest)))
+                shortest.map_or(IDLE_PAUSE, |shortest| {
+                    PAUSE.max(IDLE_PAUSE.min(*shortest / 2))
+                })
             }
             Err(refusal) => {
                 tracing::warn!(?refusal, "delayed messages could not be delivered");

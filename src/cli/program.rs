@@ -218,8 +218,6 @@ async fn bind(what: &str, host: std::net::IpAddr, port: u16) -> anyhow::Result<T
 /// openraft tells every step of every round; what an operator needs of it `raft` says in its own words.
 const DEFAULT_LOG: &str = "info,openraft=error";
 
-/// One line an event, on standard error. `RMQ_LOG` filters as `RUST_LOG` does elsewhere
-/// (`RMQ_LOG=rmq::raft=debug,info`).
 /// Takes as many descriptors as the system allows: connections and segments want more than the 1024 that
 /// programs get which may still use `select`.
 fn raise_descriptor_limit() {
@@ -233,6 +231,8 @@ fn raise_descriptor_limit() {
     }
 }
 
+/// One line an event, on standard error. `RMQ_LOG` filters as `RUST_LOG` does elsewhere
+/// (`RMQ_LOG=rmq::raft=debug,info,openraft=error`).
 fn log_to_stderr() {
     let filter = EnvFilter::try_from_env("RMQ_LOG").unwrap_or_else(|_| EnvFilter::new(DEFAULT_LOG));
     tracing_subscriber::fmt()

@@ -223,10 +223,10 @@ config_struct! {
             = Duration::from_millis(100), in 5..=10_000;
         /// Least milliseconds of the random wait with which a node calls an election after the lease.
         "raftElectionTimeoutMinMillis" => raft_election_timeout_min_millis: Duration
-            = Duration::from_millis(250), in 20..=60_000;
+            = Duration::from_millis(200), in 20..=60_000;
         /// Most milliseconds of that wait, and how long a leader's lease lasts without contact.
         "raftElectionTimeoutMaxMillis" => raft_election_timeout_max_millis: Duration
-            = Duration::from_millis(350), in 30..=120_000;
+            = Duration::from_millis(300), in 30..=120_000;
         /// Whether name servers of rmq show the group under further broker names, which producers can
         /// write to and whose addresses are living followers, and for Go clients the leader too: a stock
         /// client whose send to the leader fails tries another name at once. Alike on all nodes, and
@@ -240,7 +240,7 @@ config_struct! {
         /// one two above `listenPort`. There are 5 in a group of two or three nodes, 7 of four, 9 of five.
         "groupAliasPort" => group_alias_port: u16 = 0;
         /// Milliseconds that a node holds a request that only a leader may answer while there is
-        /// none. An election takes about 700 ms; stock clients wait 3 s for an answer.
+        /// none. An election takes about 600 ms; stock clients wait 3 s for an answer.
         "groupHoldMillis" => group_hold_millis: Duration = Duration::from_secs(1), in 0..=60_000;
         /// Bytes a second that this node sends at most, as leader, to nodes that take the log from
         /// files because the entries they lack have left it; 0 for no limit.

@@ -55,8 +55,8 @@ impl Default for Timers {
     fn default() -> Self {
         Self {
             heartbeat: Duration::from_millis(100),
-            election_min: Duration::from_millis(250),
-            election_max: Duration::from_millis(350),
+            election_min: Duration::from_millis(200),
+            election_max: Duration::from_millis(300),
         }
     }
 }
@@ -104,14 +104,9 @@ pub(super) fn config(group: &str, timers: Timers) -> Result<Config, StartError> 
         ms(timers.election_min),
         ms(timers.election_max),
     );
-    // A heartbeat right after an append tells a follower nothing; leaving it out must not let the
-    // next one come later than the election timeout, counting openraft's tick of a fifth.
-    let min_interval = heartbeat * 4 / 5;
-    let suppress = heartbeat + min_interval + heartbeat / 4 < min;
     let config = Config {
         cluster_name: group.to_owned(),
         heartbeat_interval: heartbeat,
-        heartbeat_min_interval: Some(if suppress { min_interval } else { 0 }),
         election_timeout_min: min,
         election_timeout_max: max,
         // A node that comes back from a partition must not depose a leader with its higher term.
@@ -294,7 +289,7 @@ impl Node {
             on_fatal,
         ));
         let gate = VoteGate::new(grace, quarantined);
-        tokio::spawn(tick::pace(raft.clone(), gate.clone(), lease));
+        tokio::spawn(tick::pace(raft.clone(), gate.clone()));
         if quarantined {
             tokio::spawn(leave_quarantine(
                 raft.clone(),

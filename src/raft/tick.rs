@@ -10,10 +10,13 @@ use tokio::time::{Instant, timeout_at};
 use super::Raft;
 use super::gate::VoteGate;
 
-/// Sends a leader's heartbeats, and has the tick rest on a leader and on who has heard one within `lease`, until openraft
-/// stops. Nobody is elected later by that: an election is due a random time after the end of the lease.
-pub(super) async fn pace(raft: Raft, gate: VoteGate, lease: Duration) {
-    let interval = Duration::from_millis(raft.config().heartbeat_interval);
+/// Sends a leader's heartbeats, and has the tick rest on a leader and on who has just heard one, until openraft stops.
+/// Nobody is elected later by that: between the last word of a leader and an election there is at least the lower
+/// bound of the random time, with a lease before it or without.
+pub(super) async fn pace(raft: Raft, gate: VoteGate) {
+    let config = raft.config();
+    let interval = Duration::from_millis(config.heartbeat_interval);
+    let quiet = Duration::from_millis(config.election_timeout_min);
     let mut server = raft.server_metrics();
     let mut heartbeat = Instant::now();
     loop {
@@ -29,12 +32,12 @@ pub(super) async fn pace(raft: Raft, gate: VoteGate, lease: Duration) {
                 }
                 Some(heartbeat)
             }
-            ServerState::Follower | ServerState::Learner => gate.heard().map(|at| at + lease),
+            ServerState::Follower | ServerState::Learner => gate.heard().map(|at| at + quiet),
             _ => None,
         };
         let rests_until = rests_until.filter(|end| *end > now);
         raft.runtime_config().tick(rests_until.is_none());
-        let look = rests_until.unwrap_or(now + lease);
+        let look = rests_until.unwrap_or(now + quiet);
         if let Ok(Err(_)) = timeout_at(look, server.changed()).await {
             return;
         }

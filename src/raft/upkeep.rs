@@ -44,7 +44,6 @@ impl Upkeep {
     pub(super) fn start(log: &LogReader, mender: Option<Mender>, bytes_per_second: u64) -> Self {
         let mut tasks = JoinSet::new();
         if let Some(mender) = mender {
-            log.expect_mending(true);
             tasks.spawn(mender.run());
         }
         if bytes_per_second > 0 {

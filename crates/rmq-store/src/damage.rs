@@ -3,10 +3,11 @@
 //! An entry has the same bytes on all nodes, so any node's copy will do that passes the same
 //! verification. Below the first entry there are records of their own, each with its checksum.
 
+use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError, RwLock};
+use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 use bytes::Bytes;
 use rmq_wire::record::{self, Peek};
@@ -47,19 +48,28 @@ pub enum MendError {
     Io(#[from] io::Error),
 }
 
+/// Tells who mends that there is something to mend.
+pub type MenderCall = Box<dyn Fn() + Send + Sync>;
+
 /// What is damaged and not mended yet; almost always nothing.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Damages {
     any: AtomicBool,
     list: RwLock<Vec<Damage>>,
-    /// Somebody mends it.
-    mending: AtomicBool,
+    /// Who mends it.
+    mender: RwLock<Option<MenderCall>>,
     /// Whether nothing is to be mended any more; held while something is.
     closed: Mutex<bool>,
 }
 
+impl fmt::Debug for Damages {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Damages").field(&*self.list()).finish()
+    }
+}
+
 impl Damages {
-    fn list(&self) -> std::sync::RwLockReadGuard<'_, Vec<Damage>> {
+    fn list(&self) -> RwLockReadGuard<'_, Vec<Damage>> {
         self.list.read().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -101,6 +111,13 @@ impl Damages {
             let at = list.partition_point(|known| known.start < damage.start);
             list.insert(at, damage);
         });
+        if let Some(call) = &*self.mender() {
+            call();
+        }
+    }
+
+    fn mender(&self) -> RwLockReadGuard<'_, Option<MenderCall>> {
+        self.mender.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The first damage that touches a range.
@@ -257,18 +274,17 @@ impl LogReader {
         list
     }
 
-    /// Says whether damage is going to be mended, so that it is worth waiting for.
-    pub fn expect_mending(&self, mending: bool) {
-        self.shared
-            .damages
-            .mending
-            .store(mending, Ordering::Release);
+    /// Says who is going to mend damage, so that it is worth waiting for; who that is is called with each damage
+    /// that is found from now on, and must not read the log in that call.
+    pub fn expect_mending(&self, mender: Option<MenderCall>) {
+        let known = self.shared.damages.mender.write();
+        *known.unwrap_or_else(PoisonError::into_inner) = mender;
     }
 
     /// Whether damage is going to be mended.
     #[must_use]
     pub fn is_mending(&self) -> bool {
-        self.shared.damages.mending.load(Ordering::Acquire)
+        self.shared.damages.mender().is_some()
     }
 
     /// Returns once nothing is being mended, and nothing will be any more.

@@ -59,7 +59,7 @@ mod worker;
 
 pub use config::{ConfigError, ENTRY_OVERHEAD_BYTES, FlushMode, StoreConfig};
 pub use consume_queue::{Slot, UNIT_BYTES, Unit};
-pub use damage::{Damage, MendError};
+pub use damage::{Damage, MendError, MenderCall};
 pub use delay::{DelayLevelError, DelayLevels};
 pub use disk::{Disk, DiskFile, Locked, OpenMode, RealDisk, Space};
 pub use dispatch::{Arrival, DispatchError};

@@ -221,8 +221,8 @@ fn election_timers_must_fit() {
     assert_eq!(
         refused("raftHeartbeatIntervalMillis=200\n"),
         "\
-broker.conf:1: error: raftElectionTimeoutMinMillis=250 must be at least twice \
-raftHeartbeatIntervalMillis=200 and less than raftElectionTimeoutMaxMillis=350
+broker.conf:1: error: raftElectionTimeoutMinMillis=200 must be at least twice \
+raftHeartbeatIntervalMillis=200 and less than raftElectionTimeoutMaxMillis=300
     1 | raftHeartbeatIntervalMillis=200
       |                             ^^^
 1 error. Nothing was started.

@@ -43,7 +43,7 @@ const MAX_APPEND_BYTES: usize = 32 << 20;
 const _: () = assert!(MAX_APPEND_BYTES >= MAX_FRAME);
 /// How long an append that only says what is committed waits for one with entries, to be written, read and
 /// answered with it. With one send after the other each would follow its entry at once, and cost both sides
-/// as much again. Not shorter than openraft's tick: a timer that is due before all others wakes a thread.
+/// as much again.
 const COMMIT_WAIT: Duration = Duration::from_millis(10);
 /// With appends unanswered for this long the connection is given up: a follower's slow disk is
 /// slower than that only when something is wrong.

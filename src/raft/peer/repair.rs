@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use bytes::{BufMut, Bytes};
 use rmq_store::{Damage, LogIndex, LogReader, PhyOffset, Term};
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
@@ -24,8 +25,8 @@ use super::wire::{FrameReader, Kind, MAX_FRAME, MAX_HELLO_FRAME, OutFrame, Role,
 use super::{Local, SelfId};
 use crate::raft::node::blocking;
 
-/// How often it looks for damage.
-const LOOK: Duration = Duration::from_millis(500);
+/// Between two steps of mending, or of answering.
+const PAUSE: Duration = Duration::from_millis(50);
 /// Between two tries to mend what no node could help with.
 const RETRY: Duration = Duration::from_millis(500);
 /// How long a node may take to answer.
@@ -133,7 +134,7 @@ pub(in crate::raft) async fn answer_repairs(
                 connections.spawn(answer_one(duplex, Arc::clone(local), log.clone()));
             }
             Ok(_) => {}
-            Err(_) => sleep(LOOK).await,
+            Err(_) => sleep(PAUSE).await,
         }
     }
 }
@@ -207,16 +208,25 @@ impl Mender {
         }
     }
 
-    pub(in crate::raft) async fn run(self) {
-        self.log.expect_mending(true);
-        loop {
-            sleep(LOOK).await;
-            let mut stuck = false;
-            for damage in self.log.damages() {
-                stuck |= !self.mend(damage).await;
-            }
-            if stuck {
-                sleep(RETRY).await;
+    /// Mends what is found to be damaged, from this call on.
+    pub(in crate::raft) fn run(self) -> impl Future<Output = ()> {
+        let found = Arc::new(Notify::new());
+        let call = Arc::clone(&found);
+        self.log
+            .expect_mending(Some(Box::new(move || call.notify_one())));
+        async move {
+            loop {
+                let mut stuck = false;
+                for damage in self.log.damages() {
+                    stuck |= !self.mend(damage).await;
+                }
+                if stuck {
+                    sleep(RETRY).await;
+                } else if self.log.damages().is_empty() {
+                    found.notified().await;
+                } else {
+                    sleep(PAUSE).await;
+                }
             }
         }
     }
@@ -308,7 +318,7 @@ impl Mender {
 
 impl Drop for Mender {
     fn drop(&mut self) {
-        self.log.expect_mending(false);
+        self.log.expect_mending(None);
     }
 }
 

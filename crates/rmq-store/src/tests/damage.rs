@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use bytes::Bytes;
 
@@ -213,7 +214,13 @@ fn a_scrub_finds_what_nobody_reads() {
     }
     // It is written to still.
     flip(&sim, PhyOffset(original[199].1.0 - 20));
+    let calls = Arc::new(AtomicU32::new(0));
+    let called = Arc::clone(&calls);
+    reader.expect_mending(Some(Box::new(move || {
+        called.fetch_add(1, Ordering::Relaxed);
+    })));
     scrub();
+    assert!(calls.load(Ordering::Relaxed) >= 3, "who mends was called");
     let found = reader.damages();
     let places: Vec<_> = found
         .iter()
