@@ -534,18 +534,11 @@ fn due(broker: &Broker, half: &[u8], checks: u32) -> Result<Due, Refusal> {
         topic: Some(topic.clone()),
         broker_name: Some(config.broker_name.clone()),
     };
+    let properties = half.properties();
     let message = NewRecord {
         queue_id,
-        flag: half.flag,
-        sys_flag: half.sys_flag,
-        born_timestamp: half.born_timestamp,
-        born_host: half.born_host,
-        store_host: half.store_host,
-        reconsume_times: half.reconsume_times,
-        prepared_transaction_offset: half.prepared_transaction_offset,
-        body: half.body,
         topic: &topic,
-        properties: &half.properties(),
+        ..half.again(&properties)
     };
     let mut body = Vec::with_capacity(message.encoded_len());
     message

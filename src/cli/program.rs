@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -102,7 +103,7 @@ pub(super) fn broker(options: &Options) -> anyhow::Result<ExitCode> {
         Start::With(config) => *config,
         Start::Exit(code) => return Ok(code),
     };
-    log_to_stderr();
+    log_to_stderr()?;
     raise_descriptor_limit();
     super::runtime()?.block_on(async {
         let (trigger, shutdown) = Shutdown::new();
@@ -140,7 +141,7 @@ pub(super) fn namesrv(options: &Options) -> anyhow::Result<ExitCode> {
         Start::With(config) => *config,
         Start::Exit(code) => return Ok(code),
     };
-    log_to_stderr();
+    log_to_stderr()?;
     raise_descriptor_limit();
     super::runtime()?.block_on(async {
         let (trigger, shutdown) = Shutdown::new();
@@ -215,9 +216,6 @@ async fn bind(what: &str, host: std::net::IpAddr, port: u16) -> anyhow::Result<T
         .map_err(|e| anyhow::anyhow!("{}", explain_bind_error(what, address, &e)))
 }
 
-/// openraft tells every step of every round; what an operator needs of it `raft` says in its own words.
-const DEFAULT_LOG: &str = "info,openraft=error";
-
 /// Takes as many descriptors as the system allows: connections and segments want more than the 1024 that
 /// programs get which may still use `select`.
 fn raise_descriptor_limit() {
@@ -232,15 +230,24 @@ fn raise_descriptor_limit() {
 }
 
 /// One line an event, on standard error. `RMQ_LOG` filters as `RUST_LOG` does elsewhere
-/// (`RMQ_LOG=rmq::raft=debug,info,openraft=error`).
-fn log_to_stderr() {
-    let filter = EnvFilter::try_from_env("RMQ_LOG").unwrap_or_else(|_| EnvFilter::new(DEFAULT_LOG));
+/// (`RMQ_LOG=rmq::raft=debug,info`).
+fn log_to_stderr() -> anyhow::Result<()> {
+    let given = std::env::var_os("RMQ_LOG").unwrap_or_default();
     tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_env_filter(log_filter(&given.to_string_lossy())?)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .init();
+    Ok(())
+}
+
+fn log_filter(given: &str) -> anyhow::Result<EnvFilter> {
+    let given = if given.is_empty() { "info" } else { given };
+    // openraft tells every step of every round; what an operator needs of it `raft` says in its own words.
+    EnvFilter::try_new(format!("openraft=error,{given}")).with_context(|| {
+        format!("RMQ_LOG={given}: not a filter such as `info` or `rmq::raft=debug,info`")
+    })
 }
 
 /// Both configurations print alike.
@@ -260,3 +267,28 @@ macro_rules! print_impl {
 }
 
 print_impl!(config::BrokerConfig, config::NamesrvConfig);
+
+#[cfg(test)]
+mod tests {
+    use super::log_filter;
+
+    #[test]
+    fn what_is_asked_of_the_log_is_said_without_openraft_unless_that_is_named() {
+        for (given, expected) in [
+            ("", "openraft=error,info"),
+            ("debug", "openraft=error,debug"),
+            ("openraft=debug,warn", "openraft=debug,warn"),
+        ] {
+            assert_eq!(log_filter(given).unwrap().to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn a_log_filter_that_is_none_is_refused() {
+        let error = log_filter("info,rmq=loud").unwrap_err();
+        assert!(
+            error.to_string().starts_with("RMQ_LOG=info,rmq=loud: "),
+            "{error}"
+        );
+    }
+}

@@ -216,17 +216,16 @@ impl Mender {
             .expect_mending(Some(Box::new(move || call.notify_one())));
         async move {
             loop {
+                let damages = self.log.damages();
+                if damages.is_empty() {
+                    found.notified().await;
+                    continue;
+                }
                 let mut stuck = false;
-                for damage in self.log.damages() {
+                for damage in damages {
                     stuck |= !self.mend(damage).await;
                 }
-                if stuck {
-                    sleep(RETRY).await;
-                } else if self.log.damages().is_empty() {
-                    found.notified().await;
-                } else {
-                    sleep(PAUSE).await;
-                }
+                sleep(if stuck { RETRY } else { PAUSE }).await;
             }
         }
     }

@@ -5,7 +5,9 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use bytes::Buf;
 
-use super::{MAGIC_V1, MAGIC_V2, Peek, body_crc, born_host_len, peek, store_host_len, sys_flag};
+use super::{
+    MAGIC_V1, MAGIC_V2, NewRecord, Peek, body_crc, born_host_len, peek, store_host_len, sys_flag,
+};
 use crate::json::read::lossy;
 use crate::properties;
 
@@ -59,6 +61,27 @@ pub struct Record<'a> {
 }
 
 impl<'a> Record<'a> {
+    /// What is to be written for this message to be stored again, with these properties as text.
+    #[must_use]
+    pub const fn again<'b>(&self, properties: &'b str) -> NewRecord<'b>
+    where
+        'a: 'b,
+    {
+        NewRecord {
+            queue_id: self.queue_id,
+            flag: self.flag,
+            sys_flag: self.sys_flag,
+            born_timestamp: self.born_timestamp,
+            born_host: self.born_host,
+            store_host: self.store_host,
+            reconsume_times: self.reconsume_times,
+            prepared_transaction_offset: self.prepared_transaction_offset,
+            body: self.body,
+            topic: self.topic,
+            properties,
+        }
+    }
+
     /// Reads the record at the head of `bytes`; what follows it is ignored. Its body is not compared
     /// with its CRC.
     ///
