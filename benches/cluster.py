@@ -224,11 +224,14 @@ class Cluster:
         return self.until(f"answer about {topic}", 60, stored)
 
     def produce(self, *options, program=None):
-        """What `rmq bench produce` says once it has ended."""
-        result = os.path.join(self.dir, "bench.json")
+        return self.bench("produce", *options, program=program)
+
+    def bench(self, mode, *options, program=None, name="bench"):
+        """What `rmq bench` says once it has ended. Two at a time need names of their own."""
+        result = os.path.join(self.dir, f"{name}.json")
         with contextlib.suppress(FileNotFoundError):
             os.remove(result)
-        command = [program or Rmq.binary, "bench", "produce", "-q", "-n", self.namesrv, "--json", result, *options]
+        command = [program or Rmq.binary, "bench", mode, "-q", "-n", self.namesrv, "--json", result, *options]
         # Sends that failed make it fail, and are told all the same.
         subprocess.run([str(part) for part in command], check=False, stdout=subprocess.DEVNULL)
         if not os.path.exists(result):

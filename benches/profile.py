@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Where the brokers' time goes: a group of three under `rmq bench`, by thread, system call and function.
 
-    benches/profile.py [--size 1024] [--connections 1] [--in-flight 64] [--rate N] [--seconds 8] [--perf] [--idle]
+    benches/profile.py [--size 1024] [--connections 1] [--in-flight 64] [--rate N] [--seconds 8] [--sync] [--perf] [--idle]
 
 Starts three nodes and a name server on loopback, loads them, and prints Markdown tables: for the threads of the
 leader and of the followers CPU seconds per million messages and wake-ups per message (voluntary switches, which a
@@ -150,13 +150,14 @@ def main():
     parser.add_argument("--in-flight", type=int, default=64)
     parser.add_argument("--seconds", type=int, default=8)
     parser.add_argument("--rate", type=float, help="messages a second; as many as it takes by default")
+    parser.add_argument("--sync", action="store_true", help="with flushDiskType=SYNC_FLUSH")
     parser.add_argument("--perf", action="store_true")
     parser.add_argument("--idle", action="store_true")
     parser.add_argument("--binary", help="the rmq executable; built in release mode by default")
     parser.add_argument("--generator", help="the one that makes the load, if not the same")
     options = parser.parse_args()
     Rmq.choose(options.binary)
-    with work_dir("profile") as work, Rmq(23000, work, None) as cluster:
+    with work_dir("profile") as work, Rmq(23000, work, None, "flushDiskType=SYNC_FLUSH\n" * options.sync) as cluster:
         cluster.up()
         for measure in [idle] if options.idle else [threads, calls] + [functions] * options.perf:
             measure(cluster, options)

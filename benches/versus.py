@@ -11,7 +11,8 @@ three) and NATS JetStream with three replicas, with default settings but for wha
     send      what is stored under 64 threads of the benchmark producer of the RocketMQ distribution (5.5.0), then under
               one; NATS by benches/nats
     bench     the same by `rmq bench`; NATS by benches/nats
-    latency   1 KiB at 1,000 and 5,000 a second, counted from the due time (benches/java/OpenLoop.java, benches/nats)
+    latency   1 KiB at 1,000 and 5,000 a second, counted from the due time (benches/java/OpenLoop.java, benches/nats), and
+              by `rmq bench`
     failover  from kill -9 of the leader to the first send that a plain client, which asks all nodes in turn, gets acknowledged
     restart   the same from the start of all nodes after kill -9 of all under load, and what is missing then
     sync      `send` with flushDiskType=SYNC_FLUSH
@@ -102,6 +103,16 @@ def latency(cluster, rate, seconds):
         sender = cluster.generator("open", 1024, rate, seconds // 2, seconds)
     out, _ = sender.communicate()
     return json.loads(out)
+
+
+def bench_latency(cluster, rate, seconds):
+    """The same without a JVM on the processors that the nodes need."""
+    if not cluster.speaks_rocketmq:
+        return latency(cluster, rate, seconds)
+    options = ("-t", "bench1024", "-s", 1024, "-r", rate, "--warmup", seconds // 2, "-d", seconds)
+    sent = cluster.produce(*options)["sent"]
+    at = sent["latency_ms"]
+    return {"sends": sent["messages"], "failed": sent["failed"], "p50_ms": at["p50"], "p99_ms": at["p99"], "p999_ms": at["p99_9"]}
 
 
 def failover(cluster):
@@ -216,6 +227,8 @@ def plans(options):
         "latency": [
             ("1 KiB at 1,000/s", lambda c: latency(c, 1000, seconds)),
             ("1 KiB at 5,000/s", lambda c: latency(c, 5000, seconds)),
+            ("rmq bench, 1 KiB at 1,000/s", lambda c: bench_latency(c, 1000, seconds)),
+            ("rmq bench, 1 KiB at 5,000/s", lambda c: bench_latency(c, 5000, seconds)),
         ],
         "failover": [("kill -9 of the leader", failover)],
         "restart": [("kill -9 of all", restart)],
