@@ -44,9 +44,29 @@ def read_alike(path, made):
     return found
 
 
+def processor_times():
+    with open("/proc/stat") as f:
+        return [int(value) for value in f.readline().split()[1:9]]
+
+
+last_times = processor_times()
+
+
+def stolen_percent():
+    """The share of the processors' time since the last call, or the start, in which they had work and the hypervisor ran
+    something else."""
+    global last_times
+    now = processor_times()
+    spent = [after - before for before, after in zip(last_times, now)]
+    last_times = now
+    return round(100 * spent[7] / max(1, sum(spent)), 1)
+
+
 def add(record, path):
     """Prints a record and adds it to a file, if one is given, with the state of the machine."""
-    record = {**record, "cores": os.cpu_count(), "load": record.get("load", round(os.getloadavg()[0], 1))}
+    record = {
+        **record, "cores": os.cpu_count(), "load": record.get("load", round(os.getloadavg()[0], 1)), "stolen_percent": stolen_percent(),
+    }
     line = json.dumps(record)
     print(line, flush=True)
     if path:
@@ -68,4 +88,8 @@ def conditions(records, beside=None):
         load += f", most of it {beside} at idle priority."
     else:
         load += ", so times are long and only comparisons mean something." if middle > 2 * cores else "."
-    return f"Measured with {' and '.join(named)}. Load of the machine ({cores} cores): {load}"
+    said = f"Measured with {' and '.join(named)}. Load of the machine ({cores} cores): {load}"
+    if stolen := [record["stolen_percent"] for record in records if "stolen_percent" in record]:
+        middle = statistics.median(stolen)
+        said += f" Its hypervisor kept {min(stolen):.0f} to {max(stolen):.0f} % of its processors' time, median {middle:.0f} %."
+    return said
