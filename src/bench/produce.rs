@@ -167,13 +167,11 @@ impl Sender {
     ) -> io::Result<()> {
         loop {
             let now = self.make(link, templates, schedule, flying);
-            if schedule.is_over {
-                if flying.count() == 0 {
-                    return Ok(());
-                }
-                let silent = |_| io::Error::other(format!("no answer within {DRAIN:?}"));
-                timeout(DRAIN, link.work()).await.map_err(silent)??;
-            } else if flying.free.is_empty() {
+            if schedule.is_over && flying.count() == 0 {
+                return Ok(());
+            }
+            // More can be made only when something has been written or answered.
+            if schedule.is_over || flying.free.is_empty() || link.out.len() >= MADE_BYTES {
                 let silent = |_| io::Error::other(format!("no answer within {DRAIN:?}"));
                 timeout(DRAIN, link.work()).await.map_err(silent)??;
             } else {

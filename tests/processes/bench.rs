@@ -45,6 +45,16 @@ fn what_bench_sends_it_reads_and_every_message_is_counted() {
         (found["sent"]["failed"] == 0).then_some(topic)
     });
 
+    // Large ones, of which few fit what is made before it is written.
+    until("every large send is acknowledged", || {
+        let topic = topics.next()?;
+        let mut arguments = vec!["produce", "-t", &topic, "-s", "262144", "-i", "64"];
+        arguments.extend(["--warmup", "0", "--count", "100", "--json", read_path]);
+        succeeds(&namesrv, &arguments)?;
+        let sent = &json(&read)["sent"];
+        (sent["messages"] == 100 && sent["failed"] == 0).then_some(())
+    });
+
     until("every message is read", || {
         let consume = ["consume", "-t", &topic, "-c", "2", "--json", read_path];
         succeeds(&namesrv, &consume)?;
