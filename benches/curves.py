@@ -43,9 +43,9 @@ def values(side, cpu_s_per_million):
     }
 
 
-def sends(cluster, options, topic, *load):
+def sends(cluster, options, topic, *load, warmup=2):
     pids = [part for process in cluster.nodes() for part in ("--pid", process.pid)]
-    result = cluster.produce("-t", topic, "-d", options.seconds, *load, *pids)
+    result = cluster.produce("-t", topic, "--warmup", warmup, "-d", options.seconds, *load, *pids)
     return values(result["sent"], result["cpu"]["per_million_messages"])
 
 
@@ -54,7 +54,9 @@ def by_size(cluster, options, size):
 
 
 def by_connections(cluster, options, count):
-    return sends(cluster, options, "connections", "-c", count, "-i", max(1, 64 // count), "-r", options.rate)
+    # All have to be there before it begins.
+    load = ("-c", count, "-i", max(1, 64 // count), "-r", options.rate)
+    return sends(cluster, options, "connections", *load, warmup=2 + count // 500)
 
 
 def by_topics(cluster, options, count):

@@ -84,9 +84,12 @@ impl Cluster {
             if route.is_none() {
                 self.create(&topic, plan.queues).await?;
                 let end = Instant::now() + ROUTE_PATIENCE;
-                while route.is_none() && Instant::now() < end {
-                    sleep(PAUSE).await;
+                loop {
                     route = self.route(&topic).await?;
+                    if route.is_some() || Instant::now() >= end {
+                        break;
+                    }
+                    sleep(PAUSE).await;
                 }
             }
             let before = queues.len();
