@@ -4,8 +4,7 @@ import html
 import math
 import statistics
 
-from cluster import ROOT
-from records import conditions
+from records import publish as write_page
 
 # Key of a measurement, what it is called, and its colour if the picture has it.
 KEYS = {
@@ -96,21 +95,11 @@ def picture(records):
 
 def publish(records):
     rounds = 1 + max(record["round"] for record in records)
-    page = [
-        "# What a message costs as the work grows",
-        "",
-        f"Written by `benches/curves.py` from its measurements: medians of up to {rounds} rounds. The nodes of a group and the load",
+    made = f"medians of up to {rounds} rounds" if rounds > 1 else "one round"
+    words = [
+        f"Written by `benches/curves.py` from its measurements: {made}. The nodes of a group and the load",
         "share a machine. `benches/curves.py --help` tells what is measured how, [performance.md](performance.md) why a curve is",
         "as it is.",
-        "",
-        conditions(records),
-        "",
-        "![How many times the first point's each point is](curves.svg)",
-        "",
-        *table(records),
-        "",
     ]
-    with open(f"{ROOT}/docs/curves.md", "w") as f:
-        f.write("\n".join(page))
-    with open(f"{ROOT}/docs/curves.svg", "w") as f:
-        f.write(picture(records))
+    shows = "How many times the first point's each point is"
+    write_page("curves", "What a message costs as the work grows", words, records, table(records), picture(records), shows)

@@ -6,6 +6,8 @@ import statistics
 import subprocess
 import sys
 
+from cluster import ROOT
+
 SOURCES = (":/src", ":/crates", ":/Cargo.toml", ":/Cargo.lock")
 # Directories that Cargo names after its profiles.
 BUILDS = {"release": "a release build", "debug": "an unoptimised build"}
@@ -93,3 +95,14 @@ def conditions(records, beside=None):
         middle = statistics.median(stolen)
         said += f" Its hypervisor kept {min(stolen):.0f} to {max(stolen):.0f} % of its processors' time, median {middle:.0f} %."
     return said
+
+
+def publish(name, title, words, records, table, picture, shows):
+    """Writes docs/NAME.md, with these words and how the records were made before the table, and the picture beside it."""
+    page = [
+        f"# {title}", "", *words, "", conditions(records), "", f"![{shows}]({name}.svg)", "", *table, "",
+    ]
+    with open(f"{ROOT}/docs/{name}.md", "w") as f:
+        f.write("\n".join(page))
+    with open(f"{ROOT}/docs/{name}.svg", "w") as f:
+        f.write(picture)

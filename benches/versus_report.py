@@ -4,8 +4,8 @@ import html
 import math
 import statistics
 
-from cluster import ROOT, JavaDledger, JavaPair, Nats, Rmq
-from records import conditions
+from cluster import JavaDledger, JavaPair, Nats, Rmq
+from records import publish as write_page
 
 TARGETS = [Rmq.name, JavaDledger.name, JavaPair.name, Nats.name]
 # Key of a measurement, its unit, and whether more of it is better.
@@ -111,21 +111,11 @@ def picture(records):
 
 def publish(records):
     rounds = 1 + max(record["round"] for record in records)
-    page = [
-        "# rmq beside others",
-        "",
-        f"Written by `benches/versus.py` from its measurements: medians of up to {rounds} rounds, in brackets the least and the most.",
+    made = f"medians of up to {rounds} rounds" if rounds > 1 else "one round"
+    words = [
+        f"Written by `benches/versus.py` from its measurements: {made}, in brackets the least and the most.",
         "The nodes of a cluster and the load share a machine. Machines differ and are noisy: believe ratios. The Java pair has two",
         "nodes, the others three; `benches/versus.py --help` tells what is measured how.",
-        "",
-        conditions(records),
-        "",
-        "![How many times better rmq is](versus.svg)",
-        "",
-        *table(records),
-        "",
     ]
-    with open(f"{ROOT}/docs/versus.md", "w") as f:
-        f.write("\n".join(page))
-    with open(f"{ROOT}/docs/versus.svg", "w") as f:
-        f.write(picture(records))
+    shows = "How many times better rmq is"
+    write_page("versus", "rmq beside others", words, records, table(records), picture(records), shows)
