@@ -20,7 +20,7 @@ UNITS = {
     "lost": ("acknowledged messages missing", False),
     "resident_mib": ("MiB, all nodes", False),
     "cpu_percent": ("% of a core, all nodes", False),
-    "log_bytes_beyond_body": ("bytes of the log for each message beside its body", False),
+    "log_bytes_beyond_body": ("log bytes a message beside its body", False),
 }
 
 
