@@ -5,6 +5,7 @@ import math
 import statistics
 
 from records import publish as write_page
+from records import rounds, shown
 
 # Key of a measurement, what it is called, and its colour if the picture has it.
 KEYS = {
@@ -37,10 +38,6 @@ def medians(records):
         curve: {x: {key: statistics.median(all) for key, all in keys.items()} for x, keys in sorted(points.items())}
         for curve, points in found.items()
     }
-
-
-def shown(value):
-    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
 
 
 def table(records):
@@ -94,10 +91,8 @@ def picture(records):
 
 
 def publish(records):
-    rounds = 1 + max(record["round"] for record in records)
-    made = f"medians of up to {rounds} rounds" if rounds > 1 else "one round"
     words = [
-        f"Written by `benches/curves.py` from its measurements: {made}. The nodes of a group and the load",
+        f"Written by `benches/curves.py` from its measurements: {rounds(records)}. The nodes of a group and the load",
         "share a machine. `benches/curves.py --help` tells what is measured how, [performance.md](performance.md) why a curve is",
         "as it is.",
     ]

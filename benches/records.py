@@ -97,6 +97,17 @@ def conditions(records, beside=None):
     return said
 
 
+def shown(value):
+    """A figure of a table, of three digits or to the unit."""
+    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
+
+
+def rounds(records):
+    """How many of each there are, in words."""
+    count = 1 + max(record["round"] for record in records)
+    return f"medians of up to {count} rounds" if count > 1 else "one round"
+
+
 def publish(name, title, words, records, table, picture, shows):
     """Writes docs/NAME.md, with these words and how the records were made before the table, and the picture beside it."""
     page = [

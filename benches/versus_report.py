@@ -6,6 +6,7 @@ import statistics
 
 from cluster import JavaDledger, JavaPair, Nats, Rmq
 from records import publish as write_page
+from records import rounds, shown
 
 TARGETS = [Rmq.name, JavaDledger.name, JavaPair.name, Nats.name]
 # Key of a measurement, its unit, and whether more of it is better.
@@ -39,10 +40,6 @@ def medians(records):
         row: {target: (statistics.median(all), min(all), max(all)) for target, all in targets.items()}
         for row, targets in values.items()
     }
-
-
-def shown(value):
-    return f"{value:,.0f}" if value >= 1000 or value == int(value) else f"{value:.3g}"
 
 
 def cell(found):
@@ -110,10 +107,8 @@ def picture(records):
 
 
 def publish(records):
-    rounds = 1 + max(record["round"] for record in records)
-    made = f"medians of up to {rounds} rounds" if rounds > 1 else "one round"
     words = [
-        f"Written by `benches/versus.py` from its measurements: {made}, in brackets the least and the most.",
+        f"Written by `benches/versus.py` from its measurements: {rounds(records)}, in brackets the least and the most.",
         "The nodes of a cluster and the load share a machine. Machines differ and are noisy: believe ratios. The Java pair has two",
         "nodes, the others three; `benches/versus.py --help` tells what is measured how.",
     ]
