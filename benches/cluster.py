@@ -168,6 +168,18 @@ class Cluster:
 
         self.until("leader", 120, created)
 
+    def create_topics(self, names, queues):
+        """In lists, each of which waits once for the name servers."""
+        for at in range(0, len(names), 1000):
+            topics = [
+                {"topicName": name, "readQueueNums": queues, "writeQueueNums": queues, "perm": 6, "order": False, "topicSysFlag": 0}
+                for name in names[at : at + 1000]
+            ]
+            body = json.dumps({"topicConfigList": topics}).encode()
+            answer = rpc(self.addresses[self.leading()], 18, body=body, timeout=30)
+            if answer["code"] != 0:
+                raise SystemExit(f"{self.name}: topics are not created: {answer.get('remark')}")
+
     def leader(self):
         """The node that the name server shows as broker id 0."""
         try:
@@ -223,8 +235,12 @@ class Cluster:
 
         return self.until(f"answer about {topic}", 60, stored)
 
-    def produce(self, *options, program=None):
-        return self.bench("produce", *options, program=program)
+    def produce(self, *options, program=None, name="bench"):
+        return self.bench("produce", *options, program=program, name=name)
+
+    def pids(self):
+        """The nodes, as `rmq bench` is told of them."""
+        return [part for process in self.nodes() for part in ("--pid", process.pid)]
 
     def bench(self, mode, *options, program=None, name="bench"):
         """What `rmq bench` says once it has ended. Two at a time need names of their own."""

@@ -7,15 +7,15 @@
 Loads a group of three, begun anew for each curve and round, with `rmq bench`, one point of the curve after the other:
 
     size         64 sends under way, of bodies from 128 B to 1 MiB
-    connections  --rate sends a second of 1 KiB by 1 to 5,000 connections
-    topics       the same by one connection, to 1 to 1,000 topics of one queue each
+    connections  --rate sends a second of 1 KiB by 1 to 15,000 connections, at most 5,000 of one program
+    topics       the same by one connection, to 1 to 100,000 topics of one queue each
     queues       the same, to 8 to 100,000 queues, at most 1,000 to a topic
     backlog      one consumer reads 100,000 to 1,600,000 messages of 1 KiB from the start, in large pulls
     consumers    1,000 sends a second of 1 KiB, each read at once by 1 to 16 consumers of their own
     nodes        64 sends of 1 KiB under way, to groups of 1, 3 and 5
 
 Prints medians. The cost is that of the nodes together. Each measurement is a JSON line; one that the file has of the
-same commit and options is not made again. 5,000 connections need as many open files (`ulimit -n`).
+same commit and options is not made again. 15,000 connections need as many open files (`ulimit -n`).
 """
 
 import argparse
@@ -28,6 +28,8 @@ from cluster import Rmq, move_to_own_network, work_dir
 from records import add, made_with, read_alike
 
 E2E_RATE = 1000
+# Each connection of a generator takes two descriptors, for the socket and for a timer.
+CONNECTIONS_EACH = 5000
 
 
 def group_of(count):
@@ -44,8 +46,7 @@ def values(side, cpu_s_per_million):
 
 
 def sends(cluster, options, topic, *load, warmup=2):
-    pids = [part for process in cluster.nodes() for part in ("--pid", process.pid)]
-    result = cluster.produce("-t", topic, "--warmup", warmup, "-d", options.seconds, *load, *pids)
+    result = cluster.produce("-t", topic, "--warmup", warmup, "-d", options.seconds, *load, *cluster.pids())
     return values(result["sent"], result["cpu"]["per_million_messages"])
 
 
@@ -54,12 +55,27 @@ def by_size(cluster, options, size):
 
 
 def by_connections(cluster, options, count):
+    programs = -(-count // CONNECTIONS_EACH)
+    each = count // programs
     # All have to be there before it begins.
-    load = ("-c", count, "-i", max(1, 64 // count), "-r", options.rate)
-    return sends(cluster, options, "connections", *load, warmup=2 + count // 500)
+    warmup = 2 + count // 500
+    load = ("-t", "connections", "-c", each, "-i", max(1, 64 // each), "-r", options.rate / programs)
+    load = (*load, "--warmup", warmup, "-d", options.seconds, *cluster.pids())
+    cluster.create_topics(["connections"], 8)
+    with ThreadPoolExecutor(programs) as pool:
+        runs = [pool.submit(cluster.produce, *load, name=f"bench{i}") for i in range(programs)]
+        results = [run.result() for run in runs]
+    found = [values(result["sent"], result["cpu"]["per_million_messages"]) for result in results]
+    together = max(found, key=lambda one: one["p99_ms"])
+    for summed in ("per_second", "mib_per_second", "failed"):
+        together[summed] = sum(one[summed] for one in found)
+    # Each divides what the nodes took by what it has sent itself.
+    together["cpu_s_per_million"] = 1 / sum(1 / one["cpu_s_per_million"] for one in found)
+    return together
 
 
 def by_topics(cluster, options, count):
+    cluster.create_topics([f"topics{count}_{i}" for i in range(count)] if count > 1 else ["topics1"], 1)
     return sends(cluster, options, f"topics{count}", "--topics", count, "--queues", 1, "-r", options.rate)
 
 
@@ -97,8 +113,8 @@ def by_nodes(cluster, options, _):
 
 CURVES = {
     "size": (by_size, [128, 1024, 4096, 16384, 65536, 262144, 1048576]),
-    "connections": (by_connections, [1, 10, 100, 1000, 5000]),
-    "topics": (by_topics, [1, 10, 100, 1000]),
+    "connections": (by_connections, [1, 10, 100, 1000, 5000, 15000]),
+    "topics": (by_topics, [1, 10, 100, 1000, 10000, 100000]),
     "queues": (by_queues, [8, 100, 1000, 10000, 100000]),
     "backlog": (by_backlog, [100_000, 400_000, 1_600_000]),
     "consumers": (by_consumers, [1, 2, 4, 8, 16]),

@@ -90,7 +90,7 @@ def send(cluster, size, warm, seconds, threads=64):
 def bench(cluster, size, seconds, in_flight, connections=1):
     if not cluster.speaks_rocketmq:
         return send(cluster, size, seconds / 2, seconds / 2, in_flight)
-    pids = [part for process in cluster.nodes() for part in ("--pid", process.pid)]
+    pids = cluster.pids()
     options = ("-t", f"bench{size}", "-s", size, "-c", connections, "-i", in_flight, "-d", seconds)
     result = cluster.produce(*options, *pids)
     return {"per_second": result["sent"]["per_second"], "cpu_s_per_million": result["cpu"]["per_million_messages"]}

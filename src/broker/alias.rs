@@ -82,6 +82,10 @@ impl Service for AliasPort {
         Arc::clone(&self.broker).call(request).await
     }
 
+    fn is_brief(&self, code: i32) -> bool {
+        self.broker.is_brief(code)
+    }
+
     fn class(&self, code: i32) -> Class {
         self.broker.class(code)
     }

@@ -117,6 +117,12 @@ table! {
     Local CLEAN_EXPIRED_CONSUMEQUEUE | CLEAN_UNUSED_TOPIC => admin::clean,
 }
 
+/// Sends of one message. The rest takes locks that others hold while they do much, reads what may be on disk alone, or has as many
+/// parts as a frame has room for.
+pub(super) fn is_brief(code: i32) -> bool {
+    matches!(code, request::SEND_MESSAGE | request::SEND_MESSAGE_V2)
+}
+
 pub(super) fn unsupported(code: i32) -> Refusal {
     let remark = format!(" request type {code} not supported");
     Refusal::new(response::REQUEST_CODE_NOT_SUPPORTED, remark)
@@ -133,6 +139,10 @@ impl Service for Broker {
 
     fn class(&self, code: i32) -> Class {
         intake::class(code)
+    }
+
+    fn is_brief(&self, code: i32) -> bool {
+        is_brief(code)
     }
 
     fn busy(&self, code: i32, waited: Duration) -> Option<(i32, String)> {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use rmq_store::{Arrival, ArrivalListener, LogReader, PendingRecord, Position, Queues};
 use rmq_wire::code::response;
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
@@ -65,6 +66,8 @@ pub struct Broker {
     /// Held while a round of delayed messages and its progress are stored.
     pub(super) delivering: tokio::sync::Mutex<()>,
     pub(super) transactions: Transactions,
+    /// The one that serves clients, and not that of Raft, where a request may be worked on too.
+    runtime: Handle,
     draining: AtomicBool,
     leaving: watch::Sender<bool>,
     /// Leadership is being handed over, and the address that moves with it.
@@ -78,7 +81,7 @@ pub struct Broker {
 
 impl Broker {
     /// `store_host` is the address that clients reach this node at; `clock` gives Unix
-    /// milliseconds.
+    /// milliseconds. Must be called on the runtime that serves clients.
     pub fn new(
         config: Arc<BrokerConfig>,
         store_host: SocketAddr,
@@ -111,6 +114,7 @@ impl Broker {
             told: watch::Sender::default(),
             delivering: tokio::sync::Mutex::default(),
             transactions: Transactions::default(),
+            runtime: Handle::current(),
             draining: AtomicBool::new(false),
             leaving: watch::Sender::new(false),
             moving: watch::Sender::new(0),
@@ -309,7 +313,9 @@ pub(super) async fn blocking<R: Send + 'static>(
     read: impl FnOnce(&Broker) -> Result<R, Refusal> + Send + 'static,
 ) -> Result<R, Refusal> {
     let broker = Arc::clone(broker);
-    tokio::task::spawn_blocking(move || read(&broker))
+    let runtime = broker.runtime.clone();
+    runtime
+        .spawn_blocking(move || read(&broker))
         .await
         .map_err(|error| Refusal::system_error(error.to_string()))?
 }

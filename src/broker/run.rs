@@ -31,7 +31,7 @@ use crate::raft::{
     self, LastWill, NotLeader, PeerListError, PeerOptions, RaftOptions, RetentionRules,
     SelfIdError, Timers,
 };
-use crate::remoting::{Client, serve};
+use crate::remoting::{Client, Homes, Housing, serve};
 use crate::shutdown::{Shutdown, Trigger};
 
 /// The ports of a broker.
@@ -205,14 +205,19 @@ async fn run_on_store(
     ];
     let (stop_serving, serving) = Shutdown::new();
     let mut servers = JoinSet::new();
+    let homes = Homes::new(group.runtime());
+    let housing = |port: &Port| {
+        let (listener, homes) = (port.open()?, homes.clone());
+        Ok::<_, io::Error>(Housing { listener, homes })
+    };
     let ports = [&listeners.clients, &listeners.vip];
     for port in ports {
-        let (listener, service) = (port.open()?, Arc::clone(&broker));
+        let (listener, service) = (housing(port)?, Arc::clone(&broker));
         let intake = broker.intake.clone();
         servers.spawn(serve(listener, service, intake, serving.clone()));
     }
     for (number, port) in (1..).zip(&listeners.aliases) {
-        let (listener, service) = (port.open()?, AliasPort::new(Arc::clone(&broker), number));
+        let (listener, service) = (housing(port)?, AliasPort::new(Arc::clone(&broker), number));
         let intake = broker.intake.clone();
         servers.spawn(serve(listener, service, intake, serving.clone()));
     }

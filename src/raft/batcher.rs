@@ -1,8 +1,7 @@
 //! Group commit: sends that arrive while earlier ones are on their way share the next entry.
 //!
 //! There is no timer. A batch is closed as soon as fewer than [`WINDOW`] entries are in flight, so
-//! an idle broker proposes each send at once and a busy one fills its batches. The task runs on
-//! the runtime of its callers, not on that of Raft: it wakes a caller for every send.
+//! an idle broker proposes each send at once and a busy one fills its batches.
 
 use std::collections::VecDeque;
 use std::pin::pin;
@@ -71,7 +70,8 @@ pub(super) struct Batcher {
 }
 
 impl Batcher {
-    /// Starts the task on the current runtime; it ends when the batcher is dropped.
+    /// Starts the task on the current runtime, which should be that of Raft: it wakes nobody but the senders then. It ends when
+    /// the batcher is dropped.
     /// `max_extent_bytes` is the most that the log takes as one entry.
     pub(super) fn start(
         raft: Raft,

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use rmq_store::{PendingRecord, Position};
+use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 
 use super::batcher::{self, Batcher, HOLD, Outcome, RETRY};
@@ -114,7 +115,7 @@ struct Inner {
     /// Taken away to be stopped.
     retaining: Mutex<Option<Retaining>>,
     /// Dropped last: everything above runs on it.
-    _runtime: Option<RaftRuntime>,
+    runtime: Option<RaftRuntime>,
 }
 
 impl Group {
@@ -133,7 +134,7 @@ impl Group {
             members: peers.as_ref().map(Peers::members),
             peers: Mutex::new(peers),
             retaining: Mutex::new(Some(retaining)),
-            _runtime: Some(runtime),
+            runtime: Some(runtime),
         }))
     }
 
@@ -147,12 +148,17 @@ impl Group {
             members: None,
             peers: Mutex::default(),
             retaining: Mutex::default(),
-            _runtime: None,
+            runtime: None,
         }))
     }
 
     fn leadership(&self) -> &Leadership {
         &self.0.node.leadership
+    }
+
+    /// The runtime of Raft, if it has threads of its own.
+    pub fn runtime(&self) -> Option<Handle> {
+        self.0.runtime.as_ref().and_then(RaftRuntime::own)
     }
 
     /// openraft's handle.

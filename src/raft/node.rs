@@ -26,8 +26,8 @@ use super::upkeep::{Upkeep, until_mended};
 use super::{Raft, tick, watchdog};
 use crate::meta::Meta;
 
-/// Threads for the core, the state machine and the connections of a group; client I/O never runs here, so that no
-/// load from clients delays a heartbeat. Where clients keep both of two processors busy anyway, a second thread is
+/// Threads for the core, the state machine, the batcher and the connections of a group, and for a few of those of clients
+/// (`remoting::Homes`), so that no load from clients delays a heartbeat for long. Where clients keep both of two processors busy anyway, a second thread is
 /// mostly woken for what the first one would have done (docs/performance.md).
 fn threads() -> usize {
     match available_parallelism() {
@@ -167,6 +167,16 @@ impl RaftRuntime {
             handle: runtime.handle().clone(),
             own: Some(runtime),
         })
+    }
+
+    /// Where it runs, its own or not.
+    pub(super) fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// Its own threads, if it has some.
+    pub(super) fn own(&self) -> Option<Handle> {
+        self.own.as_ref().map(|runtime| runtime.handle().clone())
     }
 
     /// Runs `work` on this runtime, to its end even if the caller stops waiting.

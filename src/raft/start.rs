@@ -188,13 +188,16 @@ pub async fn start(
         .await;
     let (node, network, peers) = started.ok_or(StartError::Panicked)??;
     let max = reader.max_extent_bytes();
-    let batcher = Batcher::start(
-        node.raft.clone(),
-        node.leadership.clone(),
-        known,
-        node.space.clone(),
-        max,
-    );
+    let batcher = {
+        let _there = runtime.handle().enter();
+        Batcher::start(
+            node.raft.clone(),
+            node.leadership.clone(),
+            known,
+            node.space.clone(),
+            max,
+        )
+    };
     let retaining = Retaining::start(&node, network.clone(), retention, rules);
     Ok(Group::new(
         node, batcher, network, peers, retaining, runtime,

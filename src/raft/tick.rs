@@ -10,17 +10,20 @@ use tokio::time::{Instant, timeout_at};
 use super::Raft;
 use super::gate::VoteGate;
 
-/// Sends a leader's heartbeats, and has the tick rest on a leader and on who has just heard one, until openraft stops.
-/// Nobody is elected later by that: between the last word of a leader and an election there is at least the lower
-/// bound of the random time, with a lease before it or without.
+/// Sends a leader's heartbeats, and has the tick rest on a leader and on who knows one that it has just heard, until openraft
+/// stops. Nobody stands for election later by that: between the last word of a leader and an election that the tick begins is
+/// its lease and then a random time. Where the lease is ended before its time, whoever is to lead stands at once.
 pub(super) async fn pace(raft: Raft, gate: VoteGate) {
     let config = raft.config();
     let interval = Duration::from_millis(config.heartbeat_interval);
-    let quiet = Duration::from_millis(config.election_timeout_min);
+    let quiet = Duration::from_millis(config.election_timeout_max);
     let mut server = raft.server_metrics();
     let mut heartbeat = Instant::now();
     loop {
-        let state = server.borrow_watched().state;
+        let (state, leader) = {
+            let server = server.borrow_watched();
+            (server.state, server.current_leader)
+        };
         let now = Instant::now();
         let rests_until = match state {
             ServerState::Leader => {
@@ -32,7 +35,9 @@ pub(super) async fn pace(raft: Raft, gate: VoteGate) {
                 }
                 Some(heartbeat)
             }
-            ServerState::Follower | ServerState::Learner => gate.heard().map(|at| at + quiet),
+            ServerState::Follower | ServerState::Learner => {
+                leader.and_then(|_| gate.heard()).map(|at| at + quiet)
+            }
             _ => None,
         };
         let rests_until = rests_until.filter(|end| *end > now);

@@ -14,6 +14,7 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::home::Home;
 use super::outbox::{Outbox, Pieces, PushError};
 use super::reader::{Ended, Reader};
 use super::{Bounds, Reply, Service, Stream};
@@ -261,7 +262,8 @@ impl Drop for Forget<'_> {
 }
 
 /// Runs the connection until its end: the other side closes it, breaks the rules or a limit, or
-/// `shutdown` is asked for. In the last case what is in flight may finish within `limits.drain`.
+/// `shutdown` is asked for. In the last case what is in flight may finish within `limits.drain`. Must be called on the
+/// runtime of the connection's home.
 pub(super) async fn run<S: Service>(
     stream: Stream,
     conn: Arc<Conn>,
@@ -274,8 +276,10 @@ pub(super) async fn run<S: Service>(
         Arc::clone(&conn),
         bounds.limits().write_stall,
     ));
+    let home = stream.home;
+    let elsewhere = home.as_ref().and_then(Home::elsewhere);
     service.opened(&conn);
-    let mut reader = Reader::new(stream.reader, &conn, &service, &bounds, shutdown);
+    let mut reader = Reader::new(stream.reader, &conn, &service, &bounds, shutdown, elsewhere);
     let ended = reader.run().await;
     if ended == Ended::Drain && !bounds.limits().drain.is_zero() {
         let drain = async {
@@ -289,7 +293,12 @@ pub(super) async fn run<S: Service>(
     }
     conn.close();
     reader.leave();
-    service.closed(&conn);
+    // It may wait for locks.
+    match home.as_ref().and_then(Home::elsewhere) {
+        Some(elsewhere) => drop(elsewhere.spawn(async move { service.closed(&conn) })),
+        None => service.closed(&conn),
+    }
+    drop(home);
 }
 
 async fn write(writer: Box<dyn AsyncWrite + Send + Unpin>, conn: Arc<Conn>, stall: Duration) {

@@ -3,7 +3,7 @@
 //! means is the [`Service`]'s.
 //!
 //! - `net`: the seam to the network (listener, dialer, stream)
-//! - `server`: accepts and drains; `client`: one kept connection per address
+//! - `server`: accepts and drains; `home`: on which threads a connection lives; `client`: one kept connection per address
 //! - `conn`: one connection, the same from both ends; `reader` is its half that starts handlers,
 //!   `outbox` the bounded queue before its writing half
 //! - `http`: the questions of load balancers on the same port
@@ -13,6 +13,7 @@
 mod bounds;
 mod client;
 mod conn;
+mod home;
 mod http;
 mod limits;
 mod net;
@@ -31,6 +32,7 @@ mod tests;
 pub use bounds::{Bounds, Class, Room};
 pub use client::Client;
 pub use conn::{CallError, Conn};
+pub use home::{Homes, Housing};
 pub use limits::{Limits, LogLimit};
 pub use net::{Dialer, Dialing, Listener, Stream, Tcp};
 pub use server::serve;

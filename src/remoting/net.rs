@@ -13,6 +13,8 @@ use tokio::net::tcp::OwnedWriteHalf;
 use tokio::net::{TcpListener, TcpStream, ToSocketAddrs};
 use tokio::time::{Instant, Sleep, sleep};
 
+use super::home::Home;
+
 /// How long a connection that ends in order waits for its peer's machine to have the last answers.
 const DELIVERY_LIMIT: Duration = Duration::from_secs(1);
 /// How often it looks.
@@ -24,6 +26,8 @@ pub struct Stream {
     pub writer: Box<dyn AsyncWrite + Send + Unpin>,
     pub peer: SocketAddr,
     pub local: SocketAddr,
+    /// Where its tasks run; with whoever accepts it if there is none.
+    pub(super) home: Option<Home>,
 }
 
 impl Stream {
@@ -60,6 +64,7 @@ impl Stream {
             writer: boxed(writer),
             peer,
             local,
+            home: None,
         })
     }
 }

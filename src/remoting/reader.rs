@@ -14,7 +14,8 @@ use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use rmq_wire::code::response;
 use rmq_wire::frame::{self, Command, FrameError, Language};
 use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use super::bounds::{READ_BYTES_MIN, Room, UNIT_BYTES, units};
@@ -79,6 +80,8 @@ pub(super) struct Reader<'a, S> {
     /// Bytes that are still to come of a large request that was refused.
     unwanted: usize,
     shutdown: Shutdown,
+    /// Who works on requests that may take long.
+    elsewhere: Option<Elsewhere>,
     in_flight: Arc<Semaphore>,
     in_flight_units: u32,
     /// Requests that were begun and wait for something.
@@ -92,6 +95,7 @@ impl<'a, S: Service> Reader<'a, S> {
         service: &'a Arc<S>,
         bounds: &'a Bounds,
         shutdown: Shutdown,
+        elsewhere: Option<Handle>,
     ) -> Self {
         let units = bounds.limits().in_flight_bytes / UNIT_BYTES;
         let units = u32::try_from(units).unwrap_or(u32::MAX);
@@ -108,10 +112,15 @@ impl<'a, S: Service> Reader<'a, S> {
             room: None,
             unwanted: 0,
             shutdown,
+            elsewhere: elsewhere.map(|runtime| Elsewhere::on(runtime, units as usize)),
             in_flight: Arc::new(Semaphore::new(units as usize)),
             in_flight_units: units,
             working: FuturesUnordered::new(),
         }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.in_flight.available_permits() == self.in_flight_units as usize
     }
 
     /// Waits until no request is in flight.
@@ -208,7 +217,7 @@ impl<'a, S: Service> Reader<'a, S> {
                 () = &mut asked, if !stopping => stopping = true,
                 // A timer is made only then.
                 () = async { sleep(QUIET).await }, if stopping => {
-                    if self.working.is_empty() && self.conn.outbox.is_sent() {
+                    if self.is_idle() && self.conn.outbox.is_sent() {
                         return Ok(Ended::Drain);
                     }
                 }
@@ -393,13 +402,14 @@ impl<'a, S: Service> Reader<'a, S> {
             conn: Some(Arc::clone(self.conn)),
             peer: self.conn.peer(),
         };
-        let mut working = Working {
+        let is_brief = self.service.is_brief(request.command.code);
+        let working = Working {
             work: Guarded(Box::pin(Arc::clone(self.service).call(request))),
             answer: Some(answer),
         };
-        let begun = poll_fn(|cx| Poll::Ready(Pin::new(&mut working).poll(cx)));
-        if begun.await.is_pending() {
-            self.working.push(working);
+        match &mut self.elsewhere {
+            Some(elsewhere) if !is_brief => elsewhere.begin(working),
+            _ => begin(&mut self.working, working).await,
         }
         Ok(())
     }
@@ -417,6 +427,52 @@ impl<'a, S: Service> Reader<'a, S> {
             }
         }
     }
+}
+
+/// Polls a request for the first time, and keeps it if it waits for something.
+async fn begin(working: &mut FuturesUnordered<Working>, mut request: Working) {
+    let begun = poll_fn(|cx| Poll::Ready(Pin::new(&mut request).poll(cx)));
+    if begun.await.is_pending() {
+        working.push(request);
+    }
+}
+
+/// A task on another runtime for requests that would hold up this one, made for the first of them.
+struct Elsewhere {
+    runtime: Handle,
+    /// The most that can be in flight.
+    bound: usize,
+    requests: Option<mpsc::Sender<Working>>,
+}
+
+impl Elsewhere {
+    fn on(runtime: Handle, bound: usize) -> Self {
+        Self {
+            runtime,
+            bound,
+            requests: None,
+        }
+    }
+
+    /// Has it begun there, in order.
+    fn begin(&mut self, request: Working) {
+        let requests = self.requests.get_or_insert_with(|| {
+            let (requests, begun) = mpsc::channel(self.bound);
+            self.runtime.spawn(work_on_all(begun));
+            requests
+        });
+        // That task ends before this one only with its runtime.
+        requests.try_send(request).ok();
+    }
+}
+
+/// Works on requests until there will be no more and all are answered.
+async fn work_on_all(mut requests: mpsc::Receiver<Working>) {
+    let mut working = FuturesUnordered::new();
+    while let Some(request) = meanwhile(&mut working, requests.recv()).await {
+        begin(&mut working, request).await;
+    }
+    while working.next().await.is_some() {}
 }
 
 /// Goes on with requests, for as long as it is polled. Those that have become ready together are

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 use super::conn::{self, Conn};
@@ -51,6 +52,8 @@ pub async fn serve<S: Service>(
             continue;
         };
         let conn = Conn::new(&stream, &bounds);
+        let home = stream.home.as_ref();
+        let runtime = home.map_or_else(Handle::current, |home| home.runtime().clone());
         let task = conn::run(
             stream,
             conn,
@@ -59,7 +62,7 @@ pub async fn serve<S: Service>(
             shutdown.clone(),
         );
         let alive = alive.clone();
-        tokio::spawn(async move {
+        runtime.spawn(async move {
             task.await;
             drop((slot, alive));
         });

@@ -66,8 +66,8 @@ pub const OVERLOAD: &str = "[OVERLOAD]system busy, start flow control for a whil
 ///
 /// Requests of one connection run concurrently, but each is polled for the first time in the order
 /// of arrival, before the next one is looked at. What a handler does before its first suspension
-/// point therefore happens in order. One task polls all requests of a connection, so that whatever
-/// blocks it delays them all.
+/// point therefore happens in order, among those that are [brief](Service::is_brief) and among those that are not. One task
+/// polls all requests of a connection, or one for either kind, so that whatever blocks it delays them all.
 pub trait Service: Send + Sync + 'static {
     /// Answers one request; `None` answers nothing. What is returned for a oneway request is
     /// dropped.
@@ -80,6 +80,13 @@ pub trait Service: Send + Sync + 'static {
     fn class(&self, code: i32) -> Class {
         let _ = code;
         Class::Other
+    }
+
+    /// Whether a request of this code never keeps its thread for long: no file is read for it, no lock is waited for that others
+    /// keep for long. Others are not worked on where they would hold up Raft.
+    fn is_brief(&self, code: i32) -> bool {
+        let _ = code;
+        true
     }
 
     /// What a request of this code is told for which there was no room in so long, code and remark;

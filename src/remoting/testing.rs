@@ -32,6 +32,7 @@ fn stream(io: DuplexStream) -> Stream {
         writer: Box::new(writer),
         peer: addr,
         local: addr,
+        home: None,
     }
 }
 

@@ -1,4 +1,5 @@
 mod crowd;
+mod home;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
