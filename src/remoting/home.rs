@@ -13,9 +13,9 @@ use tokio::runtime::Handle;
 
 use super::{Listener, Stream};
 
-/// Connections that live with Raft at most: with the most that each does before others have their turn, a few milliseconds, they
+/// Connections that live with Raft at most: with the most that each does before others have their turn, a millisecond or two, they
 /// are far from holding up a heartbeat for as long as an election takes.
-const NEAR_MAX: usize = 8;
+const NEAR_MAX: usize = 4;
 /// So many of the first connections do, for one of a tool that comes first must not keep out the only producer.
 const NEAR_FIRST: usize = 2;
 
@@ -142,7 +142,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn the_first_two_live_with_raft_and_then_one_in_three_up_to_eight() {
+    async fn the_first_two_live_with_raft_and_then_one_in_three_up_to_four() {
         let raft = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .build()
@@ -153,7 +153,7 @@ mod tests {
             let letter = |home: &Home| if home.is_near { 'n' } else { '-' };
             homes.iter().map(letter).collect()
         };
-        assert_eq!(near(&all), "nn--n--n--n--n--n--n----------");
+        assert_eq!(near(&all), "nn--n--n----------------------");
         assert!(
             all.iter()
                 .all(|home| home.is_near == (home.runtime().id() == raft.handle().id()))
