@@ -142,7 +142,7 @@ impl Disks {
         }
         kill()?;
         for disk in disks() {
-            run(Command::new("umount").arg(&disk.at))?;
+            disk.unmount()?;
             disk.mount()?;
         }
         let mut kept = 0;
@@ -163,7 +163,7 @@ impl Disks {
     pub fn repair(&self, node: usize) -> anyhow::Result<()> {
         let disk = &self.mounted[node];
         disk.end_others(&[], None)?;
-        run(Command::new("umount").arg(&disk.at))?;
+        disk.unmount()?;
         disk.attach()
     }
 
@@ -244,6 +244,17 @@ impl Disk {
         Ok(())
     }
 
+    /// Tries for a while: a process that any thread here has just forked holds all of its files until it executes its program.
+    fn unmount(&self) -> anyhow::Result<()> {
+        let end = Instant::now() + STOP_LIMIT;
+        loop {
+            match run(Command::new("umount").arg(&self.at)) {
+                Err(_) if Instant::now() < end => std::thread::sleep(Duration::from_millis(20)),
+                result => return result,
+            }
+        }
+    }
+
     /// Has the file system write nothing any more.
     fn shut_down(&self, how: u32) -> anyhow::Result<()> {
         let root = File::open(&self.at)?;
@@ -258,7 +269,7 @@ impl Disk {
 impl Drop for Disks {
     fn drop(&mut self) {
         for disk in &self.mounted {
-            if let Err(e) = run(Command::new("umount").arg(&disk.at)) {
+            if let Err(e) = disk.unmount() {
                 eprintln!("{e:#}");
             }
         }
