@@ -61,7 +61,7 @@ def by_connections(cluster, options, count):
     warmup = 2 + count // 500
     load = ("-t", "connections", "-c", each, "-i", max(1, 64 // each), "-r", options.rate / programs)
     load = (*load, "--warmup", warmup, "-d", options.seconds, *cluster.pids())
-    cluster.create_topics(["connections"], 8)
+    cluster.create_topic("connections")
     with ThreadPoolExecutor(programs) as pool:
         runs = [pool.submit(cluster.produce, *load, name=f"bench{i}") for i in range(programs)]
         results = [run.result() for run in runs]
