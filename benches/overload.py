@@ -15,8 +15,8 @@ message at a time until 20 in a row are answered as fast as before the load. Pri
 
 --limits fails where goodput is below 80 % of the peak, RssAnon above the budget and what an idle broker had by more
 than a tenth, where a term has changed, something was lost, or it took more than 10 s. --peak gives the peak instead of
-finding it, for a try at a tiny rate. The load goes on until all that was due in --seconds is sent, which takes five times as long
-where little is refused, and writes some 3.6 KiB on one machine for each message of 1 KiB that is taken.
+finding it, for a try at a tiny rate. What was due in --seconds and had to wait is sent for ten more, and all that is
+taken writes some 3.6 KiB on one machine for each message of 1 KiB.
 """
 
 import argparse

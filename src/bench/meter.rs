@@ -8,8 +8,8 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use tokio::time::Instant;
 
-use super::Plan;
 use super::report::Lap;
+use super::{DRAIN, Plan};
 
 /// Longest latency that is told apart from longer ones, in microseconds.
 const LONGEST_US: u64 = 600_000_000;
@@ -101,6 +101,11 @@ impl Window {
     pub(super) fn end(&self) -> u64 {
         self.duration
             .map_or(u64::MAX, |duration| self.begin().saturating_add(duration))
+    }
+
+    /// Whether nothing is sent any more, however long ago it was due.
+    pub(super) fn is_closed(&self, now: u64) -> bool {
+        now >= self.end().saturating_add(nanos(DRAIN))
     }
 
     pub(super) fn is_measured(&self, due: u64) -> bool {

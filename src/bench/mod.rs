@@ -90,7 +90,8 @@ pub enum BenchError {
     TooFewConnections { connections: u32, brokers: usize },
 }
 
-/// How long requests under way may take once nothing new is sent.
+/// How much later than the last one is due requests are sent that had to wait, and how long those under way may take once
+/// nothing new is sent.
 const DRAIN: Duration = Duration::from_secs(10);
 /// How long the last messages may take to be read, counted from the last that was.
 const READ_PATIENCE: Duration = Duration::from_secs(5);

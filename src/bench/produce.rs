@@ -197,6 +197,7 @@ impl Sender {
     ) -> u64 {
         let now = self.clock.now();
         let messages = u64::from(self.plan.batch);
+        schedule.is_over |= self.window.is_closed(now);
         while !schedule.is_over && link.out.len() < MADE_BYTES {
             let due = schedule.due(now);
             if due > now {

@@ -108,6 +108,13 @@ fn what_is_due_in_the_window_is_measured_up_to_the_count() {
     window.open(0);
     assert_eq!(window.take(11_999_999_999, 1), Turn::Measure);
     assert_eq!(window.take(12_000_000_000, 1), Turn::Over);
+    assert!(!window.is_closed(21_999_999_999) && window.is_closed(22_000_000_000));
+    let endless = Window::new(&Plan {
+        duration: None,
+        ..plan()
+    });
+    endless.open(0);
+    assert!(!endless.is_closed(u64::MAX - 1));
 }
 
 #[test]

@@ -116,7 +116,11 @@ impl Clients {
             tables.producer_conns.insert(client, conn);
         }
         let members = tables.producers.get_mut(group).expect("inserted above");
-        members.insert(member.conn.id(), member);
+        let (conn, client) = (member.conn.id(), member.client_id.clone());
+        let before = members.insert(conn, member);
+        if let Some(before) = before.filter(|before| before.client_id != client) {
+            tables.forget_producer_conn(&before);
+        }
     }
 
     /// The connection of a producer.
@@ -138,11 +142,12 @@ impl Clients {
 
     pub(super) fn unregister_producer(&self, conn: u64, group: &str) {
         let mut tables = self.write();
-        if let Some(members) = tables.producers.get_mut(group) {
-            members.remove(&conn);
-        }
-        if !tables.producers.values().any(|of| of.contains_key(&conn)) {
-            tables.producer_conns.retain(|_, known| known.id() != conn);
+        let members = tables.producers.get_mut(group);
+        let left = members.and_then(|members| members.remove(&conn));
+        if let Some(left) = left
+            && !tables.producers.values().any(|of| of.contains_key(&conn))
+        {
+            tables.forget_producer_conn(&left);
         }
         tables.forget_empty();
     }
@@ -156,10 +161,11 @@ impl Clients {
                 left.push(name.clone());
             }
         }
-        for members in tables.producers.values_mut() {
-            members.remove(&conn);
+        let groups = tables.producers.values_mut();
+        let producers: Vec<Member> = groups.filter_map(|group| group.remove(&conn)).collect();
+        for member in &producers {
+            tables.forget_producer_conn(member);
         }
-        tables.producer_conns.retain(|_, known| known.id() != conn);
         tables.forget_empty();
         left
     }
@@ -264,6 +270,14 @@ impl Clients {
 }
 
 impl Tables {
+    /// Of a member that was taken out.
+    fn forget_producer_conn(&mut self, member: &Member) {
+        let known = self.producer_conns.get(&member.client_id);
+        if known.is_some_and(|conn| conn.id() == member.conn.id()) {
+            self.producer_conns.remove(&member.client_id);
+        }
+    }
+
     fn forget_empty(&mut self) {
         self.consumers
             .retain(|_, group| !group.members.is_empty() || !group.absent.is_empty());

@@ -14,7 +14,8 @@ use crate::bench::{self, Mode, Plan, Report};
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Latency counts from the time at which a request is due, not from when it could be \
-    sent. Without --rate each connection sends as soon as an answer makes room among its --in-flight.\n\n\
+    sent; what had to wait is sent for up to 10 s after the end, and the rest counted as not sent. \
+    Without --rate each connection sends as soon as an answer makes room among its --in-flight.\n\n\
     Examples:\n  \
     rmq bench produce -n 127.0.0.1:9876 --in-flight 64\n  \
     rmq bench produce --rate 5000 --size 128 --duration 60 --json before.json\n  \

@@ -86,6 +86,10 @@ where
         print!("{}", loaded.print(options.print_all, options.origins));
         return Start::Exit(ExitCode::SUCCESS);
     }
+    if let Err(error) = log_to_stderr() {
+        eprintln!("error: {error:#}");
+        return Start::Exit(ExitCode::from(config::EXIT_CODE));
+    }
     if options.check {
         eprintln!("the configuration is good");
         return Start::Exit(ExitCode::SUCCESS);
@@ -103,7 +107,6 @@ pub(super) fn broker(options: &Options) -> anyhow::Result<ExitCode> {
         Start::With(config) => *config,
         Start::Exit(code) => return Ok(code),
     };
-    log_to_stderr()?;
     raise_descriptor_limit();
     super::runtime()?.block_on(async {
         let (trigger, shutdown) = Shutdown::new();
@@ -141,7 +144,6 @@ pub(super) fn namesrv(options: &Options) -> anyhow::Result<ExitCode> {
         Start::With(config) => *config,
         Start::Exit(code) => return Ok(code),
     };
-    log_to_stderr()?;
     raise_descriptor_limit();
     super::runtime()?.block_on(async {
         let (trigger, shutdown) = Shutdown::new();

@@ -27,8 +27,8 @@ use super::{Raft, tick, watchdog};
 use crate::meta::Meta;
 
 /// Threads for the core, the state machine, the batcher and the connections of a group, and for a few of those of clients
-/// (`remoting::Homes`), so that no load from clients delays a heartbeat for long. Where clients keep both of two processors busy anyway, a second thread is
-/// mostly woken for what the first one would have done (docs/performance.md).
+/// (`remoting::Homes`), so that no load from clients delays a heartbeat for long. Where clients keep both of two processors
+/// busy anyway, a second thread is mostly woken for what the first one would have done (docs/performance.md).
 fn threads() -> usize {
     match available_parallelism() {
         Ok(processors) if processors.get() > 2 => 2,
@@ -172,11 +172,6 @@ impl RaftRuntime {
             handle: runtime.handle().clone(),
             own: Some(runtime),
         })
-    }
-
-    /// Where it runs, its own or not.
-    pub(super) fn handle(&self) -> &Handle {
-        &self.handle
     }
 
     /// Its own threads, if it has some.

@@ -188,16 +188,12 @@ pub async fn start(
         .await;
     let (node, network, peers) = started.ok_or(StartError::Panicked)??;
     let max = reader.max_extent_bytes();
-    let batcher = {
-        let _there = runtime.handle().enter();
-        Batcher::start(
-            node.raft.clone(),
-            node.leadership.clone(),
-            known,
-            node.space.clone(),
-            max,
-        )
-    };
+    let (raft, leadership) = (node.raft.clone(), node.leadership.clone());
+    let space = node.space.clone();
+    let batcher = runtime
+        .run(async move { Batcher::start(raft, leadership, known, space, max) })
+        .await
+        .ok_or(StartError::Panicked)?;
     let retaining = Retaining::start(&node, network.clone(), retention, rules);
     Ok(Group::new(
         node, batcher, network, peers, retaining, runtime,

@@ -279,7 +279,14 @@ pub(super) async fn run<S: Service>(
     let home = stream.home;
     let elsewhere = home.as_ref().and_then(Home::elsewhere);
     service.opened(&conn);
-    let mut reader = Reader::new(stream.reader, &conn, &service, &bounds, shutdown, elsewhere);
+    let mut reader = Reader::new(
+        stream.reader,
+        &conn,
+        &service,
+        &bounds,
+        shutdown,
+        elsewhere.clone(),
+    );
     let ended = reader.run().await;
     if ended == Ended::Drain && !bounds.limits().drain.is_zero() {
         let drain = async {
@@ -294,7 +301,7 @@ pub(super) async fn run<S: Service>(
     conn.close();
     reader.leave();
     // It may wait for locks.
-    match home.as_ref().and_then(Home::elsewhere) {
+    match elsewhere {
         Some(elsewhere) => drop(elsewhere.spawn(async move { service.closed(&conn) })),
         None => service.closed(&conn),
     }

@@ -58,12 +58,19 @@ fn check_judges_a_file_and_starts_nothing() {
     let store = dir.path().join("store");
     let conf = dir.path().join("broker.conf");
     fs::write(&conf, properties(&store, free_port())).unwrap();
-    let output = Command::new(rmq())
-        .args(["broker", "--check", "-c"])
-        .arg(conf)
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", text(&output));
+    let judged = |log: &str| {
+        Command::new(rmq())
+            .args(["broker", "--check", "-c"])
+            .arg(&conf)
+            .env("RMQ_LOG", log)
+            .output()
+            .unwrap()
+    };
+    let good = judged("debug");
+    assert!(good.status.success(), "{}", text(&good));
+    let bad = judged("info,rmq=loud");
+    assert_eq!(bad.status.code(), Some(EX_CONFIG));
+    assert!(text(&bad).contains("RMQ_LOG=info,rmq=loud"));
     assert!(!store.try_exists().unwrap());
 }
 

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use rmq_wire::body::{HeartbeatData, ProducerData};
 use rmq_wire::header::{ReplyMessage, UnregisterClient};
 use rmq_wire::properties;
@@ -92,6 +94,15 @@ async fn a_reply_that_reaches_nobody_is_an_error() {
     });
     requester.call(leave).await;
     fails(reply_to("asker"), "channel of <asker> not found").await;
+
+    requester.call(producer("asker")).await;
+    requester.call(producer("another")).await;
+    fails(reply_to("asker"), "channel of <asker> not found").await;
+    assert!(node.broker.clients.producer("another").is_some());
+    drop(requester);
+    while node.broker.clients.producer("another").is_some() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
 }
 
 #[tokio::test]
