@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use rmq_store::{PendingRecord, QueueOffset, mutant};
+use rmq_store::{PendingRecord, Place, QueueOffset, Unit, mutant};
 use rmq_wire::record::Record;
 use rmq_wire::{name, properties};
 
@@ -27,9 +27,10 @@ const PAUSE: Duration = Duration::from_millis(100);
 const IDLE_PAUSE: Duration = Duration::from_secs(1);
 /// Pause after a round that failed (`DELAY_FOR_A_PERIOD`, shortened).
 const FAILED_PAUSE: Duration = Duration::from_secs(1);
-/// Messages and bytes of one level in one round.
+/// Messages of one level in one round.
 const ROUND_MESSAGES: usize = 256;
-const ROUND_BYTES: usize = 1024 * 1024;
+/// Bytes of messages that are delivered at a time, but for one message that alone has more.
+const BATCH_BYTES: u64 = 1024 * 1024;
 
 /// Delivers for as long as it is polled; the caller stops it when this node no longer leads.
 pub(super) async fn run(broker: &Arc<Broker>) {
@@ -70,34 +71,23 @@ async fn round(broker: &Arc<Broker>, next: &mut BTreeMap<i32, i64>) -> Result<Ro
     if broker.meta.is_frozen() {
         return Ok(Round::Waiting);
     }
-    let mut records = Vec::new();
-    let mut progress = Vec::new();
+    let mut batch = Batch::default();
     let (mut is_full, mut waits) = (false, false);
     for (level, delay) in (1..).zip(&broker.config.message_delay_level) {
         let from = next.get(&level).copied().unwrap_or(0);
         let due = due(broker, level, from, *delay)?;
         is_full |= due.is_full;
         waits |= due.waits;
-        records.extend(due.records);
+        if batch.bytes + due.bytes > batch_bytes(broker) {
+            batch.deliver(broker, next).await?;
+        }
+        batch.bytes += due.bytes;
+        batch.records.extend(due.records);
         if due.next != from {
-            progress.push((level, due.next));
+            batch.progress.push((level, due.next));
         }
     }
-    if mutant!(M10) && !progress.is_empty() {
-        broker
-            .propose(Change::DelayProgress(progress.clone()))
-            .await?;
-        tokio::time::sleep(PAUSE).await;
-    }
-    if !records.is_empty() {
-        broker.store(records).await?;
-    }
-    if !progress.is_empty() {
-        broker
-            .propose(Change::DelayProgress(progress.clone()))
-            .await?;
-        next.extend(progress);
-    }
+    batch.deliver(broker, next).await?;
     Ok(match (is_full, waits) {
         (true, _) => Round::Full,
         (false, true) => Round::Waiting,
@@ -105,9 +95,53 @@ async fn round(broker: &Arc<Broker>, next: &mut BTreeMap<i32, i64>) -> Result<Ro
     })
 }
 
+/// What is delivered at a time: one entry of the log, and behind it another one with how far each level is.
+#[derive(Default)]
+struct Batch {
+    records: Vec<PendingRecord>,
+    bytes: usize,
+    progress: Vec<(i32, i64)>,
+}
+
+impl Batch {
+    /// Leaves it empty.
+    async fn deliver(
+        &mut self,
+        broker: &Arc<Broker>,
+        next: &mut BTreeMap<i32, i64>,
+    ) -> Result<(), Refusal> {
+        let Self {
+            records, progress, ..
+        } = std::mem::take(self);
+        if mutant!(M10) && !progress.is_empty() {
+            broker
+                .propose(Change::DelayProgress(progress.clone()))
+                .await?;
+            tokio::time::sleep(PAUSE).await;
+        }
+        if !records.is_empty() {
+            broker.store(records).await?;
+        }
+        if !progress.is_empty() {
+            broker
+                .propose(Change::DelayProgress(progress.clone()))
+                .await?;
+            next.extend(progress);
+        }
+        Ok(())
+    }
+}
+
+/// [`BATCH_BYTES`], and where segments are small far less than an entry may have.
+fn batch_bytes(broker: &Broker) -> usize {
+    let bytes = BATCH_BYTES.min(broker.log.max_extent_bytes() / 2);
+    usize::try_from(bytes).expect("at most a mebibyte")
+}
+
 /// What of one level is due now.
 struct Due {
     records: Vec<PendingRecord>,
+    bytes: usize,
     /// Queue offset of the first message that is not.
     next: i64,
     is_full: bool,
@@ -129,38 +163,55 @@ fn due(broker: &Broker, level: i32, from: i64, delay: Duration) -> io::Result<Du
     // Messages that the log has let go of cannot be delivered.
     let mut due = Due {
         records: Vec::new(),
+        bytes: 0,
         next: from.max(first),
         is_full: false,
         waits: false,
     };
-    let mut bytes = 0;
     while due.next < end {
         let Some(offset) = QueueOffset::from_i64(due.next) else {
             break;
         };
-        let Some(unit) = broker.queues.unit(name::SCHEDULE_TOPIC, queue_id, offset)? else {
-            break;
-        };
+        let unit = broker.queues.unit(name::SCHEDULE_TOPIC, queue_id, offset)?;
         // A clock that was set back must not stretch a delay; what stands in the queue is the time
         // at which the message is due.
         let latest = now.saturating_add_unsigned(delay.as_millis() as u64);
-        if unit.tags_code > now && unit.tags_code <= latest {
+        let waits = |unit: Unit| unit.tags_code > now && unit.tags_code <= latest;
+        if unit.is_some_and(waits) {
             break;
         }
-        if due.records.len() == ROUND_MESSAGES || bytes > ROUND_BYTES {
+        if due.records.len() == ROUND_MESSAGES {
             due.is_full = true;
             break;
         }
-        let record = super::query::record_at(broker, unit.phy);
-        match record.as_ref().and_then(|record| deliver(broker, record)) {
-            Some(record) => {
-                bytes += record.buf.len();
-                due.records.push(record);
-            }
-            None => tracing::warn!(
+        match broker
+            .queues
+            .place(name::SCHEDULE_TOPIC, queue_id, offset)?
+        {
+            Place::Message(record) => match deliver(broker, &record) {
+                Some(record) => {
+                    let bytes = due.bytes + record.buf.len();
+                    if bytes > batch_bytes(broker) && !due.records.is_empty() {
+                        due.is_full = true;
+                        break;
+                    }
+                    due.bytes = bytes;
+                    due.records.push(record);
+                }
+                None => tracing::warn!(
+                    level,
+                    offset = due.next,
+                    "a delayed message is undeliverable"
+                ),
+            },
+            Place::Nothing => {}
+            Place::Later => break,
+            Place::Damaged(_) if broker.log.is_mending() => break,
+            Place::Damaged(damage) => tracing::error!(
                 level,
                 offset = due.next,
-                "a delayed message is undeliverable"
+                %damage,
+                "a delayed message is lost"
             ),
         }
         due.next += 1;

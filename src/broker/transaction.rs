@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use rand::seq::IteratorRandom as _;
-use rmq_store::{PendingRecord, PhyOffset, QueueOffset, Unit, mutant};
+use rmq_store::{PendingRecord, PhyOffset, Place, QueueOffset, Unit, mutant};
 use rmq_wire::code::{request, response};
 use rmq_wire::frame::Command;
 use rmq_wire::header::{CheckTransactionState, EndTransaction};
@@ -368,6 +368,9 @@ impl State {
                     ending: false,
                 };
                 open.insert(*next, half);
+            } else if place(broker, name::TRANS_HALF_TOPIC, *next)? != Place::Nothing {
+                // A unit that was lost, and may be there again by now.
+                return Ok(());
             }
             *next += 1;
         }
@@ -383,8 +386,18 @@ impl State {
             ..
         } = self;
         *next_over = progress(broker, name::TRANS_OP_HALF_TOPIC).max(*next_over);
-        for unit in units(broker, name::TRANS_OP_HALF_TOPIC, *next_over, ends.over)? {
-            let over = unit.map(|unit| over(broker, unit)).unwrap_or_default();
+        let some = next_over.saturating_add(UNITS as i64).min(ends.over);
+        while *next_over < some {
+            let over = match place(broker, name::TRANS_OP_HALF_TOPIC, *next_over)? {
+                Place::Message(record) => over(&record),
+                Place::Nothing => Vec::new(),
+                Place::Later => return Ok(()),
+                Place::Damaged(_) if broker.log.is_mending() => return Ok(()),
+                Place::Damaged(damage) => {
+                    tracing::error!(%damage, "which transaction is over here is lost");
+                    Vec::new()
+                }
+            };
             if over
                 .iter()
                 .any(|offset| *offset >= *next && *offset < ends.halves)
@@ -409,15 +422,8 @@ impl State {
 }
 
 /// The half messages that a record says are over.
-fn over(broker: &Broker, unit: Unit) -> Vec<i64> {
-    let Some(bytes) = record_at(broker, unit.phy) else {
-        tracing::error!(
-            position = unit.phy.as_i64(),
-            "it cannot be read which transaction is over here"
-        );
-        return Vec::new();
-    };
-    let body = Record::decode(&bytes).map_or(&[][..], |record| record.body);
+fn over(record: &[u8]) -> Vec<i64> {
+    let body = Record::decode(record).map_or(&[][..], |record| record.body);
     let text = str::from_utf8(body).unwrap_or_default();
     // 5.x puts several into one, with commas between and behind them.
     let offsets = text.split(',').filter_map(|offset| offset.parse().ok());
@@ -434,6 +440,11 @@ fn progress(broker: &Broker, topic: &str) -> i64 {
         .filter(|stored| *stored <= end)
         .unwrap_or(first)
         .max(first)
+}
+
+fn place(broker: &Broker, topic: &str, offset: i64) -> io::Result<Place> {
+    let offset = QueueOffset::from_i64(offset).unwrap_or_default();
+    broker.queues.place(topic, QUEUE, offset)
 }
 
 /// Some units of the topic's queue from `next` on, none from `end` on; fewer where the dispatcher has not

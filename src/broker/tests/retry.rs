@@ -73,6 +73,25 @@ async fn a_delayed_message_arrives_when_it_is_due() {
 }
 
 #[tokio::test]
+async fn what_is_due_at_once_need_not_fit_one_entry() {
+    static BODY: [u8; 50 << 10] = [b'x'; 50 << 10];
+    let node = impatient().await;
+    // As after a pause: more than a segment of this store has room for.
+    let pause = node.broker.delivering.lock().await;
+    for level in 1..=18 {
+        let properties: &str = Box::leak(format!("DELAY\x01{level}").into_boxed_str());
+        for _ in 0..3 {
+            node.sent(send(properties, &BODY)).await;
+        }
+    }
+    drop(pause);
+    until("all are delivered", || {
+        node.replica.queues.max_offset("T", 0).0 == 54
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_message_that_is_not_due_waits() {
     let node = Node::start().await;
     node.sent(send("DELAY\x0118", b"later")).await;

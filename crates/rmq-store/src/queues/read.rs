@@ -61,6 +61,19 @@ pub struct GetResult {
     pub behind_bytes: u64,
 }
 
+/// What stands at an offset of a queue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// A message, its whole record.
+    Message(Bytes),
+    /// Nothing, for good: the offset was left out, or the log has let go of it.
+    Nothing,
+    /// It cannot be told yet, see [`GetStatus::Late`].
+    Later,
+    /// The message lies in a damaged part of the log, which has to be mended first.
+    Damaged(Damage),
+}
+
 /// Which offset a time stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Boundary {
@@ -161,6 +174,40 @@ impl Queues {
             }
             return Ok(get.result(self, status, next, Some(&state)));
         }
+    }
+
+    /// What stands at an offset of a queue, without waiting for anybody. A unit that is lost is restored from then on.
+    ///
+    /// # Errors
+    /// When the queue's file cannot be read.
+    pub fn place(&self, topic: &str, queue_id: i32, offset: QueueOffset) -> io::Result<Place> {
+        let Some((topic, state)) = self.queue(topic, queue_id) else {
+            return Ok(Place::Later);
+        };
+        if offset < state.min {
+            return Ok(Place::Nothing);
+        }
+        if offset >= state.next {
+            return Ok(Place::Later);
+        }
+        let lookup = match self.files.slot(&topic, queue_id, offset)? {
+            Slot::Blank => Lookup::Skip,
+            Slot::Empty => Lookup::Wrong,
+            Slot::Message(unit) => self.look_up(&unit, queue_id, offset),
+        };
+        Ok(match lookup {
+            Lookup::Record(record) => Place::Message(record),
+            Lookup::Skip | Lookup::Gone { .. } => Place::Nothing,
+            Lookup::Damaged(damage) => Place::Damaged(damage),
+            Lookup::Wrong => {
+                self.report(Hole {
+                    topic,
+                    queue_id,
+                    at: offset,
+                });
+                Place::Later
+            }
+        })
     }
 
     /// Whether reading a queue on from `offset` needs only the last `bytes` of the log, and so nothing that
@@ -333,6 +380,10 @@ impl Queues {
         };
         let left = state.next.0.saturating_sub(offset.0);
         let count = usize::try_from(left).map_or(count, |left| left.min(count));
+        // An offset beyond the end may be any number that a consumer has made up.
+        if count == 0 {
+            return Ok(Vec::new());
+        }
         let mut units = vec![0; count * UNIT_BYTES];
         self.files.read(&topic, queue_id, offset, &mut units)?;
         let unit = |unit| match Slot::decode(unit) {

@@ -3,11 +3,14 @@
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rmq_wire::record::Record;
 
 use super::fake_log::{FakeLog, SEGMENT, Send, config};
 use crate::consume_queue::BLANK;
 use crate::dispatch::DispatchError;
-use crate::queues::{GetStatus, OpenQueuesError, Queues};
+use crate::queues::{GetStatus, OpenQueuesError, Place, Queues};
 use crate::types::{PhyOffset, QueueOffset};
 
 fn fill(log: &FakeLog, topic: &'static str, offsets: std::ops::Range<u64>) {
@@ -322,6 +325,41 @@ fn a_hole_is_repaired_when_it_is_met() {
             fs::read(unit_file(whole.path(), "a", 0)).unwrap()
         );
     }
+}
+
+#[test]
+fn a_place_has_a_message_or_nothing_or_cannot_be_told_yet() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = FakeLog::default();
+    fill(&log, "a", 2..4);
+    fill(&log, "a", 5..20);
+    let queues = log.open(dir.path());
+    let place = |at| queues.place("a", 0, QueueOffset(at)).unwrap();
+    assert_eq!((place(1), place(4)), (Place::Nothing, Place::Nothing));
+    for at in [20, u64::MAX] {
+        assert_eq!(place(at), Place::Later);
+        let units = queues.units("a", 0, QueueOffset(at), 5).unwrap();
+        assert_eq!(units, []);
+    }
+    assert_eq!(queues.place("b", 0, QueueOffset(0)).unwrap(), Place::Later);
+    let Place::Message(record) = place(6) else {
+        panic!("{:?}", place(6));
+    };
+    assert_eq!(Record::decode(&record).unwrap().queue_offset, 6);
+
+    // A unit that is lost is restored, as if a consumer had met it.
+    let path = unit_file(dir.path(), "a", 0);
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[6 * 20..7 * 20].fill(0);
+    fs::write(&path, bytes).unwrap();
+    assert_eq!(place(6), Place::Later);
+    queues.start(Arc::new(|_| true)).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while place(6) != Place::Message(record.clone()) {
+        assert!(Instant::now() < deadline);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    queues.stop().unwrap();
 }
 
 #[test]
