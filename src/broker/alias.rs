@@ -82,8 +82,8 @@ impl Service for AliasPort {
         Arc::clone(&self.broker).call(request).await
     }
 
-    fn is_brief(&self, code: i32) -> bool {
-        self.broker.is_brief(code)
+    fn is_brief(&self, command: &Command) -> bool {
+        self.broker.is_brief(command)
     }
 
     fn class(&self, code: i32) -> Class {

@@ -3,7 +3,7 @@
 //!
 //! `ConsumerManager`, `ConsumerGroupInfo`, `ProducerManager` (4.9.8). A member is a connection.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
@@ -144,9 +144,7 @@ impl Clients {
         let mut tables = self.write();
         let members = tables.producers.get_mut(group);
         let left = members.and_then(|members| members.remove(&conn));
-        if let Some(left) = left
-            && !tables.producers.values().any(|of| of.contains_key(&conn))
-        {
+        if let Some(left) = left {
             tables.forget_producer_conn(&left);
         }
         tables.forget_empty();
@@ -211,9 +209,10 @@ impl Clients {
                 group.consume_from_where = data.consume_from_where;
                 group.subscribe(&data.subscription_data_set);
             }
+            let members = group.members.values();
+            let here: HashSet<String> = members.map(|m| m.client_id.clone()).collect();
             for (client, seen) in absent {
-                let is_here = group.members.values().any(|m| m.client_id == client);
-                if !is_here && now - seen < ABSENCE_MAX {
+                if !here.contains(&client) && now - seen < ABSENCE_MAX {
                     group.absent.insert(client, seen);
                 }
             }
@@ -270,11 +269,13 @@ impl Clients {
 }
 
 impl Tables {
-    /// Of a member that was taken out.
-    fn forget_producer_conn(&mut self, member: &Member) {
-        let known = self.producer_conns.get(&member.client_id);
-        if known.is_some_and(|conn| conn.id() == member.conn.id()) {
-            self.producer_conns.remove(&member.client_id);
+    /// Of a member that was taken out of a group, unless it is in another one.
+    fn forget_producer_conn(&mut self, gone: &Member) {
+        let is_gone = |member: &Member| member.client_id == gone.client_id;
+        let mut left = (self.producers.values()).filter_map(|group| group.get(&gone.conn.id()));
+        let known = self.producer_conns.get(&gone.client_id);
+        if known.is_some_and(|conn| conn.id() == gone.conn.id()) && !left.any(is_gone) {
+            self.producer_conns.remove(&gone.client_id);
         }
     }
 
@@ -304,8 +305,9 @@ impl ConsumerGroup {
     /// it does not name. Whether the topics have changed.
     fn subscribe(&mut self, new: &[SubscriptionData]) -> bool {
         let before = self.subscriptions.len();
+        let named: HashSet<&str> = new.iter().map(|data| data.topic.as_str()).collect();
         self.subscriptions
-            .retain(|topic, _| new.iter().any(|data| data.topic == *topic));
+            .retain(|topic, _| named.contains(topic.as_str()));
         let mut has_changed = self.subscriptions.len() != before;
         for data in new {
             let known = self.subscriptions.get(&data.topic);

@@ -119,8 +119,14 @@ table! {
 
 /// Sends of one message. The rest takes locks that others hold while they do much, reads what may be on disk alone, or has as many
 /// parts as a frame has room for.
-pub(super) fn is_brief(code: i32) -> bool {
-    matches!(code, request::SEND_MESSAGE | request::SEND_MESSAGE_V2)
+pub(super) fn is_brief(command: &Command) -> bool {
+    let batch = match command.code {
+        request::SEND_MESSAGE => "batch",
+        request::SEND_MESSAGE_V2 => "m",
+        _ => return false,
+    };
+    let is_true = |text: &str| text.eq_ignore_ascii_case("true");
+    !command.ext.get(batch).is_some_and(is_true)
 }
 
 pub(super) fn unsupported(code: i32) -> Refusal {
@@ -141,8 +147,8 @@ impl Service for Broker {
         intake::class(code)
     }
 
-    fn is_brief(&self, code: i32) -> bool {
-        is_brief(code)
+    fn is_brief(&self, command: &Command) -> bool {
+        is_brief(command)
     }
 
     fn busy(&self, code: i32, waited: Duration) -> Option<(i32, String)> {

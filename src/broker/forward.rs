@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::dispatch::as_leader;
 use super::refusal::{Handled, Refusal};
 use super::{Broker, ForwardError, Role, pull};
+use crate::raft::Patience;
 use crate::remoting::{Reply, Request};
 
 /// How long the leader has for its answer. Clients that wait give up after 3 to 5 s.
@@ -144,10 +145,13 @@ async fn attempt(broker: &Arc<Broker>, request: &Request, deadline: Instant) -> 
     // What another node forwarded goes no further.
     request.conn.as_ref()?;
     let asked = broker.replica.role().borrow().clone();
-    let limit = ANSWER_LIMIT + suspension(request);
+    let patience = Patience {
+        limit: ANSWER_LIMIT + suspension(request),
+        is_pull: is_pull(request),
+    };
     let forwarded = broker
         .replica
-        .forward(request.raw.clone(), request.peer, limit);
+        .forward(request.raw.clone(), request.peer, patience);
     let late = async {
         succeeded(broker, &asked).await;
         sleep(LATE_ANSWER).await;

@@ -65,6 +65,7 @@ async fn put_all(
 ) -> Handled {
     for config in &configs {
         name::check_group(&config.group_name)?;
+        super::topic::check_queues("retryQueueNums", config.retry_queue_nums)?;
     }
     for config in configs {
         let name = config.group_name.clone();

@@ -143,7 +143,7 @@ pub(super) async fn learn(broker: &Broker) {
         }
         let answer = broker
             .replica
-            .forward(question.clone(), broker.store_host, LEARNING_PAUSE)
+            .forward(question.clone(), broker.store_host, LEARNING_PAUSE.into())
             .await;
         if let Ok(Some(frame)) = answer
             && let Ok(answer) = Command::decode(frame)

@@ -1,7 +1,7 @@
 //! Pulls that wait for messages: who waits on which queue, and how they are woken.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::sync::Notify;
@@ -14,10 +14,12 @@ pub(super) struct Holds {
     queues: Mutex<Queues>,
     /// Waiters in `queues`: with none, an arrival costs one load.
     count: AtomicUsize,
+    /// The number of the next one.
+    next: AtomicU64,
 }
 
-/// topic → queue id → who waits.
-type Queues = HashMap<Arc<str>, HashMap<i32, Vec<Waiter>>>;
+/// topic → queue id → who waits, by number.
+type Queues = HashMap<Arc<str>, HashMap<i32, HashMap<u64, Waiter>>>;
 
 struct Waiter {
     /// The queue offset that is asked for.
@@ -31,6 +33,7 @@ pub(super) struct Hold<'a> {
     holds: &'a Holds,
     topic: Arc<str>,
     queue_id: i32,
+    number: u64,
     woken: Arc<Notify>,
 }
 
@@ -52,13 +55,14 @@ impl Holds {
             filter,
             woken: Arc::clone(&woken),
         };
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
         let mut queues = self.lock();
         queues
             .entry(Arc::clone(&topic))
             .or_default()
             .entry(queue_id)
             .or_default()
-            .push(waiter);
+            .insert(number, waiter);
         // Under the lock, so that the count is never below what is in the map.
         self.count.fetch_add(1, Ordering::SeqCst);
         drop(queues);
@@ -66,6 +70,7 @@ impl Holds {
             holds: self,
             topic,
             queue_id,
+            number,
             woken,
         }
     }
@@ -77,7 +82,7 @@ impl Holds {
         }
         let queues = self.lock();
         let waiters = queues.get(topic).and_then(|queues| queues.get(&queue_id));
-        for waiter in waiters.into_iter().flatten() {
+        for waiter in waiters.into_iter().flat_map(HashMap::values) {
             if next > waiter.offset && waiter.filter.matches(tags_code) {
                 waiter.woken.notify_one();
             }
@@ -86,7 +91,9 @@ impl Holds {
 
     /// Wakes everybody, because this node's role has changed.
     pub(super) fn wake_all(&self) {
-        for waiter in self.lock().values().flat_map(HashMap::values).flatten() {
+        let queues = self.lock();
+        let waiters = queues.values().flat_map(HashMap::values);
+        for waiter in waiters.flat_map(HashMap::values) {
             waiter.woken.notify_one();
         }
     }
@@ -123,7 +130,7 @@ impl Drop for Hold<'_> {
         let Some(waiters) = of_topic.get_mut(&self.queue_id) else {
             return;
         };
-        waiters.retain(|waiter| !Arc::ptr_eq(&waiter.woken, &self.woken));
+        waiters.remove(&self.number);
         if waiters.is_empty() {
             of_topic.remove(&self.queue_id);
         }

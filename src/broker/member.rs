@@ -1,7 +1,6 @@
 //! The broker's view of replication, given by a node of a Raft group.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -12,7 +11,8 @@ use tokio::sync::watch;
 use super::replica::{ForwardError, ProposeError, Replica, Role};
 use crate::meta::Reply;
 use crate::raft::{
-    self, Group, GroupStatus, MemberChange, MembersError, NodeId, RoleState, SelfId, TransferError,
+    self, Group, GroupStatus, MemberChange, MembersError, NodeId, Patience, RoleState, SelfId,
+    TransferError,
 };
 
 /// One node of a group.
@@ -106,11 +106,11 @@ impl Replica for Member {
         &self,
         raw: Bytes,
         client: SocketAddr,
-        limit: Duration,
+        patience: Patience,
     ) -> BoxFuture<'_, Result<Option<Bytes>, ForwardError>> {
         let answer = async move {
             self.group
-                .forward(raw, client, limit)
+                .forward(raw, client, patience)
                 .await
                 .map_err(|error| match error {
                     raft::ForwardError::NotDone(_) => ForwardError::NoLeader,

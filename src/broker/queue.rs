@@ -74,7 +74,9 @@ pub(super) fn is_young(broker: &Broker, topic: &str, queue_id: i32) -> std::io::
         return Ok(false);
     }
     let first = broker.queues.unit(topic, queue_id, QueueOffset(0))?;
-    Ok(first.is_none_or(|unit| broker.log.confirm_offset() - unit.phy <= broker.recent_bytes))
+    let confirm = broker.log.confirm_offset();
+    // A damaged unit may point anywhere.
+    Ok(first.is_none_or(|unit| confirm.0.saturating_sub(unit.phy.0) <= broker.recent_bytes))
 }
 
 fn answer(request: &Request, offset: i64) -> Handled {

@@ -2,7 +2,6 @@
 //! group, and so that they do not see how the group works.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -10,7 +9,9 @@ use rmq_store::{PendingRecord, Position};
 use tokio::sync::watch;
 
 use crate::meta::{FROZEN, Reply};
-use crate::raft::{GroupStatus, MemberChange, MembersError, NodeId, SelfId, TransferError};
+use crate::raft::{
+    GroupStatus, MemberChange, MembersError, NodeId, Patience, SelfId, TransferError,
+};
 
 /// The group as one of its nodes sees it.
 pub trait Replica: Send + Sync + 'static {
@@ -49,7 +50,7 @@ pub trait Replica: Send + Sync + 'static {
         &self,
         raw: Bytes,
         client: SocketAddr,
-        limit: Duration,
+        patience: Patience,
     ) -> BoxFuture<'_, Result<Option<Bytes>, ForwardError>>;
 
     /// Has this node remove what is too old from its log soon.

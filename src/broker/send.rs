@@ -19,6 +19,7 @@ use super::Broker;
 use super::message::{self, Message, Properties};
 use super::refusal::{Handled, Refusal};
 use crate::meta::{FilterType, Topic};
+use crate::raft::MAX_ENTRY_BYTES;
 use crate::remoting::Request;
 
 /// Stores one message or a batch.
@@ -289,6 +290,7 @@ fn batch_records(
         ..shared
     };
     let mut records = Vec::new();
+    let mut bytes = 0;
     for part in split_batch(&request.command.body) {
         let part =
             part.map_err(|error| Refusal::new(response::MESSAGE_ILLEGAL, error.to_string()))?;
@@ -303,7 +305,13 @@ fn batch_records(
             body: part.body,
             ..shared.clone()
         };
-        records.push(message.encode(&text, bounds)?);
+        let record = message.encode(&text, bounds)?;
+        // Each part has the batch's properties too, so that they may be far larger than the frame that they came in.
+        bytes += record.buf.len();
+        if bytes > MAX_ENTRY_BYTES {
+            return Err(message::illegal(bounds));
+        }
+        records.push(record);
     }
     if records.is_empty() {
         return Err(message::illegal(bounds));

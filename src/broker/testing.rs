@@ -24,8 +24,8 @@ use super::replica::{ForwardError, ProposeError, Replica, Role};
 use crate::config::BrokerConfig;
 use crate::meta::{Change, Command, Meta, Reply};
 use crate::raft::{
-    self, GroupStatus, LeaderInfo, MemberChange, MemberStatus, MembersError, NodeId, SelfId,
-    TransferError,
+    self, GroupStatus, LeaderInfo, MemberChange, MemberStatus, MembersError, NodeId, Patience,
+    SelfId, TransferError,
 };
 use crate::remoting::testing::{Port, Switchboard, network};
 use crate::remoting::{self, Client, Limits, Request, Service};
@@ -260,7 +260,7 @@ impl Replica for FakeReplica {
         &self,
         raw: Bytes,
         _: SocketAddr,
-        _: Duration,
+        _: Patience,
     ) -> BoxFuture<'_, Result<Option<Bytes>, ForwardError>> {
         if self.is_frozen.load(Ordering::Relaxed) {
             return std::future::pending().boxed();

@@ -104,15 +104,22 @@ fn as_header(config: TopicConfig) -> CreateTopic {
     }
 }
 
+/// Refuses a number of queues that nobody can mean: tools are told of each queue, whether it has messages or not.
+pub(super) fn check_queues(key: &str, queues: i32) -> Result<(), Refusal> {
+    const MAX: i32 = 1 << 17;
+    match (0..=MAX).contains(&queues) {
+        true => Ok(()),
+        false => Err(Refusal::system_error(format!(
+            "{key}: {queues} is not from 0 to {MAX}"
+        ))),
+    }
+}
+
 /// The topic that is asked for, if tools may have it.
 fn checked(broker: &Broker, header: &CreateTopic) -> Result<Topic, Refusal> {
     check_is_users(broker, &header.topic)?;
-    if header.read_queue_nums < 0 || header.write_queue_nums < 0 {
-        return Err(Refusal::system_error(format!(
-            "{} read and {} write queues",
-            header.read_queue_nums, header.write_queue_nums
-        )));
-    }
+    check_queues("readQueueNums", header.read_queue_nums)?;
+    check_queues("writeQueueNums", header.write_queue_nums)?;
     let known = broker.meta.read().topics.get(&header.topic).cloned();
     let write_queues = known
         .as_ref()

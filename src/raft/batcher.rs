@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -38,7 +39,7 @@ const HEADER_BYTES: usize = 1024;
 const RUN_BYTES: usize = 32;
 /// No entry is larger, whatever the log takes: with a blank where a record did not fit its segment
 /// it has still to fit a frame between peers.
-const MAX_ENTRY_BYTES: usize = 15 * 1024 * 1024;
+pub const MAX_ENTRY_BYTES: usize = 15 * 1024 * 1024;
 /// Sends that wait for a batch; further senders wait.
 const QUEUE_LEN: usize = 8192;
 /// How long a leader without a lease keeps what it could not propose. The lease is missing for a
@@ -95,6 +96,7 @@ impl Batcher {
             next: None,
             flying: FuturesOrdered::new(),
             held: VecDeque::new(),
+            is_refused: Arc::default(),
             unserved: None,
         };
         tokio::spawn(worker.run());
@@ -227,6 +229,10 @@ pub(super) fn outcome(
     }
 }
 
+fn is_lease_over(answer: &ClientWriteResult<TypeConfig>) -> bool {
+    matches!(answer, Err(ClientWriteError::ForwardToLeader(to)) if to.reason == ForwardReason::LeaseExpired)
+}
+
 /// Where a caller waits for its positions.
 type Answer = oneshot::Sender<Result<Vec<Position>, ProposeError>>;
 
@@ -284,6 +290,8 @@ struct Worker {
     flying: FuturesOrdered<BoxFuture<'static, Answered>>,
     /// Batches that openraft refused for want of a lease, oldest first.
     held: VecDeque<Flight>,
+    /// Whether one that flies has been refused so: its answer is looked at after those of all before it.
+    is_refused: Arc<AtomicBool>,
     /// Since when this node does not serve, as far as it looked.
     unserved: Option<Instant>,
 }
@@ -293,14 +301,17 @@ impl Worker {
         // Not made anew for each send: a timer that is due before all others wakes a thread.
         let mut look = pin!(tokio::time::sleep(LOOK));
         loop {
-            let room = self.held.is_empty() && self.flying.len() < WINDOW;
+            let room = !self.is_refused() && self.held.is_empty() && self.flying.len() < WINDOW;
             let waiting = !self.held.is_empty() || !self.flying.is_empty();
             tokio::select! {
                 biased;
                 Some((flight, answer)) = self.flying.next() => self.land(flight, answer),
                 first = next(&mut self.next, &mut self.submissions), if room => {
                     let Some(first) = first else { return };
-                    if let Some(flight) = self.fill(first) {
+                    if self.is_refused() {
+                        // It must not overtake what was refused meanwhile.
+                        self.next = Some(first);
+                    } else if let Some(flight) = self.fill(first) {
                         self.launch(flight).await;
                     }
                 }
@@ -311,6 +322,10 @@ impl Worker {
                 }
             }
         }
+    }
+
+    fn is_refused(&self) -> bool {
+        self.is_refused.load(Ordering::Acquire)
     }
 
     /// Closes a batch that begins with `first`; `None` if nothing may be appended in this term.
@@ -362,7 +377,11 @@ impl Worker {
             return flight.fail(&full);
         }
         let (done, answered) = oneshot::channel();
-        let responder = Responder::new(move |answer| drop(done.send(answer)));
+        let is_refused = Arc::clone(&self.is_refused);
+        let responder = Responder::new(move |answer| {
+            is_refused.fetch_or(is_lease_over(&answer), Ordering::Release);
+            drop(done.send(answer));
+        });
         let proposal = Proposal::Messages(flight.batch.clone());
         let mut write = self.raft.write(proposal).responder(responder);
         if let Some(term) = flight.term {
@@ -392,8 +411,14 @@ impl Worker {
                 self.unserved = None;
                 flight.succeed();
             }
-            Outcome::Held if self.may_hold(&flight) => self.held.push_back(flight),
-            Outcome::Held => flight.fail(&elsewhere(&self.leadership)),
+            Outcome::Held => {
+                // Others that were refused land with it, before anything is launched.
+                self.is_refused.store(false, Ordering::Release);
+                match self.may_hold(&flight) {
+                    true => self.held.push_back(flight),
+                    false => flight.fail(&elsewhere(&self.leadership)),
+                }
+            }
             Outcome::Failed(error) => flight.fail(&error),
         }
     }

@@ -69,9 +69,21 @@ impl VoteGate {
         Instant::now() >= self.0.opens && self.state().trusts(candidate)
     }
 
-    /// Whether `own`, which is this node, may stand for election.
+    /// Whether `own`, which is this node, may stand for election. Its own vote counts too, and may have been promised.
     pub(super) fn may_stand(&self, own: NodeId) -> bool {
-        self.state().trusts(own)
+        self.is_open_to(own)
+    }
+
+    /// Has `set` told whether `own`, which is this node, may stand. Of two that are told at a time the later one is told
+    /// what is so by then.
+    pub(super) fn decide(&self, own: NodeId, set: impl FnOnce(bool)) {
+        let state = self.state();
+        set(Instant::now() >= self.0.opens && state.trusts(own));
+    }
+
+    /// When all that this node may have promised before its start is over.
+    pub(super) fn opens(&self) -> Instant {
+        self.0.opens
     }
 
     /// When a leader was heard last.
@@ -144,8 +156,10 @@ mod tests {
 
     #[test]
     fn a_gate_opens_after_its_grace() {
-        assert!(!VoteGate::new(Duration::from_secs(3600), false).is_open_to(OTHER));
-        assert!(VoteGate::new(Duration::ZERO, false).is_open_to(OTHER));
+        let shut = VoteGate::new(Duration::from_secs(3600), false);
+        assert!(!shut.is_open_to(OTHER) && !shut.may_stand(OWN));
+        let open = VoteGate::new(Duration::ZERO, false);
+        assert!(open.is_open_to(OTHER) && open.may_stand(OWN));
     }
 
     #[test]

@@ -78,6 +78,9 @@ pub enum TransferError {
         /// How many it may be.
         max: u64,
     },
+    /// The wanted successor has only just started, or still builds its queues.
+    #[error("{0} cannot lead yet: it has just started, or its queues are not built")]
+    NotReady(SelfId),
     /// Nobody has taken over; the group elects a leader by its ordinary timeouts.
     #[error("{target} did not take over in time")]
     Timeout {
@@ -87,6 +90,23 @@ pub enum TransferError {
     /// Raft has stopped on this node.
     #[error("raft has stopped: {0}")]
     Fatal(String),
+}
+
+/// How long the leader has for an answer to a client's request.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// In all.
+    pub limit: Duration,
+    /// Whether it is a pull, with which the leader may wait for messages. Pulls go a way of their own, so that
+    /// nothing else has to wait behind them.
+    pub is_pull: bool,
+}
+
+impl From<Duration> for Patience {
+    fn from(limit: Duration) -> Self {
+        let is_pull = false;
+        Self { limit, is_pull }
+    }
 }
 
 /// Why a client's request has no answer from the leader.
@@ -302,7 +322,7 @@ impl Group {
         &self,
         frame: Bytes,
         client: SocketAddr,
-        timeout: Duration,
+        patience: impl Into<Patience>,
     ) -> Result<Option<Bytes>, ForwardError> {
         let not_done = |reason: &str| Err(ForwardError::NotDone(reason.to_owned()));
         let Some(network) = &self.0.network else {
@@ -315,7 +335,7 @@ impl Group {
                 node, raft_addr, ..
             }) => {
                 let answer = network
-                    .forward(node, &raft_addr, client, frame, timeout)
+                    .forward(node, &raft_addr, client, frame, patience)
                     .await;
                 answer.map_err(|error| match error {
                     peer::ForwardError::NotDone(reason) => ForwardError::NotDone(reason),

@@ -13,14 +13,20 @@ use openraft::metrics::{RaftDataMetrics, RaftServerMetrics};
 use openraft_rt_tokio::{TokioInstant, TokioWatchReceiver};
 use rmq_store::mutant;
 use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
 
-use super::peer::SelfId;
+use super::peer::{Network, SelfId};
 use super::types::{LeaderId, Membership, NodeId, TypeConfig};
 use super::{GroupStatus, LeaderInfo, MemberStatus, Raft, Role, RoleState, TransferError};
 
 /// What is to be done with the reason once openraft has stopped for good.
 pub type OnFatal = Box<dyn FnOnce(&str) + Send>;
 
+/// How long a successor may take to say whether it can take over.
+const ASK_LIMIT: Duration = Duration::from_millis(500);
+/// For how long successors are asked, and the pause in between.
+const ASK_DEADLINE: Duration = Duration::from_secs(1);
+const ASK_PAUSE: Duration = Duration::from_millis(50);
 /// How long a transfer may take: the target elects itself in a few round trips and a flush.
 const TRANSFER_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -36,6 +42,8 @@ pub(super) struct Leadership {
     resigned_term: AtomicU64,
     roles: watch::Sender<RoleState>,
     fatal: OnceLock<String>,
+    /// By which a successor is asked whether it can take over.
+    network: OnceLock<Network>,
 }
 
 /// How long this node may serve without hearing from its group again.
@@ -66,7 +74,13 @@ impl Leadership {
             resigned_term: AtomicU64::new(0),
             roles,
             fatal: OnceLock::new(),
+            network: OnceLock::new(),
         }
+    }
+
+    /// Has successors asked whether they can take over, from now on.
+    pub(super) fn ask_through(&self, network: Network) {
+        self.network.set(network).ok();
     }
 
     pub(super) fn self_id(&self) -> NodeId {
@@ -192,7 +206,7 @@ impl Leadership {
             }
             let lease_over = async {
                 match lease {
-                    Lease::Until(end) => tokio::time::sleep(remaining(end)).await,
+                    Lease::Until(end) => sleep(remaining(end)).await,
                     Lease::Forever | Lease::None => std::future::pending().await,
                 }
             };
@@ -256,7 +270,10 @@ impl Leadership {
         if to == Some(SelfId::of(self.self_id())) {
             return Ok(self.self_id());
         }
-        let target = self.status().successor(to)?;
+        let target = self.successor(to).await?;
+        if self.leading() != Some(term) {
+            return Err(TransferError::NotLeader(self.other_leader()));
+        }
         self.resigned_term.store(term, Ordering::Release);
         // Watchers must not believe in the lease until its end.
         self.roles.send_modify(|role| role.serving = false);
@@ -267,10 +284,12 @@ impl Leadership {
             "transfers leadership"
         );
         let fatal = |e: Fatal<TypeConfig>| TransferError::Fatal(e.to_string());
-        self.raft
-            .trigger()
-            .transfer_leader(target)
-            .await
+        // Not to be given up with the caller, which may end with the role: nobody would lead.
+        let raft = self.raft.clone();
+        let asking = tokio::spawn(async move { raft.trigger().transfer_leader(target).await });
+        let asked = asking.await;
+        asked
+            .map_err(|e| TransferError::Fatal(e.to_string()))?
             .map_err(fatal)?;
         let mut roles = self.watch();
         let taken_over = roles.wait_for(|role| role.term > term && role.leader.as_ref().is_some());
@@ -279,6 +298,47 @@ impl Leadership {
             Ok(Err(_)) | Err(_) => Err(TransferError::Timeout {
                 target: SelfId::of(target),
             }),
+        }
+    }
+
+    /// Who takes over, having said that it can: after the call for it nobody leads until somebody does.
+    async fn successor(&self, to: Option<SelfId>) -> Result<NodeId, TransferError> {
+        let deadline = Instant::now() + ASK_DEADLINE;
+        loop {
+            let mut status = self.status();
+            let mut asked = None;
+            loop {
+                let node = match status.successor(to) {
+                    Ok(node) => node,
+                    Err(_) if asked.is_some() => break,
+                    Err(error) => return Err(error),
+                };
+                let answer = self.can_lead(&status, node).await;
+                match answer {
+                    Some(true) => return Ok(node),
+                    Some(false) if to.is_some() => {
+                        return Err(TransferError::NotReady(SelfId::of(node)));
+                    }
+                    // A connection that broke, or one that starts: it may be able to a moment later.
+                    _ => asked = Some(node),
+                }
+                status.members.retain(|member| member.node != node);
+            }
+            match asked {
+                Some(node) if Instant::now() >= deadline => {
+                    return Err(TransferError::NotReady(SelfId::of(node)));
+                }
+                _ => sleep(ASK_PAUSE).await,
+            }
+        }
+    }
+
+    /// What a node says; `None` if it says nothing.
+    async fn can_lead(&self, status: &GroupStatus, node: NodeId) -> Option<bool> {
+        let member = status.members.iter().find(|member| member.node == node)?;
+        match self.network.get() {
+            Some(network) => network.can_lead(node, &member.raft_addr, ASK_LIMIT).await,
+            None => Some(true),
         }
     }
 

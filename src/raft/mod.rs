@@ -34,7 +34,8 @@ mod types;
 mod upkeep;
 mod watchdog;
 
-pub use group::{ForwardError, Group, ProposeError, TransferError};
+pub use batcher::MAX_ENTRY_BYTES;
+pub use group::{ForwardError, Group, Patience, ProposeError, TransferError};
 pub use leadership::OnFatal;
 pub use node::{StartError, Timers};
 pub use peer::{

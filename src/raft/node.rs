@@ -10,6 +10,7 @@ use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::Fatal;
 use openraft::network::{NetSnapshot, RaftNetworkFactory};
 use openraft::{Config, ServerState, SnapshotPolicy};
+use rand::Rng as _;
 use rmq_store::{Damage, Disk, Log, LogReader, Queues, mutant};
 use tokio::runtime::{Builder, Handle, Runtime, RuntimeFlavor};
 use tokio::task::JoinError;
@@ -218,8 +219,8 @@ pub(super) struct Parts {
     /// Where the applied state lies.
     pub(super) root: PathBuf,
     pub(super) disk: Arc<dyn Disk>,
-    /// Whether a node that may have lost acknowledged entries waits for those of its leader.
-    pub(super) quarantine: bool,
+    /// Whether there are others, for whose entries a node waits that may have lost some, and who hold its promises.
+    pub(super) has_peers: bool,
     pub(super) on_fatal: OnFatal,
 }
 
@@ -252,11 +253,11 @@ impl Node {
             meta,
             root,
             disk,
-            quarantine,
+            has_peers,
             on_fatal,
         } = parts;
         let lease = Duration::from_millis(config.election_timeout_max);
-        let quarantined = quarantine && log.is_suspect() && !mutant!(Quarantine);
+        let quarantined = has_peers && log.is_suspect() && !mutant!(Quarantine);
         if !quarantined && log.is_suspect() {
             tracing::warn!(
                 node = id,
@@ -264,11 +265,10 @@ impl Node {
             );
             log.clear_suspect().map_err(StartError::Log)?;
         }
-        // Without a vote it never promised anything.
-        let grace = if log.read_vote().is_some() {
-            lease
-        } else {
-            Duration::ZERO
+        // Without a vote it never promised anything, and without peers nothing to anybody.
+        let grace = match has_peers && log.read_vote().is_some() {
+            true => lease,
+            false => Duration::ZERO,
         };
         let reader = log.reader();
         while let Err(error) = rmq_store::seed(&mut log, &queues) {
@@ -308,11 +308,12 @@ impl Node {
                 queues.clone(),
             ));
         }
-        raft.runtime_config()
-            .elect(!quarantined && queues.is_built());
-        if !queues.is_built() {
-            let (raft, gate, log) = (raft.clone(), gate.clone(), log.clone());
-            tokio::spawn(stand_once_built(raft, gate, log, queues.clone()));
+        let may_stand = queues.is_built() && gate.may_stand(id);
+        raft.runtime_config().elect(may_stand);
+        if !may_stand {
+            let built_since = (!queues.is_built()).then(|| log.clone());
+            let (raft, gate) = (raft.clone(), gate.clone());
+            tokio::spawn(stand_in_time(raft, gate, built_since, queues.clone()));
         }
         Ok(Self {
             raft,
@@ -408,7 +409,8 @@ async fn leave_quarantine(raft: Raft, gate: VoteGate, log: SharedLog, queues: Ar
                         return false;
                     },
                     () = gate.absolved() => {
-                        raft.runtime_config().elect(gate.may_stand(node) && queues.is_built());
+                        let config = raft.runtime_config();
+                        gate.decide(node, |may| config.elect(may && queues.is_built()));
                     }
                 }
                 // One that was elected while it was absolved has all that is left.
@@ -429,22 +431,34 @@ async fn leave_quarantine(raft: Raft, gate: VoteGate, log: SharedLog, queues: Ar
         return;
     }
     gate.release();
-    raft.runtime_config().elect(queues.is_built());
+    let config = raft.runtime_config();
+    gate.decide(node, |may| config.elect(may && queues.is_built()));
     tracing::info!(node, "has all that its leader has and votes again");
 }
 
-/// Lets the node stand for election once its queues are built: a leader answers from them. It votes
-/// all the time.
-async fn stand_once_built(raft: Raft, gate: VoteGate, log: SharedLog, queues: Arc<Queues>) {
+/// Lets the node stand for election when the gate has opened, and once its queues are built: a leader answers from
+/// them. `built_since` is the log if they were not when it was opened.
+async fn stand_in_time(
+    raft: Raft,
+    gate: VoteGate,
+    built_since: Option<SharedLog>,
+    queues: Arc<Queues>,
+) {
     const LOOK: Duration = Duration::from_millis(100);
+    /// Nodes that start together are not to stand together.
+    const SPREAD_MS: u64 = 100;
+    let spread = Duration::from_millis(rand::rng().random_range(0..SPREAD_MS));
+    tokio::time::sleep_until(gate.opens() + spread).await;
     while !queues.is_built() {
         if raft.with_raft_state(|_| ()).await.is_err() {
             return;
         }
         tokio::time::sleep(LOOK).await;
     }
-    if log.seed_missing(queues.maxima()).is_ok() {
-        raft.runtime_config().elect(gate.may_stand(*raft.node_id()));
+    let seeded = built_since.is_none_or(|log| log.seed_missing(queues.maxima()).is_ok());
+    if seeded {
+        let config = raft.runtime_config();
+        gate.decide(*raft.node_id(), |may| config.elect(may));
     }
 }
 

@@ -170,7 +170,7 @@ pub async fn start(
         meta,
         root: store_config.root.clone(),
         disk,
-        quarantine: peers.is_some(),
+        has_peers: peers.is_some(),
         on_fatal,
     };
 
@@ -263,6 +263,7 @@ async fn take_part(
     };
     node.keep(upkeep);
     let node = Arc::new(node);
+    node.leadership.ask_through(network.clone());
     node.raft.run();
     if has_history {
         tokio::spawn(begin_with_a_snapshot(node.raft.clone()));

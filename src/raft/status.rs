@@ -6,6 +6,10 @@ use super::TransferError;
 use super::peer::{ALIVE_WITHIN, CAUGHT_UP, SelfId};
 use super::types::NodeId;
 
+/// Entries that a node may be behind to which leadership goes when no certain one is wanted: it has them before
+/// anybody waits for it.
+const HAND_OVER_LAG: u64 = 1024;
+
 /// The leader, as far as a node knows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -103,7 +107,8 @@ impl GroupStatus {
             member.acked_ms.is_some_and(|ms| u128::from(ms) <= within)
         };
         let Some(wanted) = wanted else {
-            let best = others().filter(|member| alive(member));
+            let near = |member: &MemberStatus| member.lag.is_none_or(|lag| lag <= HAND_OVER_LAG);
+            let best = others().filter(|member| alive(member) && near(member));
             let best = best.max_by_key(|member| member.match_index);
             return best.map(|member| member.node).ok_or(TransferError::Alone);
         };

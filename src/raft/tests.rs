@@ -105,7 +105,7 @@ async fn start(id: NodeId, root: &Path, wires: &Wires) -> Running {
         meta: meta.clone(),
         root: root.to_owned(),
         disk: Arc::new(RealDisk),
-        quarantine: true,
+        has_peers: true,
         on_fatal: Box::new(|reason| panic!("raft failed: {reason}")),
     };
     let node = Arc::new(Node::recover(parts, wires.from(id)).await.unwrap());

@@ -402,7 +402,7 @@ impl<'a, S: Service> Reader<'a, S> {
             conn: Some(Arc::clone(self.conn)),
             peer: self.conn.peer(),
         };
-        let is_brief = self.service.is_brief(request.command.code);
+        let is_brief = self.elsewhere.is_none() || self.service.is_brief(&request.command);
         let working = Working {
             work: Guarded(Box::pin(Arc::clone(self.service).call(request))),
             answer: Some(answer),

@@ -82,10 +82,10 @@ pub trait Service: Send + Sync + 'static {
         Class::Other
     }
 
-    /// Whether a request of this code never keeps its thread for long: no file is read for it, no lock is waited for that others
+    /// Whether this request never keeps its thread for long: no file is read for it, no lock is waited for that others
     /// keep for long. Others are not worked on where they would hold up Raft.
-    fn is_brief(&self, code: i32) -> bool {
-        let _ = code;
+    fn is_brief(&self, command: &Command) -> bool {
+        let _ = command;
         true
     }
 

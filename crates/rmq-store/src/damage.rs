@@ -417,7 +417,8 @@ impl LogReader {
             parts.extend(split(start, piece, segments.bytes));
         }
         let closed = shared.damages.closed.lock();
-        if *closed.unwrap_or_else(PoisonError::into_inner) {
+        let closed = closed.unwrap_or_else(PoisonError::into_inner);
+        if *closed {
             return Err(io::Error::other("the log is closed").into());
         }
         shared.check_poison()?;

@@ -45,9 +45,13 @@ pub(in crate::broker) async fn broker_consume_stats(
         for group in groups {
             let stats = of_group(broker, &group, header.is_order)?;
             let wrappers = || stats.iter().flat_map(|topic| topic.offset_table.values());
-            body.total_diff += wrappers().map(diff).sum::<i64>();
-            let in_flight = wrappers().map(in_flight).sum::<i64>();
-            body.total_inflight_diff = body.total_inflight_diff.map(|sum| sum + in_flight);
+            // A consumer may have committed any number.
+            body.total_diff = wrappers()
+                .map(diff)
+                .fold(body.total_diff, i64::saturating_add);
+            let before = body.total_inflight_diff.unwrap_or_default();
+            let in_flight = wrappers().map(in_flight).fold(before, i64::saturating_add);
+            body.total_inflight_diff = Some(in_flight);
             body.consume_stats_list
                 .push(BTreeMap::from([(group, stats)]));
         }

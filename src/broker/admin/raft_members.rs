@@ -70,6 +70,7 @@ fn refusal(error: TransferError) -> Refusal {
         TransferError::NotLeader(_)
         | TransferError::Behind { .. }
         | TransferError::Silent(_)
+        | TransferError::NotReady(_)
         | TransferError::Timeout { .. } => not_now(error.to_string()),
         TransferError::Alone | TransferError::NoVoter(_) | TransferError::Fatal(_) => {
             Refusal::system_error(error.to_string())

@@ -137,7 +137,7 @@ pub(in crate::broker) async fn say_goodbye(broker: &Broker) {
     let notice = dispatch::frame(notice.into());
     let told = broker
         .replica
-        .forward(notice, broker.store_host, GOODBYE_LIMIT);
+        .forward(notice, broker.store_host, GOODBYE_LIMIT.into());
     if let Err(error) = told.await {
         tracing::debug!(%error, "the leader does not know that this node goes");
     }

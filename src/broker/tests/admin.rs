@@ -130,10 +130,12 @@ async fn topics_of_the_system_are_not_the_users() {
             "{topic}"
         );
     }
-    assert_eq!(
-        node.told(create("T", -1)).await.code,
-        response::SYSTEM_ERROR
-    );
+    for queues in [-1, i32::MAX] {
+        let refused = node.told(create("T", queues)).await;
+        assert_eq!(refused.code, response::SYSTEM_ERROR);
+        let remark = refused.remark.unwrap();
+        assert!(remark.contains("QueueNums"), "{remark}");
+    }
 }
 
 #[tokio::test]

@@ -110,6 +110,17 @@ async fn a_batch_takes_consecutive_offsets() {
         let answer = node.told(command.clone().with_body(wrong.into())).await;
         assert_eq!(answer.code, response::MESSAGE_ILLEGAL);
     }
+    // Each part takes on the properties of the batch.
+    let properties: &str = Box::leak(format!("k\x01{}", "v".repeat(30_000)).into_boxed_str());
+    let mut many = send_with(|header| {
+        header.batch = true;
+        header.properties = properties;
+    });
+    many.code = request::SEND_BATCH_MESSAGE;
+    let mut part = [0; 22];
+    part[..4].copy_from_slice(&22i32.to_be_bytes());
+    let answer = node.told(many.with_body(part.repeat(1000).into())).await;
+    assert_eq!(answer.code, response::MESSAGE_ILLEGAL);
 }
 
 #[tokio::test]

@@ -612,3 +612,22 @@ fn members_are_found_in_javas_json() {
     let found: Vec<String> = members(text).into_iter().collect();
     assert_eq!(found, ["a", "b", "commitLogDiskRatio_", "d", "e", "f"]);
 }
+
+#[tokio::test]
+async fn an_offset_that_no_queue_can_have_breaks_nothing() {
+    let node = busy().await;
+    for queue_id in 0..2 {
+        node.store_offset("g", queue_id, i64::MAX).await;
+    }
+    let ask = Command::request(request::GET_CONSUME_STATS).with_header(&consume_stats("g"));
+    let stats: ConsumeStats = node.shown(ask).await;
+    assert_eq!(stats.offset_table[&queue(0)].consumer_offset, i64::MAX);
+    let of_all = Command::request(request::GET_BROKER_CONSUME_STATS)
+        .with_header(&GetBrokerConsumeStats { is_order: false });
+    let all: ConsumeStatsList = node.shown(of_all).await;
+    assert_eq!(all.total_diff, i64::MIN);
+    let spans = node
+        .told(of_group(request::QUERY_CONSUME_TIME_SPAN, "g"))
+        .await;
+    assert_eq!(spans.code, response::SUCCESS);
+}

@@ -19,7 +19,7 @@ use super::identity::{GroupId, PeerList, SelfId};
 use crate::raft::types::{BrokerNode, LogId, NodeId};
 
 /// Grows with every change of the protocol; nodes of different versions do not talk.
-pub(super) const PROTOCOL_VERSION: u16 = 2;
+pub(super) const PROTOCOL_VERSION: u16 = 3;
 /// What a `Hello` begins with, so that a stray client is recognised.
 const MAGIC: [u8; 4] = *b"rmqP";
 

@@ -1,7 +1,7 @@
 //! openraft's network: what the leader and a candidate send. Replication has a connection of its
 //! own for each follower, on which appends are pipelined; heartbeats and votes share a second one,
-//! so that a batch of entries never delays them; clients' requests for the leader take a third, and
-//! a snapshot one for as long as it is sent.
+//! so that a batch of entries never delays them; clients' requests for the leader take a third,
+//! pulls among them a fourth, and a snapshot one for as long as it is sent.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -33,6 +33,7 @@ use super::snapshot::{self, Throttle};
 use super::transport::Net;
 use super::wire::{Frame, FrameReader, Kind, MAX_FRAME, MAX_RAW, OutFrame, Role, write_frames};
 use super::{Local, SelfId};
+use crate::raft::Patience;
 use crate::raft::snapshot::SnapshotData;
 use crate::raft::types::{BrokerNode, LogId, NodeId, Snapshot, TypeConfig, Vote};
 
@@ -74,6 +75,8 @@ struct Peer {
     target: Target,
     control: Caller,
     forward: Caller,
+    /// None of the others waits behind them.
+    pulls: Caller,
 }
 
 /// Why a client's request has no answer from the leader.
@@ -131,7 +134,8 @@ impl Network {
         };
         let peer = Arc::new(Peer {
             control: Caller::new(of_raft, target.clone(), Purpose::Control),
-            forward: Caller::new(of_clients, target.clone(), Purpose::Forward),
+            forward: Caller::new(of_clients.clone(), target.clone(), Purpose::Forward),
+            pulls: Caller::new(of_clients, target.clone(), Purpose::Forward),
             target,
         });
         // A former incarnation is not dialled again; who still holds it can finish with it.
@@ -148,7 +152,7 @@ impl Network {
         addr: &str,
         client: SocketAddr,
         frame: Bytes,
-        limit: Duration,
+        patience: impl Into<Patience>,
     ) -> Result<Option<Bytes>, ForwardError> {
         if frame.len() > MAX_RAW {
             let reason = format!(
@@ -159,8 +163,12 @@ impl Network {
         }
         let peer = self.peer(node, addr);
         let head = Forward { client }.to_head();
-        let answer = peer
-            .forward
+        let Patience { limit, is_pull } = patience.into();
+        let caller = match is_pull {
+            true => &peer.pulls,
+            false => &peer.forward,
+        };
+        let answer = caller
             .call(Kind::Forward, head, frame, limit)
             .await
             .map_err(|e| match e {
@@ -183,8 +191,22 @@ impl Network {
         addr: &str,
         limit: Duration,
     ) -> Option<bool> {
+        self.whether(Kind::Full, node, addr, limit).await
+    }
+
+    /// Whether a node could lead now; `None` if it does not say.
+    pub(in crate::raft) async fn can_lead(
+        &self,
+        node: NodeId,
+        addr: &str,
+        limit: Duration,
+    ) -> Option<bool> {
+        self.whether(Kind::CanLead, node, addr, limit).await
+    }
+
+    async fn whether(&self, kind: Kind, node: NodeId, addr: &str, limit: Duration) -> Option<bool> {
         let peer = self.peer(node, addr);
-        let answer = peer.control.ask(Kind::Full, &(), limit).await;
+        let answer = peer.control.ask(kind, &(), limit).await;
         answer.ok()
     }
 

@@ -314,9 +314,10 @@ impl Connection {
                     }
                     Err(refusal) => refuse(&frame, &refusal),
                 };
+                // Before the caller can have the answer, and send its next request in its place.
+                drop(place);
                 // The connection may have ended meanwhile; there is nobody left to tell.
                 drop(answers.send(answer).await);
-                drop(place);
             });
         }
         Ok(())
@@ -340,9 +341,9 @@ impl Connection {
                 shared.check_gate(&request)?;
                 raft.pre_vote(request).await.map_err(stopped)?.to_head()
             }
-            Request::Transfer(_) if !shared.receiver.queues.is_built() => {
+            Request::Transfer(_) if !shared.can_lead() => {
                 return Err(Refusal::later(format!(
-                    "{} still builds its queues, so it cannot lead",
+                    "{} has just started or still builds its queues, so it cannot lead",
                     shared.local.self_id
                 )));
             }
@@ -392,6 +393,7 @@ impl Connection {
                 shared.hear_of_death(dead, secret).await?.to_head()
             }
             Request::Full => shared.space.is_full().to_head(),
+            Request::CanLead => shared.can_lead().to_head(),
             Request::Ping => Vec::new(),
         };
         Ok((head, None))
@@ -610,6 +612,7 @@ enum Request {
     Recover(Recover),
     Forward(Forward),
     Full,
+    CanLead,
     Dead(Secret),
     Read(Wanted),
     Ping,
@@ -634,6 +637,7 @@ impl Request {
             }
             (Purpose::Repair, Kind::Read) => Message::from_head(head).map(Self::Read),
             (Purpose::Control, Kind::Full) => <()>::from_head(head).map(|()| Self::Full),
+            (Purpose::Control, Kind::CanLead) => <()>::from_head(head).map(|()| Self::CanLead),
             (Purpose::Control, Kind::Dead) => Message::from_head(head).map(Self::Dead),
             (Purpose::Forward, Kind::Forward) => Message::from_head(head).map(Self::Forward),
             _ => return Err(Closed::OutOfPlace { kind, purpose }),

@@ -35,6 +35,11 @@ pub(super) struct Shared {
 }
 
 impl Shared {
+    /// Whether this node may stand for election, and has all that a leader answers from.
+    pub(super) fn can_lead(&self) -> bool {
+        self.receiver.queues.is_built() && self.gate.may_stand(self.local.node)
+    }
+
     /// What this node says of itself now.
     pub(super) async fn introduction(&self) -> NodeInfo {
         self.hold_if_initialized().await;

@@ -176,7 +176,7 @@ async fn start(dir: &Path, id: u16, peers: PeerList, addr: String, differs: Diff
         meta: Meta::new(),
         root: dir.to_owned(),
         disk: Arc::new(RealDisk),
-        quarantine: true,
+        has_peers: true,
         on_fatal: Box::new(|reason| panic!("raft failed: {reason}")),
     };
     let node = Node::recover(parts, network.clone()).await.unwrap();

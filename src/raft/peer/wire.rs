@@ -71,6 +71,8 @@ pub(super) enum Kind {
     Read = 16,
     /// The caller's process has ended, which somebody else proves.
     Dead = 17,
+    /// Asks whether the node could lead now.
+    CanLead = 18,
 }
 
 impl Kind {
@@ -93,6 +95,7 @@ impl Kind {
             15 => Self::Recover,
             16 => Self::Read,
             17 => Self::Dead,
+            18 => Self::CanLead,
             _ => return None,
         })
     }

@@ -6,6 +6,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use rmq_store::{Disk, DiskFile, FlushMode, OpenMode, RealDisk, Space};
 use tempfile::TempDir;
@@ -16,7 +17,9 @@ use super::{
 };
 use crate::meta::Meta;
 use crate::raft::node::Timers;
-use crate::raft::{OnFatal, OnInstall, PeerOptions, RaftOptions, RetentionRules, SelfId, Tcp};
+use crate::raft::{
+    OnFatal, OnInstall, PeerOptions, RaftOptions, RetentionRules, SelfId, Tcp, TransferError,
+};
 use crate::testing::own_loopback;
 
 /// What a node runs on.
@@ -95,6 +98,7 @@ pub(super) struct Site {
     addrs: Vec<SocketAddr>,
     /// `uncleanRecovery=longest-log` on all of them.
     pub(super) longest_log: bool,
+    timers: Timers,
 }
 
 impl Site {
@@ -108,6 +112,7 @@ impl Site {
             dirs: (0..3).map(|_| tempfile::tempdir().unwrap()).collect(),
             addrs: listeners.iter().map(|l| l.local_addr().unwrap()).collect(),
             longest_log: false,
+            timers: Timers::default(),
         }
     }
 
@@ -165,7 +170,7 @@ impl Site {
             group: "broker-a".to_owned(),
             broker_addr: format!("127.0.0.1:{}", 10911 + number),
             peers: Some(peers),
-            timers: Timers::default(),
+            timers: self.timers,
             longest_log: self.longest_log,
             runtime: None,
             retention: machine
@@ -255,6 +260,54 @@ async fn three_nodes_find_each_other_and_outlive_their_leader() {
     assert_equal_logs(&[rest[0], rest[1], &back]);
     for node in nodes.iter().chain([&back]) {
         assert_in_place(&node.reader, &sent);
+        node.group.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leadership_goes_to_nobody_who_could_not_take_it() {
+    let machine = Machine {
+        flush: FlushMode::Sync,
+        boot: "boot",
+        retention: None,
+        used: None,
+    };
+    let mut site = Site::new();
+    let mut nodes = site.start_all(machine).await;
+    let all: Vec<&Running> = nodes.iter().collect();
+    send_surely(&all, "first", 20).await;
+    let leader = leader_of(&all).await;
+    let place = all
+        .iter()
+        .position(|node| !std::ptr::eq(*node, leader))
+        .unwrap();
+    let follower = nodes.remove(place);
+    follower.group.shutdown().await;
+    drop(follower);
+
+    // What it promised before its start may hold for an hour.
+    site.timers.election_max = Duration::from_secs(3600);
+    let late = site.start(place, machine).await;
+    let id = SelfId::of(late.group.node_id());
+    let all = [&nodes[0], &nodes[1], &late];
+    until_ok("the leader knows that it cannot lead", async || {
+        let leader = leader_of(&all).await;
+        let refused = leader.group.transfer_leader(Some(id)).await;
+        match refused {
+            Err(TransferError::NotReady(node)) if node == id && leader.group.serving() => Ok(()),
+            other => Err(other),
+        }
+    })
+    .await;
+    until_ok("another one takes over", async || {
+        let leader = leader_of(&all).await;
+        match leader.group.transfer_leader(None).await {
+            Ok(node) if SelfId::of(node) != id => Ok(()),
+            other => Err(other),
+        }
+    })
+    .await;
+    for node in all {
         node.group.shutdown().await;
     }
 }

@@ -40,8 +40,8 @@ impl Service for Threads {
         Some(reply.with_body(name.into_bytes().into()).into())
     }
 
-    fn is_brief(&self, code: i32) -> bool {
-        code == WHERE
+    fn is_brief(&self, command: &Command) -> bool {
+        command.code == WHERE
     }
 }
 

@@ -11,8 +11,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
+use crate::raft::Patience;
 use crate::raft::peer::caller::{CallError, Target, connect};
-use crate::raft::peer::messages::{Hello, Message, Purpose, VoteRequest};
+use crate::raft::peer::messages::{Hello, Message, PROTOCOL_VERSION, Purpose, VoteRequest};
 use crate::raft::peer::server::NotLeader;
 use crate::raft::peer::wire::{Kind, OutFrame, Role};
 use crate::raft::types::Vote;
@@ -150,8 +151,9 @@ async fn garbage_ends_the_connection() {
     }
     let later_version = frame(Kind::Hello, b"rmqP\x00\x63");
     let answer = answer_to(&cluster, &later_version).await;
-    let reason = b"protocol version 99, this node speaks 2";
-    assert!(answer.windows(reason.len()).any(|part| part == reason));
+    let reason = format!("protocol version 99, this node speaks {PROTOCOL_VERSION}");
+    let said = |part: &[u8]| part == reason.as_bytes();
+    assert!(answer.windows(reason.len()).any(said));
     node.stop().await;
 }
 
@@ -232,6 +234,58 @@ async fn requests_are_forwarded_to_the_leader_and_to_nobody_else() {
             other => panic!("{other:?}"),
         }
         Ok(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_waits_behind_what_the_leader_lets_wait() {
+    let cluster = Cluster::new(3).await;
+    let handler: ForwardHandler = Arc::new(|_, frame| {
+        Box::pin(async move {
+            if &frame[..] == b"pull" {
+                std::future::pending::<()>().await;
+            }
+            Ok(Some(frame))
+        })
+    });
+    let mut nodes = Vec::new();
+    for id in 0..3 {
+        let differs = Differs {
+            forward: Some(Arc::clone(&handler)),
+            ..Differs::default()
+        };
+        nodes.push(cluster.start_as(id, differs).await);
+    }
+    until_ok("a send is answered", async || {
+        let leader = leader(&nodes).await;
+        let from = nodes
+            .iter()
+            .find(|node| node.local.node != leader.local.node);
+        let network = &from.unwrap().network;
+        let (node, addr) = (leader.local.node, &leader.local.addrs.raft_addr);
+        let pull = Patience {
+            limit: PATIENCE,
+            is_pull: true,
+        };
+        let pulls = (0..2000).map(|_| network.forward(node, addr, client(1), "pull".into(), pull));
+        let send = async {
+            // The pulls have taken all places by now.
+            tokio::task::yield_now().await;
+            let limit = Duration::from_secs(5);
+            network
+                .forward(node, addr, client(2), "send".into(), limit)
+                .await
+        };
+        tokio::select! {
+            biased;
+            // As when another one is elected meanwhile.
+            ended = join_all(pulls) => Err(format!("{:?}", ended[0])),
+            answer = send => match answer {
+                Ok(Some(answer)) if answer == "send" => Ok(()),
+                other => Err(format!("{other:?}")),
+            },
+        }
     })
     .await;
 }
