@@ -259,7 +259,10 @@ async fn run_on_store(
     }
     group.shutdown().await;
     let views = Views::new(config.store_path_root_dir.join("config"), &meta);
-    write_views(views).await.1?;
+    // Nobody needs them to go on.
+    if let (_, Err(error)) = write_views(views).await {
+        tracing::warn!("the readable views of the metadata are old: {error}");
+    }
     match result {
         Ok(End::Replaced) => {
             let begin = move || rmq_store::begin_install(&store_config, &disk, &log);
@@ -408,14 +411,15 @@ fn broker_name(config: &BrokerConfig) -> String {
 }
 
 fn moving_address(config: &BrokerConfig) -> Result<Option<MovingAddress>, RunError> {
-    let Some(vip) = &config.broker_vip else {
+    let vip = config.broker_vip.as_ref();
+    let Some((vip, place)) = vip.and_then(|vip| Some((vip, vip.place.as_ref()?))) else {
         return Ok(None);
     };
-    MovingAddress::open(vip)
+    MovingAddress::open(vip.ip, place)
         .map(Some)
         .map_err(|source| RunError::Vip {
             address: vip.ip,
-            device: vip.device.clone(),
+            device: place.device.clone(),
             source,
         })
 }

@@ -100,7 +100,7 @@ config_struct! {
         /// ended before it is asked.
         "transactionTimeOut" => transaction_time_out: Duration = Duration::from_secs(6);
         /// How often one leader asks, and reaches a producer, before a transaction goes to
-        /// `TRANS_CHECK_MAX_TIME_TOPIC`.
+        /// `TRANS_CHECK_MAX_TIME_TOPIC`. One that is older than `fileReservedTime` goes there too.
         "transactionCheckMax" => transaction_check_max: u32 = 15;
         /// Milliseconds between two times at which producers are asked.
         "transactionCheckInterval" => transaction_check_interval: Duration
@@ -148,9 +148,11 @@ config_struct! {
         "maxHashSlotNum" => max_hash_slot_num: u32 = 5_000_000, in 1..=100_000_000;
         /// Entries of a key index file.
         "maxIndexNum" => max_index_num: u32 = 20_000_000, in 2..=100_000_000;
-        /// Bytes of a message's body at most.
+        /// Bytes of a message's body at most. A request of more than 16 MiB is refused whatever this says, and so is what
+        /// does not fit 15 MiB, or a segment of the commit log, with all that is stored beside it.
         "maxMessageSize" => max_message_size: u32 = 4 * MIB, in 1..=2_147_352_575;
-        /// When a send is acknowledged.
+        /// When a send is acknowledged: once a majority has synced it (`SYNC_FLUSH`), or has it in the page cache
+        /// (`ASYNC_FLUSH`).
         "flushDiskType" => flush_disk_type: FlushDiskType = FlushDiskType::AsyncFlush;
         /// Milliseconds between flushes of the commit log if they are asynchronous.
         "flushIntervalCommitLog" => flush_interval_commit_log: Duration
@@ -185,7 +187,8 @@ config_struct! {
         "deleteCommitLogFilesInterval" => delete_commit_log_files_interval: Duration
             = Duration::from_millis(100), in 0..=60_000;
 
-        /// The part that the broker plays outside a group.
+        /// The part that the broker plays outside a group: `ASYNC_MASTER`, or `SYNC_MASTER`, which is the same here;
+        /// `SLAVE` is refused.
         "brokerRole" => broker_role: BrokerRole = BrokerRole::AsyncMaster;
         /// Whether the broker is a node of a Raft group.
         "enableDLegerCommitLog" => enable_dleger_commit_log: bool = false;
@@ -218,7 +221,7 @@ config_struct! {
         /// Whether a child process, `rmq-deathwatch`, proves the end of this broker's process to the
         /// group, which then replaces a leader at once and not after its lease.
         "proofOfDeath" => proof_of_death: bool = true;
-        /// Milliseconds between a leader's heartbeats.
+        /// Milliseconds between a leader's heartbeats, at most half of `raftElectionTimeoutMinMillis`.
         "raftHeartbeatIntervalMillis" => raft_heartbeat_interval_millis: Duration
             = Duration::from_millis(100), in 5..=10_000;
         /// Least milliseconds of the random wait with which a node calls an election after the lease.
@@ -248,12 +251,15 @@ config_struct! {
             in 0..=1_000_000_000_000;
         /// An address that moves with the leader, `10.0.0.100/24@eth0`: the leader takes it on this
         /// device once it leads, and tells the network so. Name servers then show the group under it.
-        /// Needs the rights CAP_NET_ADMIN and CAP_NET_RAW, and all nodes on one link. Alike on all
-        /// nodes but for the device.
+        /// Needs the rights CAP_NET_ADMIN and CAP_NET_RAW, and all nodes on one link; not together with
+        /// `bindAddress`. Without network and device, `10.0.0.100`, something else has it lead to the
+        /// leader: a load balancer that asks for `GET /leader` at `listenPort`, or `roleChangeHook`. Alike
+        /// on all nodes but for the device.
         "brokerVip" => broker_vip: Option<Vip> = None;
         /// A program that is called at the start and whenever this node's role changes, as `PROGRAM
-        /// ROLE GROUP TERM`, `ROLE` being `leader`, `follower` or `no-leader`, with the leader's address
-        /// in `RMQ_LEADER` and this node's in `RMQ_NODE`.
+        /// ROLE GROUP TERM`, `ROLE` being `leader`, `follower` or `no-leader` and `GROUP` the
+        /// `brokerName`, with the leader's address in `RMQ_LEADER` and this node's in `RMQ_NODE`. Of
+        /// changes that come while it runs it is told the last.
         "roleChangeHook" => role_change_hook: Option<PathBuf> = None;
         /// Milliseconds after which that program is ended.
         "roleChangeHookTimeoutMillis" => role_change_hook_timeout_millis: Duration

@@ -295,7 +295,7 @@ fn check_vip(config: &BrokerConfig, settings: &mut Settings) {
     let Some(vip) = &config.broker_vip else {
         return;
     };
-    let wrong = if !config.bind_address.is_unspecified() {
+    let wrong = if vip.place.is_some() && !config.bind_address.is_unspecified() {
         let bound = config.bind_address;
         Some((
             format!("no connection to it is accepted with bindAddress={bound}"),

@@ -25,7 +25,7 @@ pub use broker::BrokerConfig;
 pub use load::{Loaded, Sources};
 pub use namesrv::NamesrvConfig;
 pub use report::{Diagnostic, Level, Place, Report};
-pub use value::{BrokerRole, FlushDiskType, Hours, Peer, UncleanRecovery, Vip};
+pub use value::{BrokerRole, FlushDiskType, Hours, Peer, UncleanRecovery, Vip, VipPlace};
 
 /// What a process exits with when its configuration is refused (`EX_CONFIG` of sysexits.h).
 pub const EXIT_CODE: u8 = 78;

@@ -22,7 +22,8 @@ that the file overrides. `${user.home}` and `${ROCKETMQ_HOME}` are replaced in v
 spelled `dLedger` everywhere. Intervals are in milliseconds unless their name says otherwise.
 
 `--check` says what is wrong with a configuration and starts nothing; a wrong one ends with exit code 78.
-`--lenient` makes unknown keys warnings. `-p` prints all keys with an effect, `-m` the important ones.
+`--lenient` makes unknown keys warnings. `--set KEY=VALUE` sets a key on the command line. `-p` prints all keys with
+an effect, `-m` the important ones; with `--origins` also where each value is from.
 ";
 
 fn keys<C: Schema>(out: &mut String, title: &str) {

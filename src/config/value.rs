@@ -172,14 +172,21 @@ impl Value for IpAddr {
     }
 }
 
-/// An address that moves with the leader, and where it is taken: `10.0.0.100/24@eth0`.
+/// An address that moves with the leader: `10.0.0.100/24@eth0`, or `10.0.0.100` if something else moves it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Vip {
     /// The address.
     pub ip: Ipv4Addr,
-    /// Bits of its network, from 1 to 32.
+    /// Where this node takes it while it leads; `None` if it does not.
+    pub place: Option<VipPlace>,
+}
+
+/// Where a moving address is taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VipPlace {
+    /// Bits of the address's network, from 1 to 32.
     pub prefix: u8,
-    /// The network device that has it while this node leads.
+    /// The network device.
     pub device: String,
 }
 
@@ -187,26 +194,35 @@ impl Value for Vip {
     fn parse(text: &str) -> Result<Self, BadValue> {
         /// `IFNAMSIZ` with its final zero.
         const DEVICE_MAX: usize = 15;
-        let read = || {
-            let (address, device) = text.split_once('@')?;
-            let (ip, prefix) = address.split_once('/')?;
-            let ip: Ipv4Addr = ip.parse().ok()?;
+        let read_place = |text: &str| {
+            let (prefix, device) = text.split_once('@')?;
             let prefix = prefix.parse().ok().filter(|bits| (1..=32).contains(bits))?;
-            let is_host = !(ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast());
             let is_device = (1..=DEVICE_MAX).contains(&device.len())
                 && !device.contains(|c: char| c == '/' || c.is_whitespace());
-            (is_host && is_device).then(|| Self {
-                ip,
+            is_device.then(|| VipPlace {
                 prefix,
                 device: device.to_owned(),
             })
         };
-        let want = "an IPv4 address with its network and its device; want 10.0.0.100/24@eth0";
+        let read = || {
+            let (ip, place) = match text.split_once('/') {
+                Some((ip, place)) => (ip, Some(read_place(place)?)),
+                None => (text, None),
+            };
+            let ip: Ipv4Addr = ip.parse().ok()?;
+            let is_host = !(ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast());
+            is_host.then_some(Self { ip, place })
+        };
+        let want = "an IPv4 address with its network and its device, or alone if something else moves \
+                    it; want 10.0.0.100/24@eth0 or 10.0.0.100";
         read().ok_or_else(|| BadValue::want(want, text))
     }
 
     fn show(&self) -> String {
-        format!("{}/{}@{}", self.ip, self.prefix, self.device)
+        match &self.place {
+            Some(VipPlace { prefix, device }) => format!("{}/{prefix}@{device}", self.ip),
+            None => self.ip.to_string(),
+        }
     }
 }
 
@@ -233,7 +249,7 @@ pub enum FlushDiskType {
 pub enum UncleanRecovery {
     /// Such a node does not vote before it has all that a leader has; a majority of them waits.
     Manual,
-    /// It votes as always, and the longest log among a majority wins.
+    /// When all voters have answered, or those that answer have waited for 10 s, it votes for the longest log among them.
     LongestLog,
 }
 

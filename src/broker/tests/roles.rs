@@ -530,8 +530,7 @@ async fn at_a_moving_address() -> Node {
         slave_read_enable: true,
         broker_vip: Some(Vip {
             ip: Ipv4Addr::LOCALHOST,
-            prefix: 8,
-            device: "lo".to_owned(),
+            place: None,
         }),
         ..BrokerConfig::default()
     })

@@ -14,7 +14,7 @@ use rustix::net::{
 };
 use tokio::io::unix::AsyncFd;
 
-use crate::config::Vip;
+use crate::config::VipPlace;
 
 const MAC_LEN: usize = 6;
 const BROADCAST: [u8; MAC_LEN] = [0xff; MAC_LEN];
@@ -36,7 +36,7 @@ impl Link {
     ///
     /// # Errors
     /// When there is no such device, or this process may not watch it.
-    pub(super) fn open(vip: &Vip) -> io::Result<Self> {
+    pub(super) fn open(ip: Ipv4Addr, place: &VipPlace) -> io::Result<Self> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let arp = socket_with(
             AddressFamily::PACKET,
@@ -44,7 +44,7 @@ impl Link {
             flags,
             Some(eth::ARP),
         )?;
-        let index = name_to_index(&arp, &vip.device)?;
+        let index = name_to_index(&arp, &place.device)?;
         bind(&arp, &PacketAddr::of(index, [0; MAC_LEN]))?;
         let mac = PacketAddr::mac_of(&arp)?;
         // Protocol 0 is NETLINK_ROUTE.
@@ -53,8 +53,8 @@ impl Link {
         // SAFETY: an `OwnedFd` is open and the same until it is dropped.
         let arp = unsafe { AsyncFd::register(arp) }?;
         Ok(Self {
-            ip: vip.ip,
-            prefix: vip.prefix,
+            ip,
+            prefix: place.prefix,
             index,
             mac,
             netlink,

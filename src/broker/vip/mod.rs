@@ -1,4 +1,5 @@
-//! An address that moves with the leader (`brokerVip`), so that no client has to learn another one.
+//! An address that moves with the leader (`brokerVip`), so that no client has to learn another one. Who moves it
+//! is this node, where it is told on which device, or something outside.
 //!
 //! Nothing hangs on it but where a client's packets arrive: a node that has it and does not lead answers
 //! as a follower, whoever claims to lead checks its lease at each answer. It is therefore enough that
@@ -17,13 +18,14 @@ mod link;
 
 use std::collections::HashMap;
 use std::io;
+use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
 use super::{Broker, pull};
-use crate::config::Vip;
+use crate::config::{Vip, VipPlace};
 use crate::remoting::{Conn, Request};
 use crate::shutdown::Shutdown;
 use link::Link;
@@ -166,7 +168,8 @@ impl Hold {
 
 /// The address, on a node that may take it.
 pub(super) struct MovingAddress {
-    vip: Vip,
+    address: Ipv4Addr,
+    device: String,
     link: Link,
 }
 
@@ -175,11 +178,14 @@ impl MovingAddress {
     ///
     /// # Errors
     /// When there is no such device, or this process lacks the rights.
-    pub(super) fn open(vip: &Vip) -> io::Result<Self> {
-        let link = Link::open(vip)?;
+    pub(super) fn open(address: Ipv4Addr, place: &VipPlace) -> io::Result<Self> {
+        let link = Link::open(address, place)?;
         link.remove()?;
-        let vip = vip.clone();
-        Ok(Self { vip, link })
+        Ok(Self {
+            address,
+            device: place.device.clone(),
+            link,
+        })
     }
 
     /// Has this node hold the address while it leads, until `shutdown` and until somebody else has it.
@@ -196,8 +202,8 @@ impl MovingAddress {
             if let Err(error) = &done
                 && !failing
             {
-                let address = self.vip.ip;
-                tracing::error!(%address, device = self.vip.device, "the address cannot be moved: {error}");
+                let address = self.address;
+                tracing::error!(%address, device = self.device, "the address cannot be moved: {error}");
             }
             failing = done.is_err();
             tokio::select! {
@@ -214,7 +220,7 @@ impl MovingAddress {
         if hold.held.is_some()
             && let Err(error) = self.drop(&broker).await
         {
-            tracing::warn!(address = %self.vip.ip, "the address was not given up: {error}");
+            tracing::warn!(address = %self.address, "the address was not given up: {error}");
         }
     }
 
@@ -226,7 +232,7 @@ impl MovingAddress {
                 Step::Add => {
                     self.link.add(LIFETIME)?;
                     if hold.held.is_none() {
-                        tracing::info!(address = %self.vip.ip, device = self.vip.device, "has the moving address");
+                        tracing::info!(address = %self.address, device = self.device, "has the moving address");
                     }
                     hold.added(now);
                 }
@@ -247,7 +253,7 @@ impl MovingAddress {
         broker.arrived.reset();
         sleep(RESET_PAUSE).await;
         self.link.remove()?;
-        tracing::info!(address = %self.vip.ip, "has given the moving address up");
+        tracing::info!(address = %self.address, "has given the moving address up");
         Ok(())
     }
 }

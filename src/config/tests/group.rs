@@ -252,12 +252,16 @@ fn an_address_that_moves_with_the_leader_is_checked() {
     let conf = format!("{GROUP}listenPort=30911\nbrokerIP1=10.0.0.1\n");
     let (config, warnings) = loaded(&format!("{conf}brokerVip=10.0.0.100/24@eth0.5\n"));
     assert_eq!(warnings, "");
-    let vip = config.broker_vip.clone().unwrap();
-    assert_eq!((vip.prefix, vip.device.as_str()), (24, "eth0.5"));
+    let place = config.broker_vip.clone().unwrap().place.unwrap();
+    assert_eq!((place.prefix, place.device.as_str()), (24, "eth0.5"));
     assert_eq!(config.leader_addr(), "10.0.0.100:30911");
     assert_eq!(config.broker_addr(), "10.0.0.1:30911");
+    let moved_by_others = format!("{conf}brokerVip=10.0.0.100\nbindAddress=10.0.0.1\n");
+    let (config, warnings) = loaded(&moved_by_others);
+    assert_eq!(warnings, "");
+    assert_eq!(config.broker_vip.as_ref().unwrap().place, None);
+    assert_eq!(config.leader_addr(), "10.0.0.100:30911");
     for bad in [
-        "10.0.0.100",
         "10.0.0.100/24",
         "10.0.0.100@eth0",
         "10.0.0.100/33@eth0",
@@ -273,7 +277,7 @@ fn an_address_that_moves_with_the_leader_is_checked() {
         let text = refused(&format!("{conf}brokerVip={bad}\n"));
         let want = format!(
             "broker.conf:7: error: brokerVip: `{bad}` is not an IPv4 address with its network and its \
-             device; want 10.0.0.100/24@eth0\n"
+             device, or alone if something else moves it; want 10.0.0.100/24@eth0 or 10.0.0.100\n"
         );
         assert!(text.contains(&want), "{text}");
     }
