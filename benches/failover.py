@@ -52,7 +52,7 @@ JAVA_SETTLE = 40
 # What the tables of docs/failover.md show: two lanes side by side, each in the order of worth. More of them would
 # keep two cores busy all the time.
 PLAN = [
-    [("alias", "kill-leader:20,transfer:20,kill-follower:20,rolling:20,kill-namesrv:20")],
+    [("alias", "kill-leader:20,transfer:20,kill-follower:20,rolling:20,kill-namesrv:20"), ("vip", "kill-follower:20")],
     [
         ("both", "kill-leader:20,stop-leader:20,cut-leader:20"),
         ("transactions", "kill-leader:20"),
