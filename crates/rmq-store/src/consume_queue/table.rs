@@ -24,7 +24,7 @@ pub(crate) struct QueueState {
 ///
 /// The digest tells after a restart whether any queue has lost units below the dispatched position
 /// or vanished altogether, which the queues that are left cannot show.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Table {
     topics: HashMap<Arc<str>, Vec<QueueState>>,
     digest: u64,

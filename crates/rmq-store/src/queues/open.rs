@@ -7,8 +7,8 @@
 //! and only the last unit of each queue is looked at; dispatch then goes on from there.
 //!
 //! If they do not, something was lost that the files cannot tell, and all of them are built anew from
-//! the log. Only a queue whose messages have all left the log is kept as it is, since nothing else
-//! remembers its end.
+//! the log. Only a queue whose messages have all left the log is kept as it is, since nothing but its last
+//! unit and that table remembers its end.
 
 use std::io;
 use std::path::Path;
@@ -23,7 +23,7 @@ use super::saved::{self, SavedAt};
 use super::{Checkpoints, Queues, Shared, building};
 use crate::config::StoreConfig;
 use crate::consume_queue::{
-    QueueFiles, QueueState, Slot, Table, UNIT_BYTES, first_unit_from, fnv_1a, last_unit_below,
+    QueueFiles, QueueState, Slot, Table, UNIT_BYTES, Unit, first_unit_from, fnv_1a, last_unit_below,
 };
 use crate::disk::Disk;
 use crate::dispatch::{Checkpoint, CheckpointFile, CommittedLog, DispatchError};
@@ -128,12 +128,13 @@ impl Queues {
         let table = saved::read(config, &**disk)?;
         let start = Start::find(&files, saved, table, has_holes, &*log)?;
         if start.saved_at.is_none() {
-            saved::remove(config, &**disk)?;
+            saved::keep_expired(config, &**disk, &start.table, log.min_offset())?;
         }
         // What is about to be changed must not be taken for what it was, should this be interrupted.
         let opening = start.checkpoint();
         checkpoints.write(opening)?;
         start.cut(&files, has_holes)?;
+        start.mark_ends(&files)?;
         let layout = Layout {
             slots: config.index_slots,
             entries: config.index_entries,
@@ -227,6 +228,9 @@ impl Queues {
     }
 }
 
+/// Queues, by topic.
+type States = Vec<(Arc<str>, QueueState)>;
+
 /// Where dispatch goes on, and what is there by then.
 struct Start {
     table: Table,
@@ -240,6 +244,8 @@ struct Start {
     saved_at: Option<SavedAt>,
     /// The queues that hold more than the table says; `None` if any may.
     longer: Option<Vec<(Arc<str>, i32)>>,
+    /// The queues whose last unit is lost, and only the table that was saved knows their end.
+    unfiled: States,
 }
 
 impl Start {
@@ -252,13 +258,13 @@ impl Start {
         log: &dyn CommittedLog,
     ) -> io::Result<Start> {
         let (min, confirm) = (log.min_offset(), log.confirm_offset());
-        if let (Some(saved), Some((at, table))) = (saved, table)
+        if let (Some(saved), Some((at, table))) = (saved, &table)
             && (saved.clean || !has_holes)
             && at.min == min
             && at.last_anew == saved.last_anew
             && at.file_bytes == files.file_bytes()
             && at.dispatched <= saved.dispatched.min(confirm)
-            && let Some(start) = Start::from_table(files, saved, at, table)?
+            && let Some(start) = Start::from_table(files, saved, *at, table)?
         {
             return Ok(start);
         }
@@ -268,8 +274,10 @@ impl Start {
             }
             warn!(%min, "consume queues are not what their checkpoint says: building them anew");
         }
+        let (table, unfiled) = expired_table(files, table.as_ref().map(|(_, table)| table), min)?;
         Ok(Start {
-            table: expired_table(files, min)?,
+            table,
+            unfiled,
             from: min,
             last_anew: PhyOffset(0),
             index: None,
@@ -284,7 +292,7 @@ impl Start {
         files: &QueueFiles,
         saved: Checkpoint,
         at: SavedAt,
-        table: Table,
+        table: &Table,
     ) -> io::Result<Option<Start>> {
         let clean = saved.clean && at.dispatched == saved.dispatched;
         let mut longer = Vec::new();
@@ -302,13 +310,14 @@ impl Start {
             }
         }
         Ok(Some(Start {
-            table,
+            table: table.clone(),
             from: at.dispatched,
             last_anew: saved.last_anew,
             index: saved.index,
             clean,
             saved_at: Some(at),
             longer: Some(longer),
+            unfiled: Vec::new(),
         }))
     }
 
@@ -337,6 +346,7 @@ impl Start {
             clean: saved.clean && !shorter,
             saved_at: None,
             longer: None,
+            unfiled: Vec::new(),
         }))
     }
 
@@ -371,6 +381,22 @@ impl Start {
         }
         // A process that was killed may have changed others, and that is not durable yet.
         files.sync_all_later();
+        Ok(())
+    }
+
+    /// Gives queues whose last unit is lost another one, of the last byte of what it was: what it points to has left the
+    /// log, and it says where the queue goes on.
+    fn mark_ends(&self, files: &QueueFiles) -> io::Result<()> {
+        for (topic, state) in &self.unfiled {
+            let last = QueueOffset(state.next.0 - 1);
+            let unit = Unit {
+                phy: PhyOffset(state.end_phy.0 - 1),
+                size: 1,
+                tags_code: 0,
+            };
+            files.fill_blank(topic, state.queue_id, QueueOffset(0), last)?;
+            files.write(topic, state.queue_id, last, &unit.encode())?;
+        }
         Ok(())
     }
 
@@ -421,8 +447,13 @@ fn table_below(files: &QueueFiles, limit: PhyOffset, min: PhyOffset) -> io::Resu
     Ok(table)
 }
 
-/// The queues whose messages have all left the log.
-fn expired_table(files: &QueueFiles, min: PhyOffset) -> io::Result<Table> {
+/// The queues whose messages have all left the log: nothing but their last units says where they go on, or, where
+/// these are lost, the table that was saved last. Also those that only that table has.
+fn expired_table(
+    files: &QueueFiles,
+    saved: Option<&Table>,
+    min: PhyOffset,
+) -> io::Result<(Table, States)> {
     let mut table = Table::default();
     for (topic, queue_id) in all_queues(files)? {
         let starts = files.starts(&topic, queue_id)?;
@@ -439,7 +470,22 @@ fn expired_table(files: &QueueFiles, min: PhyOffset) -> io::Result<Table> {
             table.put(&topic, state);
         }
     }
-    Ok(table)
+    let mut unfiled = Vec::new();
+    for (topic, state) in saved.into_iter().flat_map(Table::iter) {
+        let filed = table.get(topic, state.queue_id);
+        let is_newer = filed.is_none_or(|(_, filed)| filed.end_phy < state.end_phy);
+        if state.end_phy <= min && is_newer {
+            let state = QueueState {
+                min: state.next,
+                ..*state
+            };
+            unfiled.push((Arc::clone(topic), state));
+        }
+    }
+    for (topic, state) in &unfiled {
+        table.put(topic, *state);
+    }
+    Ok((table, unfiled))
 }
 
 /// Topic and id of every queue that has a directory.

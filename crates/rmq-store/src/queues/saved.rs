@@ -1,9 +1,9 @@
 //! The file `dispatched.queues`: where every queue ended at a position of the log, so that a start need
 //! not search the ends of very many queues in their files.
 //!
-//! It only saves time. It is written now and then, after all that it tells of is durable, and removed
-//! before a start that does not go on from it changes anything: while it is there, the log goes on from
-//! its position.
+//! It saves time, and knows where queues go on whose messages have all left the log, should their files be lost. It is
+//! written now and then, after all that it tells of is durable. Before a start that does not go on from it changes
+//! anything, only those queues are left in it, and no position: while it has one, the log goes on from there.
 
 use std::io;
 use std::path::Path;
@@ -134,6 +134,32 @@ pub(super) fn read(config: &StoreConfig, disk: &dyn Disk) -> io::Result<Option<(
 /// Replaces the table. Durable on return.
 pub(super) fn write(root: &Path, disk: &dyn Disk, content: &[u8]) -> io::Result<()> {
     write_whole(disk, &root.join(TABLE_FILE), content)
+}
+
+/// Has the next start search the queues' files; only queues of `table` whose messages are all below `min`, where the log
+/// begins, stay in it. Durable on return.
+pub(super) fn keep_expired(
+    config: &StoreConfig,
+    disk: &dyn Disk,
+    table: &Table,
+    min: PhyOffset,
+) -> io::Result<()> {
+    let expired = table.iter().filter(|(_, state)| state.end_phy <= min);
+    let expired: Vec<_> = expired
+        .map(|(topic, state)| (Arc::clone(topic), *state))
+        .filter(|(_, state)| has_units(state))
+        .collect();
+    if expired.is_empty() {
+        return remove(config, disk);
+    }
+    // No queue's files are so small.
+    let nowhere = SavedAt {
+        dispatched: PhyOffset(0),
+        min,
+        last_anew: PhyOffset(0),
+        file_bytes: 0,
+    };
+    write(&config.root, disk, &nowhere.encode(expired))
 }
 
 /// Has the next start search the queues' files. Durable on return.
