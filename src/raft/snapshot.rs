@@ -17,6 +17,9 @@ use super::types::Vote;
 /// installed it must not be offered a later one, of which it would lack the end.
 const KEPT_FOR: Duration = Duration::from_secs(60);
 
+/// Behind the last committed message of each queue, by topic and queue id.
+type QueueEnds = Vec<(Arc<str>, i32, QueueOffset)>;
+
 /// The content of a snapshot. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct SnapshotData(Arc<Content>);
@@ -29,7 +32,7 @@ struct Content {
     genesis: Option<Bytes>,
     /// Behind the last applied entry.
     end: PhyOffset,
-    ends: Vec<(Arc<str>, i32, QueueOffset)>,
+    ends: QueueEnds,
     log: LogReader,
     queues: Arc<Queues>,
     used: Mutex<Instant>,
@@ -43,18 +46,18 @@ pub(super) struct Sending {
 }
 
 impl SnapshotData {
-    /// The state after its last applied entry, which nothing changes meanwhile.
+    /// The state after its last applied entry, and where the queues ended then; nothing changes either meanwhile.
     pub(super) fn new(
         state: Option<Checkpoint>,
         genesis: Option<Bytes>,
         log: &LogReader,
-        queues: &Arc<Queues>,
+        (queues, ends): (&Arc<Queues>, QueueEnds),
     ) -> Self {
         Self(Arc::new(Content {
             state,
             genesis,
             end: log.confirm_offset(),
-            ends: queues.ends(),
+            ends,
             log: log.clone(),
             queues: Arc::clone(queues),
             used: Mutex::new(Instant::now()),

@@ -217,19 +217,25 @@ impl StateMachine {
         Ok(reply)
     }
 
-    fn build(&self) -> Snapshot {
-        Snapshot {
+    /// Reads the metadata and the queues' ends on another thread, see [`StateMachine::save_soon`].
+    async fn build(&self) -> io::Result<Snapshot> {
+        let (meta, queues) = (self.meta.clone(), Arc::clone(&self.queues));
+        let (meta, ends) = blocking(move || (meta.snapshot(), queues.ends()))
+            .await
+            .map_err(io::Error::other)?;
+        let genesis = self.genesis.clone();
+        Ok(Snapshot {
             meta: SnapshotMeta {
                 last_log_id: self.applied,
                 last_membership: self.membership.clone(),
             },
             snapshot: SnapshotData::new(
-                self.checkpoint(self.meta.snapshot()),
-                self.genesis.clone(),
+                self.checkpoint(meta),
+                genesis,
                 &self.log,
-                &self.queues,
+                (&self.queues, ends),
             ),
-        }
+        })
     }
 }
 
@@ -282,7 +288,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     async fn get_snapshot_builder(&mut self) -> Built {
         self.has_snapshot = true;
         Built {
-            snapshot: self.build(),
+            snapshot: self.build().await.ok(),
             log: self.log.clone(),
             file: self.file.clone(),
         }
@@ -315,7 +321,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             .as_ref()
             .is_some_and(|sent| sent.snapshot.is_current())
         {
-            self.sent = Some(self.build());
+            self.sent = Some(self.build().await?);
         }
         Ok(self.sent.clone())
     }
@@ -342,7 +348,8 @@ fn commit_up_to(applied: LogId, log: &LogReader, queues: &Queues) -> io::Result<
 
 /// A snapshot that was taken between two entries and is not durable yet.
 pub(super) struct Built {
-    snapshot: Snapshot,
+    /// `None` if this process stops meanwhile.
+    snapshot: Option<Snapshot>,
     log: LogReader,
     file: Arc<CheckpointFile>,
 }
@@ -351,14 +358,17 @@ impl RaftSnapshotBuilder<TypeConfig> for Built {
     type SnapshotData = SnapshotData;
 
     async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
-        let Some((state, end)) = self.snapshot.snapshot.state() else {
-            return Ok(self.snapshot.clone());
+        let Some(snapshot) = self.snapshot.clone() else {
+            return Err(io::Error::other("the node stops"));
+        };
+        let Some((state, end)) = snapshot.snapshot.state() else {
+            return Ok(snapshot);
         };
         until_synced(&self.log, end).await?;
         let (state, file) = (state.clone(), self.file.clone());
         let written = blocking(move || file.write(&state));
         written.await.map_err(io::Error::other)??;
-        Ok(self.snapshot.clone())
+        Ok(snapshot)
     }
 }
 
