@@ -2,7 +2,7 @@
 """What stock clients see when something breaks under them, fault by fault.
 
     benches/failover.py --setup alias --faults kill-leader,rolling:2 --count 5 [--json results.jsonl]
-    benches/failover.py --table benches/failover.jsonl       # all that docs/failover.md shows, some 80 minutes
+    benches/failover.py --table benches/failover.jsonl       # all that docs/failover.md shows, some three hours
     benches/failover.py --report benches/failover.jsonl      # writes docs/failover.md and docs/failover.svg
 
 Starts three nodes and a name server and, side by side, applications on the Java clients 4.9.8 and 5.5.0
@@ -22,7 +22,7 @@ network is silent for 20 s), kill-follower, rolling (SIGTERM and start, one node
 (leadership handed over), kill-namesrv (kill -9, started again after 2 s), none. A number behind a fault goes
 before --count, as in rolling:2.
 
---table measures what is missing in the file of the faults of PLAN, in two lanes side by side, and then reports.
+--table measures what is missing in the file of the faults of PLAN, and then reports.
 It can be stopped and started again at any time; what the file has of the same commit and options is not measured
 again.
 
@@ -36,7 +36,6 @@ import random
 import signal
 import subprocess
 import sys
-import threading
 import time
 from contextlib import nullcontext
 
@@ -49,17 +48,18 @@ from records import add, made_with, read, read_alike
 # routes every 30 s.
 SETTLE = 5
 JAVA_SETTLE = 40
-# What the tables of docs/failover.md show: two lanes side by side, each in the order of worth. More of them would
-# keep two cores busy all the time.
+# What the tables of docs/failover.md show, in the order of worth. One after the other: two groups and their applications
+# at a time would leave two cores too little time for the sends that are due.
 PLAN = [
-    [("alias", "kill-leader:20,transfer:20,kill-follower:20,rolling:20,kill-namesrv:20"), ("vip", "kill-follower:20")],
-    [
-        ("both", "kill-leader:20,stop-leader:20,cut-leader:20"),
-        ("transactions", "kill-leader:20"),
-        ("alias", "stop-leader:10,cut-leader:10"),
-        ("dledger", "kill-leader:3"),
-        ("controller", "kill-leader:3"),
-    ],
+    ("alias", "kill-leader:20"),
+    ("both", "kill-leader:20"),
+    ("alias", "transfer:20,kill-follower:20,rolling:20"),
+    ("vip", "kill-follower:20"),
+    ("both", "stop-leader:20,cut-leader:20"),
+    ("transactions", "kill-leader:20"),
+    ("alias", "kill-namesrv:20,stop-leader:10,cut-leader:10"),
+    ("dledger", "kill-leader:3"),
+    ("controller", "kill-leader:3"),
 ]
 # Faults begin when all clients have seen the routes after the one before: a node that is started again takes a
 # moment until it is in them.
@@ -67,7 +67,7 @@ PLAN_OPTIONS = ["--down", "5", "--fresh", "34"]
 # What a record says of how it was made.
 SETTINGS = ("rate", "clients", "warm", "down", "settle", "fresh", "poll", "set", "loopback")
 # The processes that measure.
-LANES = []
+MEASURING = []
 
 
 class Application:
@@ -260,9 +260,9 @@ def run(options):
     return records
 
 
-def measure_lane(number, path, records):
-    """Measures what the file lacks of a lane of [`PLAN`]."""
-    for setup, faults in PLAN[number]:
+def measure_table(path, records):
+    """Measures what the file lacks of [`PLAN`]."""
+    for setup, faults in PLAN:
         done = {}
         for record in records:
             if record["setup"] == setup and "fault" in record:
@@ -272,19 +272,11 @@ def measure_lane(number, path, records):
         missing = [f"{kind}:{count - have}:{have}" for kind, have, count in missing if have < count]
         if missing:
             command = [sys.executable, __file__, "--setup", setup, "--faults", ",".join(missing), "--json", path, *PLAN_OPTIONS]
-            process = subprocess.Popen([*command, "--binary", Rmq.binary, "--base", str(23000 + 400 * number)])
-            LANES.append(process)
+            # A process of its own, for the network namespaces that end with it.
+            process = subprocess.Popen([*command, "--binary", Rmq.binary])
+            MEASURING.append(process)
             if process.wait() != 0:
-                return
-
-
-def measure_table(path, records):
-    """Measures what the file lacks of [`PLAN`], all lanes at a time."""
-    lanes = [threading.Thread(target=measure_lane, args=(number, path, records)) for number in range(len(PLAN))]
-    for lane in lanes:
-        lane.start()
-    for lane in lanes:
-        lane.join()
+                raise SystemExit(f"{setup} {','.join(missing)}: not measured to the end")
 
 
 def main():
@@ -311,7 +303,7 @@ def main():
     options = parser.parse_args()
 
     def stop(*_):
-        for process in LANES:
+        for process in MEASURING:
             process.terminate()
         exit("stopped")
 

@@ -20,7 +20,7 @@ three) and NATS JetStream with three replicas, with default settings but for wha
     backlog   a stock Java push consumer (4.9.8) reads --backlog messages of 1 KiB; bytes of the log for each
     catch-up  a follower that was killed gets --catch-up messages of 4 KiB, until it has them
 
-`send`, `bench` and `latency` take some 25 minutes in three rounds. Each measurement is a JSON line; one that the
+A round takes some 20 minutes. Each measurement is a JSON line; one that the
 file has of the same commit and options is not made again. Needs what `scripts/clients.sh java` and `scripts/clients.sh nats` fetch. Machines
 differ and are noisy: believe ratios.
 """
@@ -278,7 +278,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=int, default=12, help="of a measurement of load; half of it is not counted")
-    parser.add_argument("--only", default="idle,send,bench,latency,failover,restart", help="rows; `all` for all")
+    parser.add_argument("--only", default="all", help="rows, with commas between them")
     parser.add_argument("--targets", default="", help="names or beginnings of names of clusters; all by default")
     parser.add_argument("--backlog", type=int, default=1_000_000)
     parser.add_argument("--catch-up", type=int, default=262_144)
