@@ -3,7 +3,7 @@
 
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -57,7 +57,7 @@ impl Stream {
     ) -> io::Result<Self> {
         // Responses are coalesced before they are written; waiting in the kernel only adds delay.
         socket.set_nodelay(true)?;
-        let (peer, local) = (socket.peer_addr()?, socket.local_addr()?);
+        let (peer, local) = (plain(socket.peer_addr()?), plain(socket.local_addr()?));
         let (reader, writer) = socket.into_split();
         Ok(Self {
             reader: Box::new(reader),
@@ -66,6 +66,14 @@ impl Stream {
             local,
             home: None,
         })
+    }
+}
+
+/// The address as everybody else knows it: a socket that is bound to `::` shows those of IPv4 as of IPv6.
+fn plain(addr: SocketAddr) -> SocketAddr {
+    match addr.ip().to_canonical() {
+        ip @ IpAddr::V4(_) => SocketAddr::new(ip, addr.port()),
+        IpAddr::V6(_) => addr,
     }
 }
 
@@ -196,5 +204,18 @@ impl Tcp {
 impl Dialer for Tcp {
     fn dial<'a>(&'a self, addr: &'a str) -> Dialing<'a> {
         Box::pin(async move { Stream::dialled(TcpStream::connect(addr).await?) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_of_ipv4_is_one_whatever_the_socket_is_bound_to() {
+        let of = |addr: &str| plain(addr.parse().unwrap()).to_string();
+        assert_eq!(of("[::ffff:10.0.0.1]:5"), "10.0.0.1:5");
+        assert_eq!(of("10.0.0.1:5"), "10.0.0.1:5");
+        assert_eq!(of("[2001:db8::1]:5"), "[2001:db8::1]:5");
     }
 }
