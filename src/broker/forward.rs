@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::dispatch::as_leader;
 use super::refusal::{Handled, Refusal};
 use super::{Broker, ForwardError, Role, pull};
-use crate::raft::Patience;
+use crate::raft::{Departure, Patience};
 use crate::remoting::{Reply, Request};
 
 /// How long the leader has for its answer. Clients that wait give up after 3 to 5 s.
@@ -145,20 +145,28 @@ async fn attempt(broker: &Arc<Broker>, request: &Request, deadline: Instant) -> 
     // What another node forwarded goes no further.
     request.conn.as_ref()?;
     let asked = broker.replica.role().borrow().clone();
+    let departure = Departure::default();
     let patience = Patience {
         limit: ANSWER_LIMIT + suspension(request),
         is_pull: is_pull(request),
+        departure: departure.clone(),
     };
     let forwarded = broker
         .replica
         .forward(request.raw.clone(), request.peer, patience);
     let late = async {
         succeeded(broker, &asked).await;
+        if departure.decide() {
+            return ForwardError::NoLeader;
+        }
         sleep(LATE_ANSWER).await;
+        ForwardError::Unknown("another node leads by now".to_owned())
     };
     let answer = tokio::select! {
         answer = forwarded => answer,
-        () = late => Err(ForwardError::Unknown("another node leads by now".to_owned())),
+        error = late => Err(error),
+        // What nobody waits for is not sent any more, unless its client never would.
+        () = closed(request), if !request.command.is_oneway() => return Some(Err(Refusal::Silence)),
     };
     let counter = match &answer {
         Err(ForwardError::NoLeader) => return None,

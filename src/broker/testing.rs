@@ -51,6 +51,8 @@ pub(super) struct FakeReplica {
     pub(super) leader: Mutex<Option<Leader>>,
     /// That one answers nothing any more.
     pub(super) is_frozen: AtomicBool,
+    /// Nothing gets on its way there.
+    pub(super) is_cut_off: AtomicBool,
     /// What the status tells of the members.
     pub(super) members: Mutex<Vec<MemberStatus>>,
     /// What becomes of changes of the members, if they are not made.
@@ -97,6 +99,7 @@ impl FakeReplica {
             failure: Mutex::default(),
             leader: Mutex::default(),
             is_frozen: AtomicBool::new(false),
+            is_cut_off: AtomicBool::new(false),
             members: Mutex::default(),
             members_refusal: Mutex::default(),
             applied: Mutex::default(),
@@ -260,8 +263,12 @@ impl Replica for FakeReplica {
         &self,
         raw: Bytes,
         _: SocketAddr,
-        _: Patience,
+        patience: Patience,
     ) -> BoxFuture<'_, Result<Option<Bytes>, ForwardError>> {
+        if self.is_cut_off.load(Ordering::Relaxed) {
+            return std::future::pending().boxed();
+        }
+        assert!(patience.departure.decide(), "given up before");
         if self.is_frozen.load(Ordering::Relaxed) {
             return std::future::pending().boxed();
         }

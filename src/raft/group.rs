@@ -1,6 +1,7 @@
 //! What the broker sees of Raft: one handle, and why something has no result.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -93,19 +94,36 @@ pub enum TransferError {
 }
 
 /// How long the leader has for an answer to a client's request.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Patience {
     /// In all.
     pub limit: Duration,
     /// Whether it is a pull, with which the leader may wait for messages. Pulls go a way of their own, so that
     /// nothing else has to wait behind them.
     pub is_pull: bool,
+    /// Whether it is on its way yet.
+    pub departure: Departure,
 }
 
 impl From<Duration> for Patience {
     fn from(limit: Duration) -> Self {
-        let is_pull = false;
-        Self { limit, is_pull }
+        Self {
+            limit,
+            is_pull: false,
+            departure: Departure::default(),
+        }
+    }
+}
+
+/// Decides once and for all whether a request goes on its way or was given up before that; clones are the same.
+#[derive(Debug, Clone, Default)]
+pub struct Departure(Arc<AtomicBool>);
+
+impl Departure {
+    /// For whoever is about to send the request, or gives it up: whether the other one has not come first.
+    #[must_use]
+    pub fn decide(&self) -> bool {
+        !self.0.swap(true, Ordering::AcqRel)
     }
 }
 

@@ -35,7 +35,7 @@ mod upkeep;
 mod watchdog;
 
 pub use batcher::MAX_ENTRY_BYTES;
-pub use group::{ForwardError, Group, Patience, ProposeError, TransferError};
+pub use group::{Departure, ForwardError, Group, Patience, ProposeError, TransferError};
 pub use leadership::OnFatal;
 pub use node::{StartError, Timers};
 pub use peer::{

@@ -18,6 +18,7 @@ use super::transport::Net;
 use super::wire::{
     Frame, FrameReader, Kind, MAX_FRAME, MAX_HELLO_FRAME, OutFrame, Role, write_frames,
 };
+use crate::raft::Departure;
 use crate::raft::types::NodeId;
 
 /// How long a peer may take to answer a `Hello`: longer than a connect, for its program has to run.
@@ -164,6 +165,7 @@ struct Call {
     kind: Kind,
     head: Vec<u8>,
     raw: Bytes,
+    departure: Departure,
     waiter: Waiter,
 }
 
@@ -208,6 +210,19 @@ impl Caller {
         raw: Bytes,
         limit: Duration,
     ) -> Result<Frame, CallError> {
+        self.call_unless(Departure::default(), kind, head, raw, limit)
+            .await
+    }
+
+    /// The same for a request that may be given up before it is sent.
+    pub(super) async fn call_unless(
+        &self,
+        departure: Departure,
+        kind: Kind,
+        head: Vec<u8>,
+        raw: Bytes,
+        limit: Duration,
+    ) -> Result<Frame, CallError> {
         let deadline = Instant::now() + limit;
         let place = timeout_at(deadline, Arc::clone(&self.places).acquire_owned())
             .await
@@ -220,6 +235,7 @@ impl Caller {
             kind,
             head,
             raw,
+            departure: departure.clone(),
             waiter: Waiter {
                 answer,
                 _place: place,
@@ -228,11 +244,15 @@ impl Caller {
         if self.calls.try_send(call).is_err() {
             return Err(CallError::NotSent("the connection is shut down".into()));
         }
-        match timeout_at(deadline, answered).await {
-            Ok(Ok(outcome)) => accepted(outcome?),
-            Ok(Err(_)) => Err(CallError::Lost("the connection is shut down".into())),
-            Err(_) => Err(CallError::Lost(format!("no answer in {limit:?}"))),
-        }
+        let reason = match timeout_at(deadline, answered).await {
+            Ok(Ok(outcome)) => return accepted(outcome?),
+            Ok(Err(_)) => "the connection is shut down".to_owned(),
+            Err(_) => format!("no answer in {limit:?}"),
+        };
+        Err(match departure.decide() {
+            true => CallError::NotSent(reason),
+            false => CallError::Lost(reason),
+        })
     }
 
     /// [`Self::call`] for a request that is all head, as its answer is.
@@ -307,7 +327,7 @@ async fn converse(
         loop {
             let mut frames = Vec::with_capacity(batch.len().max(1));
             for call in batch.drain(..) {
-                if call.waiter.answer.is_closed() {
+                if call.waiter.answer.is_closed() || !call.departure.decide() {
                     continue;
                 }
                 locked().insert(next_id, call.waiter);

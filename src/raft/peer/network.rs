@@ -163,13 +163,17 @@ impl Network {
         }
         let peer = self.peer(node, addr);
         let head = Forward { client }.to_head();
-        let Patience { limit, is_pull } = patience.into();
+        let Patience {
+            limit,
+            is_pull,
+            departure,
+        } = patience.into();
         let caller = match is_pull {
             true => &peer.pulls,
             false => &peer.forward,
         };
         let answer = caller
-            .call(Kind::Forward, head, frame, limit)
+            .call_unless(departure, Kind::Forward, head, frame, limit)
             .await
             .map_err(|e| match e {
                 CallError::NotSent(reason) | CallError::Refused(Refusal { reason, .. }) => {

@@ -11,12 +11,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
-use crate::raft::Patience;
 use crate::raft::peer::caller::{CallError, Target, connect};
 use crate::raft::peer::messages::{Hello, Message, PROTOCOL_VERSION, Purpose, VoteRequest};
 use crate::raft::peer::server::NotLeader;
 use crate::raft::peer::wire::{Kind, OutFrame, Role};
 use crate::raft::types::Vote;
+use crate::raft::{Departure, Patience};
 
 /// A node that has nothing but an introduction.
 fn caller(group_name: &str, id: u16, group: Option<GroupId>, peers: &PeerList) -> Dialer {
@@ -264,11 +264,13 @@ async fn nothing_waits_behind_what_the_leader_lets_wait() {
             .find(|node| node.local.node != leader.local.node);
         let network = &from.unwrap().network;
         let (node, addr) = (leader.local.node, &leader.local.addrs.raft_addr);
-        let pull = Patience {
+        let pull = || Patience {
             limit: PATIENCE,
             is_pull: true,
+            departure: Departure::default(),
         };
-        let pulls = (0..2000).map(|_| network.forward(node, addr, client(1), "pull".into(), pull));
+        let pulls =
+            (0..2000).map(|_| network.forward(node, addr, client(1), "pull".into(), pull()));
         let send = async {
             // The pulls have taken all places by now.
             tokio::task::yield_now().await;
