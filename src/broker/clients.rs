@@ -213,7 +213,8 @@ impl Clients {
             let here: HashSet<String> = members.map(|m| m.client_id.clone()).collect();
             for (client, seen) in absent {
                 if !here.contains(&client) && now - seen < ABSENCE_MAX {
-                    group.absent.insert(client, seen);
+                    let known = group.absent.entry(client).or_insert(seen);
+                    *known = seen.max(*known);
                 }
             }
         }

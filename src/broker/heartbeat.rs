@@ -25,9 +25,13 @@ use crate::remoting::{Conn, Request};
 
 /// How often silent clients are looked for.
 const SCAN_INTERVAL: Duration = Duration::from_secs(10);
-/// How long a node that has started asks for the consumers that others know. By then they have told it themselves.
+/// How long a node asks for the consumers that its leader knows. By then they have told it themselves.
 const LEARNING_LIMIT: Duration = Duration::from_secs(60);
 const LEARNING_PAUSE: Duration = Duration::from_secs(1);
+/// How often is looked whether the process was paused.
+const PAUSE_LOOK: Duration = Duration::from_secs(2);
+/// A timer is not so late on a busy machine, and clients wait longer than both together before they hang up.
+const PAUSE_MIN: Duration = Duration::from_secs(1);
 
 /// `HEART_BEAT`.
 pub(super) async fn heart_beat(broker: &Arc<Broker>, request: &Request) -> Handled {
@@ -129,18 +133,33 @@ pub(super) async fn expire_silent(broker: &Broker) {
     }
 }
 
-/// Has the leader tell, once after a start, which consumers there are: their heartbeats come here only every
-/// 30 s, and should this node lead before, it would refuse their pulls and tell each that it is alone.
-/// Nobody needs the answer of a node that leads already.
+/// Has the leader tell which consumers there are, for ever: after a start, when another node has become leader, and
+/// after a pause of this process, in which clients give up their connections. Heartbeats come only every 30 s, and
+/// should this node lead before, it would refuse the pulls of consumers and tell each that it is alone.
 pub(super) async fn learn(broker: &Broker) {
     let mut roles = broker.replica.role();
+    let has_leader = |role: &Role| role.serving || role.leader.is_some();
+    while roles.wait_for(has_leader).await.is_ok() {
+        let role = roles.borrow().clone();
+        learn_from_leader(broker).await;
+        let changed = tokio::select! {
+            changed = roles.wait_for(|now| *now != role) => changed.is_ok(),
+            () = was_paused() => true,
+        };
+        if !changed {
+            break;
+        }
+        // Whoever has just become leader has more to do.
+        tokio::time::sleep(LEARNING_PAUSE).await;
+    }
+    std::future::pending().await
+}
+
+/// Asks until there is an answer; a leader needs none.
+async fn learn_from_leader(broker: &Broker) {
     let deadline = Instant::now() + LEARNING_LIMIT;
     let question = dispatch::frame(Command::request(request::RAFT_CONSUMERS).into());
     while Instant::now() < deadline && !broker.is_serving() {
-        let has_leader = |role: &Role| role.serving || role.leader.is_some();
-        if roles.wait_for(has_leader).await.is_err() {
-            break;
-        }
         let answer = broker
             .replica
             .forward(question.clone(), broker.store_host, LEARNING_PAUSE.into())
@@ -148,15 +167,31 @@ pub(super) async fn learn(broker: &Broker) {
         if let Ok(Some(frame)) = answer
             && let Ok(answer) = Command::decode(frame)
         {
-            // A leader of an earlier version does not know the question.
-            if let Ok(known) = answer.json() {
-                broker.clients.learn(known, Instant::now());
+            match answer.code {
+                response::SUCCESS => {
+                    if let Ok(known) = answer.json() {
+                        broker.clients.learn(known, Instant::now());
+                    }
+                    return;
+                }
+                // A leader of an earlier version.
+                response::REQUEST_CODE_NOT_SUPPORTED => return,
+                _ => {}
             }
-            break;
         }
         tokio::time::sleep(LEARNING_PAUSE).await;
     }
-    std::future::pending().await
+}
+
+/// Returns when this process was paused.
+pub(super) async fn was_paused() {
+    loop {
+        let due = Instant::now() + PAUSE_LOOK;
+        tokio::time::sleep_until(due).await;
+        if due.elapsed() > PAUSE_MIN {
+            return;
+        }
+    }
 }
 
 /// `RAFT_CONSUMERS`, which only nodes ask.

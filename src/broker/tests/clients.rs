@@ -1,17 +1,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use rmq_wire::body::{
     CheckClientRequest, ConsumeType, ConsumerData, ConsumerList, HeartbeatData, SubscriptionData,
 };
 use rmq_wire::header::{ConsumerGroup, UnregisterClient};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 use super::*;
 use crate::broker::dispatch;
-use crate::broker::heartbeat::learn;
+use crate::broker::heartbeat::was_paused;
 
 /// A client that speaks and listens on one connection.
 pub(super) struct Client {
@@ -57,7 +58,7 @@ impl Client {
             self.socket.read_exact(&mut frame).await.unwrap();
             Command::decode(frame.into()).unwrap()
         };
-        tokio::time::timeout(PATIENCE, read).await.unwrap()
+        timeout(PATIENCE, read).await.unwrap()
     }
 
     /// Leaves the connection open.
@@ -226,31 +227,66 @@ async fn a_follower_knows_its_consumers_too() {
     assert_eq!(members.consumer_id_list, ["one"]);
 }
 
-/// A node that has heard of two consumers from the one that led when it started.
-async fn learned() -> Node {
-    let old = Node::start().await;
-    for name in ["one", "two"] {
-        let mut client = Client::connect(&old).await;
+/// What a leader tells other nodes that has had heartbeats of these consumers.
+async fn told_by_leader_of(names: &[&str]) -> Bytes {
+    let leader = Node::start().await;
+    for name in names {
+        let mut client = Client::connect(&leader).await;
         client.call(heartbeat(name, &["T"])).await;
         client.keep();
     }
     let question = dispatch::frame(Command::request(request::RAFT_CONSUMERS).into());
     let from = "10.0.0.7:1".parse().unwrap();
-    let told = dispatch::forwarded(Arc::clone(&old.broker), from, question).await;
-    let told = told.unwrap();
+    let told = dispatch::forwarded(Arc::clone(&leader.broker), from, question).await;
+    told.unwrap().unwrap()
+}
 
-    let node = Node::start().await;
-    node.replica.follow(Some("old:1"));
-    *node.replica.leader.lock().unwrap() = Some(Box::new(move |_| Ok(told.clone())));
-    let broker = Arc::clone(&node.broker);
-    let learning = tokio::spawn(async move { learn(&broker).await });
+/// Has the node follow a leader that tells this.
+fn follow(node: &Node, addr: &str, told: Bytes) {
+    *node.replica.leader.lock().unwrap() = Some(Box::new(move |_| Ok(Some(told.clone()))));
+    node.replica.follow(Some(addr));
+}
+
+async fn until_known(node: &Node, ids: &[&str]) {
     until("it has learned", || {
-        !node.broker.clients.read().consumers.is_empty()
+        let clients = node.broker.clients.read();
+        let known = clients.consumers.get("g").map(|group| group.client_ids());
+        known.is_some_and(|known| known.iter().eq(ids))
     })
     .await;
-    learning.abort();
+}
+
+/// A node that has heard of two consumers from the one that led when it started.
+async fn learned() -> Node {
+    let told = told_by_leader_of(&["one", "two"]).await;
+    let node = Node::start().await;
+    follow(&node, "old:1", told);
+    until_known(&node, &["one", "two"]).await;
     node.replica.become_leader(2);
     node
+}
+
+#[tokio::test]
+async fn a_node_hears_of_consumers_again_from_the_next_leader() {
+    let first = told_by_leader_of(&["one"]).await;
+    let next = told_by_leader_of(&["two"]).await;
+    let node = Node::start().await;
+    follow(&node, "old:1", first);
+    until_known(&node, &["one"]).await;
+    follow(&node, "new:1", next);
+    until_known(&node, &["one", "two"]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_of_the_process_is_noticed() {
+    let paused = tokio::spawn(was_paused());
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(!paused.is_finished());
+    tokio::time::advance(Duration::from_secs(20)).await;
+    timeout(Duration::from_secs(1), paused)
+        .await
+        .unwrap()
+        .unwrap();
 }
 
 #[tokio::test]
