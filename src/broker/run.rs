@@ -195,9 +195,10 @@ async fn run_on_store(
     queues.start(arrival_listener(&broker))?;
 
     let (roles, of_hook) = (broker.replica.role(), Arc::clone(&config));
+    let (stop_telling, telling_ends) = Shutdown::new();
+    let telling = tokio::spawn(async move { hook::run(&of_hook, roles, telling_ends).await });
     let background = [
         tokio::spawn(Arc::clone(&broker).run()),
-        tokio::spawn(async move { hook::run(&of_hook, roles).await }),
         tokio::spawn(keep_views(
             Views::new(config.store_path_root_dir.join("config"), &meta),
             config.flush_consumer_offset_interval,
@@ -258,6 +259,14 @@ async fn run_on_store(
         task.abort();
     }
     group.shutdown().await;
+    stop_telling.stop();
+    match result {
+        // It may be under way with the news that another node leads.
+        Ok(End::Stopped) => {
+            telling.await.ok();
+        }
+        _ => telling.abort(),
+    }
     let views = Views::new(config.store_path_root_dir.join("config"), &meta);
     // Nobody needs them to go on.
     if let (_, Err(error)) = write_views(views).await {
