@@ -63,6 +63,8 @@ pub struct Broker {
     pub(super) disk_reads: tokio::sync::Semaphore,
     /// What the name servers know of the topics.
     pub(super) told: watch::Sender<Told>,
+    /// On a leader the broker ids of the followers that do not answer, as routes are to know them.
+    pub(super) silent: watch::Sender<Vec<i64>>,
     /// Held while a round of delayed messages and its progress are stored.
     pub(super) delivering: tokio::sync::Mutex<()>,
     pub(super) transactions: Transactions,
@@ -112,6 +114,7 @@ impl Broker {
             recent_bytes: recent_bytes(),
             disk_reads: tokio::sync::Semaphore::new(disk_reads()),
             told: watch::Sender::default(),
+            silent: watch::Sender::default(),
             delivering: tokio::sync::Mutex::default(),
             transactions: Transactions::default(),
             runtime: Handle::current(),

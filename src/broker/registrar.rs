@@ -81,8 +81,9 @@ impl Options {
 pub(super) struct Alias {
     /// `host:port` of this node's alias port.
     pub addr: String,
-    pub names: i32,
     pub queues: i32,
+    /// The broker ids of the followers at which no name shall be, as the leader sees them.
+    pub silent: watch::Receiver<Vec<i64>>,
 }
 
 /// Reads the topics to register, with their counter and timestamp as version.
@@ -232,6 +233,7 @@ enum RegisterError {
 impl Registration {
     async fn keep(mut self, mut topics_changed: watch::Receiver<u64>, mut shutdown: Shutdown) {
         let mut role = self.role.clone();
+        let mut silent = (self.options.alias.as_ref()).map(|alias| alias.silent.clone());
         let mut pause = PAUSE_MIN;
         let mut last = Instant::now();
         let mut topics_due = last;
@@ -245,6 +247,7 @@ impl Registration {
                     due = Instant::now();
                 }
                 Ok(()) = topics_changed.changed() => due = due.min(topics_due),
+                () = changed(silent.as_mut()) => due = due.min(topics_due),
                 () = closed(self.conn.as_ref()) => {
                     self.conn = None;
                     self.accepted_as = None;
@@ -345,8 +348,10 @@ impl Registration {
             raft_term: Some(i64::try_from(term).unwrap_or(i64::MAX)),
             group_vip: (options.leader_addr != options.addr).then(|| options.leader_addr.clone()),
             group_alias_addr: options.alias.as_ref().map(|alias| alias.addr.clone()),
-            group_alias_names: options.alias.as_ref().map(|alias| alias.names),
             group_alias_queues: options.alias.as_ref().map(|alias| alias.queues),
+            group_silent: (options.alias.as_ref())
+                .filter(|_| id == MASTER)
+                .map(|alias| ids(&alias.silent.borrow())),
             ..RegisterBroker::default()
         };
         let command = Command::request(request::REGISTER_BROKER).with_header(&header);
@@ -395,6 +400,21 @@ impl Registration {
             _ => {}
         }
     }
+}
+
+fn ids(ids: &[i64]) -> String {
+    let ids: Vec<String> = ids.iter().map(i64::to_string).collect();
+    ids.join(";")
+}
+
+/// Waits for a change of what is watched; for ever for nothing.
+async fn changed(watched: Option<&mut watch::Receiver<Vec<i64>>>) {
+    if let Some(watched) = watched
+        && watched.changed().await.is_ok()
+    {
+        return;
+    }
+    std::future::pending().await
 }
 
 async fn closed(conn: Option<&Arc<Conn>>) {

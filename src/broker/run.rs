@@ -294,7 +294,7 @@ fn register(broker: &Arc<Broker>) -> (tokio::task::JoinHandle<()>, Trigger) {
         addr: config.broker_addr(),
         leader_addr: config.leader_addr(),
         ha_addr: format!("{}:{}", config.broker_ip2, config.listen_port + 1),
-        alias: alias(config),
+        alias: alias(broker),
         follower_id: broker.follower_id,
         period: config.register_name_server_period,
         limit: config.register_broker_timeout_mills,
@@ -341,12 +341,13 @@ fn permitted(
     topics
 }
 
-fn alias(config: &BrokerConfig) -> Option<registrar::Alias> {
+fn alias(broker: &Broker) -> Option<registrar::Alias> {
+    let config = &broker.config;
     let port = config.alias_ports().next()?;
     Some(registrar::Alias {
         addr: format!("{}:{port}", config.broker_ip1),
-        names: i32::try_from(config.dleger_peers.len() - 1).unwrap_or(i32::MAX),
         queues: config.group_alias_queues.into(),
+        silent: broker.silent.subscribe(),
     })
 }
 

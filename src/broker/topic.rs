@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rmq_wire::body::{CreateTopicListRequest, TopicConfig, TopicFilterType, perm};
 use rmq_wire::code::response;
-use rmq_wire::header::{CreateTopic, GROUP_NODES_MAX, TopicOnly, group_shown_queues};
+use rmq_wire::header::{CreateTopic, TopicOnly, group_shown_queues};
 use rmq_wire::name;
 
 use super::Broker;
@@ -144,8 +144,7 @@ fn checked(broker: &Broker, header: &CreateTopic) -> Result<Topic, Refusal> {
 /// a route (`updateTopicPerm`, to all brokers of the topic), which may show the queues of a group several times over.
 fn meant_queues(known: &Topic, header: &CreateTopic) -> i32 {
     let (read, write) = (header.read_queue_nums, header.write_queue_nums);
-    let shows =
-        |queues| (2..=GROUP_NODES_MAX).any(|nodes| group_shown_queues(queues, nodes) == write);
+    let shows = |queues| group_shown_queues(queues) == write;
     if write <= read {
         write
     } else if read == known.read_queues && shows(known.write_queues) {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use rmq_store::{FlushMode, StoreConfig};
-use rmq_wire::header::group_alias_ports;
+use rmq_wire::header::GROUP_ALIAS_PORTS;
 
 use super::host;
 use super::schema::config_struct;
@@ -240,7 +240,7 @@ config_struct! {
         /// over (queue `i` is queue `i % n`), so that one send in forty takes that way; with more it does not.
         "groupAliasQueues" => group_alias_queues: u16 = 1, in 1..=32_767;
         /// Port for what is sent by the first of these names, the next ones being for the others; 0 for the
-        /// one two above `listenPort`. There are 5 in a group of two or three nodes, 7 of four, 9 of five.
+        /// one two above `listenPort`. There are five.
         "groupAliasPort" => group_alias_port: u16 = 0;
         /// Milliseconds that a node holds a request that only a leader may answer while there is
         /// none. An election takes about 600 ms; stock clients wait 3 s for an answer.
@@ -261,7 +261,7 @@ config_struct! {
         /// `brokerName`, with the leader's address in `RMQ_LEADER` and this node's in `RMQ_NODE`. Of
         /// changes that come while it runs it is told the last.
         "roleChangeHook" => role_change_hook: Option<PathBuf> = None;
-        /// Milliseconds after which that program is ended.
+        /// Milliseconds after which that program is ended, with all that it has started.
         "roleChangeHookTimeoutMillis" => role_change_hook_timeout_millis: Duration
             = Duration::from_secs(5), in 100..=600_000;
         /// Bytes a second of old files of the commit log that are read and verified; what is damaged is
@@ -346,17 +346,17 @@ impl BrokerConfig {
         }
     }
 
-    /// The ports for requests by the further names of the group, see [`group_alias_ports`].
+    /// The ports for requests by the further names of the group, see [`GROUP_ALIAS_PORTS`].
     pub fn alias_ports(&self) -> std::ops::Range<u16> {
         let first = match self.group_alias_port {
             0 => self.listen_port.saturating_add(2),
             port => port,
         };
-        let nodes = match self.group_alias_routes && self.enable_dleger_commit_log {
-            true => u32::try_from(self.dleger_peers.len()).unwrap_or(u32::MAX),
+        let count = match self.group_alias_routes && self.enable_dleger_commit_log {
+            true => GROUP_ALIAS_PORTS,
             false => 0,
         };
-        first..first.saturating_add(u16::try_from(group_alias_ports(nodes)).unwrap_or(0))
+        first..first.saturating_add(count)
     }
 
     /// Where the Raft listener is opened: `raftBindAddress`, else `bindAddress`, at the port of this

@@ -423,8 +423,11 @@ fn alias(header: &RegisterBroker) -> Option<Alias> {
     header.raft_term?;
     Some(Alias {
         addr: header.group_alias_addr.clone()?,
-        names: header.group_alias_names?.try_into().ok()?,
         queues: header.group_alias_queues?,
+        silent: (header.group_silent.iter())
+            .flat_map(|ids| ids.split(';'))
+            .filter_map(|id| id.parse().ok())
+            .collect(),
     })
 }
 

@@ -113,15 +113,19 @@ fn a_node_that_lost_its_store_comes_back_as_another_voter() {
     assert_eq!(group.bodies(TOPIC, 0), want);
 }
 
-/// Address of id 0 by broker name, as the name server tells producers of the topic; none while the topic
-/// is not registered.
-fn producers_route(group: &Running) -> Option<Vec<(String, SocketAddr)>> {
+/// What the name server tells producers of the topic; none while it is not registered.
+fn route(group: &Running) -> Option<serde_json::Value> {
     let mut command = Command::request(request::GET_ROUTEINFO_BY_TOPIC);
     command.ext.insert("topic", TOPIC);
     command.ext.insert("acceptStandardJsonOnly", "true");
     let mut client = Client::connect(group.namesrv, PATIENCE).ok()?;
     let answer = client.call(command).ok()?;
-    let route: serde_json::Value = serde_json::from_slice(&answer.body).ok()?;
+    serde_json::from_slice(&answer.body).ok()
+}
+
+/// Address of id 0 by broker name in the route of the topic.
+fn producers_route(group: &Running) -> Option<Vec<(String, SocketAddr)>> {
+    let route = route(group)?;
     let names = route["brokerDatas"].as_array()?.iter().map(|data| {
         let addr = data["brokerAddrs"]["0"].as_str()?.parse().ok()?;
         Some((data["brokerName"].as_str()?.to_owned(), addr))
@@ -129,6 +133,18 @@ fn producers_route(group: &Running) -> Option<Vec<(String, SocketAddr)>> {
     let mut names: Vec<_> = names.collect::<Option<_>>()?;
     names.sort();
     Some(names)
+}
+
+/// How many nodes are in the route of the topic, by whatever name.
+fn nodes_in_route(group: &Running) -> Option<usize> {
+    let route = route(group)?;
+    let ids = route["brokerDatas"].as_array()?.iter();
+    ids.map(|data| {
+        data["brokerAddrs"]
+            .as_object()
+            .map_or(0, serde_json::Map::len)
+    })
+    .max()
 }
 
 #[test]
@@ -149,7 +165,7 @@ fn a_producer_that_tries_another_name_outlives_the_leader() {
             (addrs.len() == 3 && route[0].1 == leader).then_some(route)
         },
     );
-    let (names, addrs): (Vec<_>, Vec<_>) = route.into_iter().unzip();
+    let (names, addrs): (Vec<_>, Vec<_>) = route.iter().cloned().unzip();
     assert_eq!(names, ["jepsen", "jepsen@1", "jepsen@2"]);
     let leader = group.addresses().iter().position(|addr| *addr == addrs[0]);
     let leader = leader.unwrap();
@@ -166,6 +182,21 @@ fn a_producer_that_tries_another_name_outlives_the_leader() {
     };
     let in_peace = send_on("m1");
     assert!(in_peace > 0, "it is in another queue");
+
+    // None is at a follower that is frozen, which name servers take for alive long after.
+    let frozen = (leader + 1) % 3;
+    let first = group.addresses()[frozen].port();
+    group.signal(frozen, Signal::STOP).unwrap();
+    until("no name is at the frozen node", || {
+        let route = producers_route(&group)?;
+        let is_frozen = |addr: &SocketAddr| (first..first + 3).contains(&addr.port());
+        (!route.iter().any(|(_, addr)| is_frozen(addr))).then_some(())
+    });
+    assert_eq!(nodes_in_route(&group), Some(3));
+    group.signal(frozen, Signal::CONT).unwrap();
+    until("all names are where they were", || {
+        (producers_route(&group)? == route).then_some(())
+    });
 
     // The dead leader's connections are reset, not just closed, and its successor has the next send
     // though it went out before there was one.

@@ -98,14 +98,14 @@ pub(crate) fn boot(store: &Path) -> PathBuf {
     store.with_extension("boot")
 }
 
-/// What a node of a group of five needs: see `Node::new`.
-const RUN: u16 = 12;
+/// What a node needs: see `Node::new`, and the ports of the group's five further names.
+const RUN: u16 = 8;
 
 /// So many of them lie below the range that the kernel gives to outgoing connections.
-const RUNS: u16 = 1_000;
+const RUNS: u16 = 1_500;
 const FIRST: u16 = 20_000;
 
-/// First ports of runs of twelve that were free a moment ago, and that the kernel gives to nobody by
+/// First ports of runs of so many that were free a moment ago, and that the kernel gives to nobody by
 /// itself. One process never gets the same run twice.
 ///
 /// # Errors

@@ -19,13 +19,15 @@ use tokio::time::Instant;
 use super::{MASTER, answer, check, get, suspension};
 use crate::broker::refusal::Handled;
 use crate::broker::{Broker, dispatch, forward};
-use crate::raft::{GroupStatus, NodeId, SelfId};
+use crate::raft::{GroupStatus, MemberStatus, NodeId, SelfId};
 use crate::remoting::Request;
 
-/// How often the leader looks which followers can be read from.
+/// How often the leader looks which followers can be read from, and which do not answer.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-/// A follower that has not answered for so long is not recommended.
-const SILENCE_MAX_MS: u64 = 1000;
+/// A follower that has not answered for so long is not recommended, and no further name of the group is there.
+const SILENCE_MAX: Duration = Duration::from_secs(1);
+/// But one that has missed no more heartbeats than this is.
+const HEARTBEATS: u32 = 3;
 /// Nor is one that is so many entries behind.
 const LAG_MAX: u64 = 1000;
 /// How long a node that goes waits for the leader to take note.
@@ -45,11 +47,17 @@ pub(in crate::broker) struct Readers {
 }
 
 impl Readers {
-    /// Keeps the list, for ever.
+    /// Keeps the list, and that of the followers that are [silent](Broker::silent), for ever.
     pub(in crate::broker) async fn keep(broker: &Broker) {
-        if !broker.config.slave_read_enable {
+        let (reads, aliases) = (
+            broker.config.slave_read_enable,
+            broker.config.group_alias_routes,
+        );
+        if !reads && !aliases {
             return std::future::pending().await;
         }
+        // Since when this node leads: who has just been elected has not heard of all yet.
+        let mut serving_since = None;
         // Another node that leads or led, and when it was last seen to.
         let mut other: Option<(i64, Instant)> = None;
         let mut roles = broker.replica.role();
@@ -59,10 +67,20 @@ impl Readers {
             if let Some(leader) = leader.filter(|leader| *leader != status.node) {
                 other = Some((broker_id(leader), Instant::now()));
             }
-            let mut readers = match broker.is_serving() {
-                true => readable(&status),
+            let serves = broker.is_serving();
+            let mut readers = match serves && reads {
+                true => readable(broker, &status),
                 false => Vec::new(),
             };
+            serving_since = serves.then(|| serving_since.unwrap_or_else(Instant::now));
+            let silent = match serving_since {
+                Some(since) if since.elapsed() >= silence_max(broker) => silent(broker, &status),
+                _ => Vec::new(),
+            };
+            if *broker.silent.borrow() != silent {
+                tracing::info!(?silent, "followers that do not answer");
+                broker.silent.send_replace(silent);
+            }
             // Whose route is from before this node led has that one as id 0, and takes another for its id.
             let led = other.filter(|(_, seen)| seen.elapsed() < ROUTES_KNOWN);
             readers.retain(|id| led.is_none_or(|(led, _)| led != *id));
@@ -107,13 +125,30 @@ impl Readers {
     }
 }
 
-fn readable(status: &GroupStatus) -> Vec<i64> {
+fn silence_max(broker: &Broker) -> Duration {
+    SILENCE_MAX.max(broker.config.raft_heartbeat_interval_millis * HEARTBEATS)
+}
+
+fn answers(broker: &Broker, member: &MemberStatus) -> bool {
+    let within = silence_max(broker).as_millis();
+    member.acked_ms.is_some_and(|ms| u128::from(ms) <= within)
+}
+
+fn readable(broker: &Broker, status: &GroupStatus) -> Vec<i64> {
+    let near = |member: &MemberStatus| member.lag.is_some_and(|lag| lag <= LAG_MAX);
+    followers(status, |member| answers(broker, member) && near(member))
+}
+
+fn silent(broker: &Broker, status: &GroupStatus) -> Vec<i64> {
+    followers(status, |member| !answers(broker, member))
+}
+
+/// The broker ids of some of the other nodes, in order.
+fn followers(status: &GroupStatus, of: impl Fn(&MemberStatus) -> bool) -> Vec<i64> {
     let mut ids: Vec<i64> = status
         .members
         .iter()
-        .filter(|member| member.node != status.node)
-        .filter(|member| member.acked_ms.is_some_and(|ms| ms <= SILENCE_MAX_MS))
-        .filter(|member| member.lag.is_some_and(|lag| lag <= LAG_MAX))
+        .filter(|member| member.node != status.node && of(member))
         .map(|member| broker_id(member.node))
         .collect();
     ids.sort_unstable();
@@ -164,7 +199,7 @@ fn broker_id(node: NodeId) -> i64 {
 pub(in crate::broker) fn others(broker: &Broker) -> Vec<i64> {
     let status = broker.replica.status();
     if broker.is_serving() {
-        return readable(&status);
+        return readable(broker, &status);
     }
     let leader = status.leader.filter(|leader| leader.node != status.node);
     leader.map_or_else(Vec::new, |leader| vec![MASTER, broker_id(leader.node)])

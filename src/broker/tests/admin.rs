@@ -64,7 +64,6 @@ async fn a_topic_that_is_changed_by_what_its_route_shows_keeps_its_queues() {
     assert_eq!(change(8, 80).await, (8, 80, 4), "there was none");
     assert_eq!(change(8, 8).await, (8, 8, 4));
     assert_eq!(change(8, 80).await, (8, 8, 4), "as its route shows it");
-    assert_eq!(change(8, 160).await, (8, 8, 4), "as that of a larger group");
     assert_eq!(change(4, 80).await, (4, 4, 4), "as that of another broker");
     assert_eq!(change(4, 79).await, (4, 79, 4));
     assert_eq!(change(4, 2).await, (4, 2, 4));

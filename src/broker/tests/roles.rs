@@ -451,6 +451,55 @@ async fn who_waits_for_a_frozen_leader_is_told_when_another_one_leads() {
     assert!(begun.elapsed() < Duration::from_secs(1));
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_never_left_for_a_leader_goes_to_the_next_one() {
+    let node = Node::start().await;
+    node.replica.follow(Some("gone:1"));
+    node.replica.is_cut_off.store(true, Ordering::Relaxed);
+    let client = node.client_in_memory();
+    let sending = {
+        let (client, addr) = (client.clone(), node.addr.clone());
+        tokio::spawn(async move { client.call(&addr, send("", b"1"), PATIENCE).await.unwrap() })
+    };
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    node.replica.is_cut_off.store(false, Ordering::Relaxed);
+    *node.replica.leader.lock().unwrap() = Some(leader(77));
+    node.replica.follow(Some("leader:2"));
+    assert_eq!(sending.await.unwrap().code, 77);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_tells_which_followers_do_not_answer() {
+    let node = Node::with(BrokerConfig {
+        group_alias_routes: true,
+        ..BrokerConfig::default()
+    })
+    .await;
+    let mut told = node.broker.silent.subscribe();
+    let mut told = async || {
+        told.changed().await.unwrap();
+        told.borrow_and_update().clone()
+    };
+    let never_heard = MemberStatus {
+        acked_ms: None,
+        ..member(4, 0)
+    };
+    let members = vec![member(2, 10), member(3, 60_000), never_heard];
+    *node.replica.members.lock().unwrap() = members;
+    assert_eq!(told().await, [4, 5]);
+    *node.replica.members.lock().unwrap() = vec![member(2, 10), member(3, 10)];
+    assert!(told().await.is_empty());
+    *node.replica.members.lock().unwrap() = vec![member(2, 60_000), member(3, 10)];
+    assert_eq!(told().await, [3]);
+    node.replica.follow(Some("leader:2"));
+    assert!(told().await.is_empty(), "that is for the leader to say");
+    // Who has just been elected has heard of nobody yet.
+    node.replica.become_leader(3);
+    let begun = tokio::time::Instant::now();
+    assert_eq!(told().await, [3]);
+    assert!(begun.elapsed() >= Duration::from_secs(1));
+}
+
 /// A follower that keeps up.
 fn member(id: u64, acked_ms: u64) -> MemberStatus {
     MemberStatus {

@@ -2,9 +2,10 @@
 //!
 //! A stock client knows one address for a broker name, and looks for another one every 30 s. But when
 //! a send fails it tries another broker name at once. So a group that asks for it is shown under
-//! further names, `NAME@1`, `NAME@2`, …, one less than it has nodes. The names never come or go while
+//! further names, `NAME@1` and `NAME@2`. The names never come or go while
 //! a node lives, so that a hash over the queues of a topic stays what it is; only their addresses
-//! move, to living nodes: for all but Go clients to the leader's only when there is no other. They can be
+//! move, to living nodes, which answer their leader: for all but Go clients to the leader's only when there is no other.
+//! They can be
 //! written to and not read from, and show a few queues of each topic, which are queues of the group's own name. What stands
 //! behind an address is a port of the node for this name, which has the leader answer. With one queue each, the group's
 //! own name shows its queues several times over, so that few sends take that way.
@@ -20,7 +21,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use rmq_wire::body::{BrokerData, QueueData, perm};
-use rmq_wire::header::{GROUP_NODES_MAX, group_alias_ports, group_shown_queues};
+use rmq_wire::header::{GROUP_ALIAS_NAMES, GROUP_ALIAS_PORTS, group_shown_queues};
 
 use super::{MASTER, Name};
 
@@ -30,36 +31,35 @@ pub(in crate::namesrv) struct Alias {
     /// `host:port` where it takes requests that came by the first such name; the port for the next one is the
     /// next.
     pub(in crate::namesrv) addr: String,
-    /// How many there are.
-    pub(in crate::namesrv) names: u32,
     /// The number of queues of each topic that each shows.
     pub(in crate::namesrv) queues: i32,
+    /// The ids of the followers that do not answer their leader; told by the leader.
+    pub(in crate::namesrv) silent: BTreeSet<i64>,
 }
 
 /// The further names that a leader last asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Aliases {
-    names: u32,
     queues: i32,
+    silent: BTreeSet<i64>,
 }
 
 impl From<&Alias> for Aliases {
     fn from(alias: &Alias) -> Self {
         Self {
-            names: alias.names.min(GROUP_NODES_MAX),
             queues: alias.queues.max(0),
+            silent: alias.silent.clone(),
         }
     }
 }
 
 impl Name {
-    /// The further names of the group `name`, with the address of each; all that there is a port for, or as
-    /// many as there are followers.
+    /// The further names of the group `name`, with the address of each; all that there is a port for, or those that
+    /// most clients are shown.
     fn alias_data(&self, name: &str, all: bool) -> Vec<BrokerData> {
-        let Some(Aliases { names, .. }) = self.aliases else {
+        let Some(Aliases { silent, .. }) = &self.aliases else {
             return Vec::new();
         };
-        let nodes = names + 1;
         let leader = self.addrs().remove(&MASTER);
         let mut own = None;
         let mut others = Vec::new();
@@ -73,9 +73,14 @@ impl Name {
                 others.push((member.id, alias));
             }
         }
-        // A leader that another one has replaced, and that has not said anything since, is frozen or cut off.
-        if others.iter().any(|(id, _)| id.is_some()) {
-            others.retain(|(id, _)| id.is_some());
+        // Whoever is frozen or cut off does not answer its leader, and has said nothing, if it led before, since another one
+        // has replaced it.
+        let spoke = |id: Option<i64>| id.is_some();
+        let lives = |id: Option<i64>| id.is_some_and(|id| !silent.contains(&id));
+        for fit in [&spoke as &dyn Fn(_) -> bool, &lives] {
+            if others.iter().any(|(id, _)| fit(*id)) {
+                others.retain(|(id, _)| fit(*id));
+            }
         }
         // By id, so that each name keeps its node while nobody comes or goes.
         others.sort_unstable();
@@ -90,9 +95,13 @@ impl Name {
             Some(vip) => at_host_of(vip, own),
             None => own.to_owned(),
         };
-        (1..=if all { group_alias_ports(nodes) } else { names })
+        let names = match all {
+            true => GROUP_ALIAS_PORTS,
+            false => GROUP_ALIAS_NAMES,
+        };
+        (1..=names)
             .map(|number| {
-                let place = (number % nodes) as usize;
+                let place = usize::from(number % (GROUP_ALIAS_NAMES + 1));
                 let addr = match place.checked_sub(1) {
                     // Where the group's own name is.
                     None => &own,
@@ -111,14 +120,14 @@ impl Name {
     /// How many queues the group's own name shows of a topic that has so many.
     fn own_queues(&self, queues: i32) -> i32 {
         match self.aliases {
-            Some(Aliases { names, queues: 1 }) => group_shown_queues(queues, names + 1),
+            Some(Aliases { queues: 1, .. }) => group_shown_queues(queues),
             _ => queues,
         }
     }
 
     /// What each further name shows of a topic, of which the group's own name shows `queue`.
     fn alias_queues(&self, queue: &QueueData) -> Option<QueueData> {
-        let write_queue_nums = self.aliases?.queues.min(queue.write_queue_nums);
+        let write_queue_nums = self.aliases.as_ref()?.queues.min(queue.write_queue_nums);
         // A topic that is the model for others has no messages of its own.
         let is_plain = queue.perm & (perm::WRITE | perm::INHERIT) == perm::WRITE;
         (is_plain && write_queue_nums > 0).then(|| QueueData {
@@ -174,13 +183,15 @@ fn at_host_of(vip: &str, addr: &str) -> String {
 }
 
 /// The address for a name, of which the first has `addr`.
-fn port_of(addr: &str, number: u32) -> String {
+fn port_of(addr: &str, number: u16) -> String {
     let (host, port) = addr.rsplit_once(':').unwrap_or((addr, ""));
-    let port = port.parse::<u32>().map_or(0, |port| port + number - 1);
+    let port = port
+        .parse::<u32>()
+        .map_or(0, |port| port + u32::from(number) - 1);
     format!("{host}:{port}")
 }
 
-fn alias_name(name: &str, number: u32) -> String {
+fn alias_name(name: &str, number: u16) -> String {
     format!("{name}@{number}")
 }
 
@@ -204,8 +215,8 @@ mod tests {
     fn alias(addr: &str) -> Alias {
         Alias {
             addr: format!("{addr}:{FIRST_PORT}"),
-            names: 2,
             queues: 1,
+            silent: BTreeSet::new(),
         }
     }
 
@@ -330,6 +341,28 @@ mod tests {
         group.register("a2", 0, 3);
         group.die("a1");
         assert_eq!(group.shown(), ["b=a2", "b@1=a3-alias", "b@2=a3-alias"]);
+    }
+
+    #[test]
+    fn no_name_is_at_a_follower_that_does_not_answer_its_leader() {
+        let mut group = Group::new();
+        let mut silent = |ids: &[i64]| {
+            let alias = Alias {
+                silent: ids.iter().copied().collect(),
+                ..alias("a1")
+            };
+            let registration = Registration {
+                alias: Some(alias),
+                ..registration("a1", 0, 1)
+            };
+            group.routes.register(registration, group.now).unwrap();
+            group.shown()
+        };
+        assert_eq!(silent(&[2]), ["b=a1", "b@1=a3-alias", "b@2=a3-alias"]);
+        assert_eq!(silent(&[]), ["b=a1", "b@1=a2-alias", "b@2=a3-alias"]);
+        // A leader that hears nobody may itself be the one that is cut off.
+        let all = ["b=a1", "b@1=a2-alias", "b@2=a3-alias"];
+        assert_eq!(silent(&[2, 3]), all);
     }
 
     #[test]

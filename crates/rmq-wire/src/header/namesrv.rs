@@ -2,36 +2,25 @@
 
 use super::headers;
 
-/// Names that a Go client needs of a group, so that it sends to several queues of a topic.
-const GROUP_NAMES_MIN: u32 = 6;
+/// Ours: the further names of a group that clients are shown, however many nodes it has and whoever leads it: the queue
+/// of a key, of which the producers choose one by the number of those that they see, stays the same. Stock clients try a
+/// send at three names.
+pub const GROUP_ALIAS_NAMES: u16 = 2;
 
-/// Ours: how many further names a group of so many nodes has a port for. Queue `i` of a topic under the `k`th of
-/// them is its queue `i + k`, beginning anew behind the last.
-///
-/// Most clients are shown one less than there are nodes. Go clients, which are shown one queue of each name, are
-/// shown all: with the group's own name as many for each node.
-#[must_use]
-pub const fn group_alias_ports(nodes: u32) -> u32 {
-    match nodes {
-        0 | 1 => 0,
-        nodes => GROUP_NAMES_MIN.div_ceil(nodes) * nodes - 1,
-    }
-}
-
-/// More nodes than any group has.
-pub const GROUP_NODES_MAX: u32 = 100;
+/// Ours: the further names that a node has a port for. Go clients, which are shown one queue of each name, are shown all of
+/// them, so that they send to several queues. Queue `i` of a topic under the `k`th is its queue `i + k`, beginning anew
+/// behind the last.
+pub const GROUP_ALIAS_PORTS: u16 = 5;
 
 /// Of so many queues that producers see of a topic, one for each further name is little.
 const ALIAS_SHARE: i32 = 40;
 
-/// Ours: how many write queues a group of so many nodes shows of a topic that has `queues`, where each of its further
-/// names shows one: the same ones over and over, queue `i` being queue `i % queues`. Producers take turns between all
-/// that they see, and so send one message of forty by further names, which take the way over a follower, however few
-/// queues the topic has.
+/// Ours: how many write queues a group shows of a topic that has `queues`, where each of its further names shows one: the
+/// same ones over and over, queue `i` being queue `i % queues`. Producers take turns between all that they see, and so send
+/// one message of forty by further names, which take the way over a follower, however few queues the topic has.
 #[must_use]
-pub fn group_shown_queues(queues: i32, nodes: u32) -> i32 {
-    let names = nodes.min(GROUP_NODES_MAX).saturating_sub(1);
-    let least = i32::try_from(names).map_or(0, |names| names * (ALIAS_SHARE - 1));
+pub fn group_shown_queues(queues: i32) -> i32 {
+    let least = i32::from(GROUP_ALIAS_NAMES) * (ALIAS_SHARE - 1);
     if queues <= 0 || queues >= least {
         return queues;
     }
@@ -61,14 +50,14 @@ headers! {
         zone_name: Option<String> = "zoneName",
         /// Ours: the Raft term in which the broker has its role. Java ignores it.
         raft_term: Option<i64> = "raftTerm",
-        /// Ours, and the next two: where this node of a group takes requests that came by one of
-        /// the further names of the group, `host:port`. Java ignores them.
+        /// Ours, and the next one: where this node of a group takes requests that came by the first further name of the
+        /// group, `host:port`; the next one has the next port, and so on. Java ignores them.
         group_alias_addr: Option<String> = "groupAliasAddr",
-        /// How many further names the group wants, one less than it has nodes. Each has a port of its own, from
-        /// that one on.
-        group_alias_names: Option<i32> = "groupAliasNames",
-        /// How many queues of each topic they show.
+        /// How many queues of each topic these names show.
         group_alias_queues: Option<i32> = "groupAliasQueues",
+        /// Ours: the broker ids of the followers that do not answer their leader, who registers so, with `;` between them.
+        /// Java ignores it.
+        group_silent: Option<String> = "groupSilent",
         /// Ours: the address that moves with the leader of the group, `host:port`. Java ignores it.
         group_vip: Option<String> = "groupVip",
     }
