@@ -261,12 +261,9 @@ impl QueueFiles {
     /// Leaves nothing at or beyond `end`.
     pub(crate) fn cut(&self, topic: &Arc<str>, queue_id: i32, end: QueueOffset) -> io::Result<()> {
         let dir = self.dir(topic, queue_id);
-        for start in self
-            .disk
-            .list(&dir)?
-            .iter()
-            .filter_map(|name| start_of(name))
-        {
+        let names = self.disk.list(&dir)?;
+        let starts: Vec<u64> = names.iter().filter_map(|name| start_of(name)).collect();
+        for &start in starts.iter().rev() {
             let key = FileKey {
                 topic: Arc::clone(topic),
                 queue_id,
@@ -274,6 +271,11 @@ impl QueueFiles {
             };
             let end = end.0 * UNIT;
             if start >= end {
+                // Should a power cut undo the removal of the others, this one is not to be missing alone: the queue would
+                // seem to begin behind it.
+                if starts.len() > 1 && starts.first() == Some(&start) {
+                    self.disk.sync_dir(&dir)?;
+                }
                 self.remove(topic, queue_id, start)?;
             } else if end - start < self.file_bytes {
                 let file = self.writable(&key)?;
