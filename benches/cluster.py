@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -181,6 +182,9 @@ class Cluster:
                 raise SystemExit(f"{self.name}: topics are not created: {answer.get('remark')}")
 
     def leader(self):
+        return self.shown()
+
+    def shown(self):
         """The node that the name server shows as broker id 0."""
         try:
             body = rpc(self.namesrv, 106)["body"].decode()
@@ -274,6 +278,22 @@ class Rmq(Cluster):
     def start_node(self, i):
         self.spawn(f"n{i}", [self.binary, "broker", "-c", self.node_conf(i)])
 
+    def leader(self):
+        """Not a follower that is shown in the leader's place while there is none."""
+        shown = self.shown()
+        if shown is None or not is_leading(self.addresses[shown]):
+            return None
+        return shown
+
+
+def is_leading(address):
+    """Whether a node of rmq says that it leads."""
+    try:
+        with urllib.request.urlopen(f"http://{address}/leader", timeout=0.5):
+            return True
+    except OSError:
+        return False
+
 
 class RmqAlone(Rmq):
     """A group of one."""
@@ -344,7 +364,7 @@ class Nats(Cluster):
     def info(self):
         return json.loads(self.generator("info").communicate(timeout=120)[0])
 
-    def leader(self):
+    def shown(self):
         return int(self.info()["leader"][1:])
 
     def messages(self, topic):

@@ -10,7 +10,7 @@ Loads a group of three, begun anew for each curve and round, with `rmq bench`, o
     connections  --rate sends a second of 1 KiB by 1 to 15,000 connections, at most 5,000 of one program
     topics       the same by one connection, to 1 to 100,000 topics of one queue each
     queues       the same, to 8 to 100,000 queues, at most 1,000 to a topic
-    backlog      one consumer reads 100,000 to 1,600,000 messages of 1 KiB from the start, in large pulls
+    backlog      one consumer reads 100,000 to 1,600,000 messages of 1 KiB from the start, 32 at a time
     consumers    1,000 sends a second of 1 KiB, each read at once by 1 to 16 consumers of their own
     nodes        64 sends of 1 KiB under way, to groups of 1, 3 and 5
 

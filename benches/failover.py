@@ -2,7 +2,7 @@
 """What stock clients see when something breaks under them, fault by fault.
 
     benches/failover.py --setup alias --faults kill-leader,rolling:2 --count 5 [--json results.jsonl]
-    benches/failover.py --table benches/failover.jsonl       # all that docs/failover.md shows, some three hours
+    benches/failover.py --table benches/failover.jsonl       # all that docs/failover.md shows, some four hours
     benches/failover.py --report benches/failover.jsonl      # writes docs/failover.md and docs/failover.svg
 
 Starts three nodes and a name server and, side by side, applications on the Java clients 4.9.8 and 5.5.0
@@ -13,11 +13,12 @@ table. As root every node has a network namespace of its own, which ends with th
 loopback, and what needs a network is left out.
 
 Setups: plain (slaveReadEnable), alias (that and groupAliasRoutes, with all 8 queues of a topic under each
-name), alias-1 (with one), avoid (alias, and sendLatencyFaultEnable=true in the Java producers), vip (slaveReadEnable
-and brokerVip), both (alias and vip), transactions (both, with transactional messages of the Java producers), dledger (Java 4.9.7, DLedger mode), controller (Java 5.5.0, controller mode, two
+name), alias-1 (with one), avoid (alias, and sendLatencyFaultEnable=true in the Java producers), vip (brokerVip
+alone, so that consumers read from the leader), both (alias and vip), transactions (both, with transactional messages of the Java producers), dledger (Java 4.9.7, DLedger mode), controller (Java 5.5.0, controller mode, two
 in-sync replicas).
 
-Faults: kill-leader (kill -9, started again after --down seconds), stop-leader (SIGSTOP for 20 s), cut-leader (its
+Faults: kill-leader (kill -9, started again after --down seconds), lose-leader (the same after 40 s, by when all clients have
+looked for routes), stop-leader (SIGSTOP for 20 s), cut-leader (its
 network is silent for 20 s), kill-follower, rolling (SIGTERM and start, one node after the other), transfer
 (leadership handed over), kill-namesrv (kill -9, started again after 2 s), none. A number behind a fault goes
 before --count, as in rolling:2.
@@ -51,10 +52,10 @@ JAVA_SETTLE = 40
 # What the tables of docs/failover.md show, in the order of worth. One after the other: two groups and their applications
 # at a time would leave two cores too little time for the sends that are due.
 PLAN = [
-    ("alias", "kill-leader:20"),
+    ("alias", "kill-leader:20,lose-leader:20"),
     ("both", "kill-leader:20"),
     ("alias", "transfer:20,kill-follower:20,rolling:20"),
-    ("vip", "kill-follower:20"),
+    ("vip", "kill-leader:20,kill-follower:20"),
     ("both", "stop-leader:20,cut-leader:20"),
     ("transactions", "kill-leader:20"),
     ("alias", "kill-namesrv:20,stop-leader:10,cut-leader:10"),
@@ -129,12 +130,15 @@ class Faults:
     def none(self, _):
         time.sleep(10)
 
-    def kill_leader(self, node):
+    def kill_leader(self, node, down=None):
         self.cluster.kill(f"n{node}")
-        time.sleep(self.down)
+        time.sleep(down or self.down)
         self.cluster.start_node(node)
 
     kill_follower = kill_leader
+
+    def lose_leader(self, node):
+        self.kill_leader(node, 40)
 
     def stop_leader(self, node):
         process = self.cluster.processes[f"n{node}"]

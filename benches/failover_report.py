@@ -28,17 +28,18 @@ def table(records):
         else:
             rows.setdefault((record["fault"], record["setup"], record["client"]), []).append(record)
     out = [
-        "| fault | setup | client | faults | failed sends | sends a second | in flight, failed | no send for, ms | nothing consumed for, ms "
+        "| fault | setup | client | faults | failed sends | of one thread, at most | sends a second | in flight: failed, slowest, ms | no send for, ms | nothing consumed for, ms "
         "| latest message of a queue read from a living node, ms | from the struck node, ms | of 48 keys waited > 1.5 s | stored twice / delivered again / out of order |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for (fault, setup, client), faults in sorted(rows.items()):
         failed, sends, seconds = (sum(r[key] for r in faults) for key in ("failed", "sends", "seconds"))
-        flying = f"{sum(r['in_flight_failed'] for r in faults)} of {sum(r['in_flight'] for r in faults)}"
+        flying = f"{sum(r['in_flight_failed'] for r in faults)} of {sum(r['in_flight'] for r in faults)}, {max(r['in_flight_ms'] for r in faults):,.0f}"
+        of_thread = max(r["failed_of_thread"] for r in faults)
         values = {field: [r[field] for r in faults] for field in FIELDS}
         values["struck_lag_ms"] = [r["struck_lag_ms"] for r in faults if r["struck_queues"]]
         ends = " / ".join(str(sum(r[key] for r in faults)) for key in ("stored_twice", "redelivered", "out_of_order"))
-        cells = [fault, setup, client, str(len(faults)), f"{failed:,} of {sends:,}", f"{sends / seconds:,.0f}", flying, *(spread(values[f]) for f in FIELDS), ends]
+        cells = [fault, setup, client, str(len(faults)), f"{failed:,} of {sends:,}", str(of_thread), f"{sends / seconds:,.0f}", flying, *(spread(values[f]) for f in FIELDS), ends]
         out.append("| " + " | ".join(cells) + " |")
     out += ["", "| setup | client | runs | acknowledged | of these lost |", "|---|---|---|---|---|"]
     for (setup, client), ended in sorted(totals.items()):

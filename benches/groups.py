@@ -3,9 +3,8 @@
 import ctypes
 import os
 import subprocess
-import urllib.request
 
-from cluster import JavaDledger, Rmq
+from cluster import JavaDledger, Rmq, is_leading
 
 VIP = "10.79.0.100"
 
@@ -87,7 +86,7 @@ class RmqGroup(Placed, Rmq):
         "alias-1": "groupAliasRoutes=true\nslaveReadEnable=true\n",
         "alias": "groupAliasRoutes=true\ngroupAliasQueues=8\nslaveReadEnable=true\n",
         "avoid": "groupAliasRoutes=true\ngroupAliasQueues=8\nslaveReadEnable=true\n",
-        "vip": f"brokerVip={VIP}/24@eth0\nslaveReadEnable=true\n",
+        "vip": f"brokerVip={VIP}/24@eth0\n",
         "transactions": f"groupAliasRoutes=true\ngroupAliasQueues=8\nbrokerVip={VIP}/24@eth0\nslaveReadEnable=true\n",
         "both": f"groupAliasRoutes=true\ngroupAliasQueues=8\nbrokerVip={VIP}/24@eth0\nslaveReadEnable=true\n",
     }
@@ -97,13 +96,7 @@ class RmqGroup(Placed, Rmq):
         return f"{VIP}:10911" if moving else self.addresses[node]
 
     def leader(self):
-        for i, address in enumerate(self.addresses):
-            try:
-                with urllib.request.urlopen(f"http://{address}/leader", timeout=0.5):
-                    return i
-            except OSError:
-                pass
-        return None
+        return next((i for i, address in enumerate(self.addresses) if is_leading(address)), None)
 
     def transfer(self):
         command = [self.binary, "admin", "raftTransferLeader", "-n", self.namesrv]

@@ -13,7 +13,8 @@ three) and NATS JetStream with three replicas, with default settings but for wha
     bench     the same by `rmq bench`; NATS by benches/nats
     latency   1 KiB at 1,000 and 5,000 a second, counted from the due time (benches/java/OpenLoop.java, benches/nats), and
               by `rmq bench`
-    failover  from kill -9 of the leader to the first send that a plain client, which asks all nodes in turn, gets acknowledged
+    failover  from kill -9 of the leader to the first send that a plain client, which asks all nodes in turn, gets acknowledged;
+              from kill -9 and SIGSTOP of the leader until routes have another one
     restart   the same from the start of all nodes after kill -9 of all under load, and what is missing then
     sync      `send` with flushDiskType=SYNC_FLUSH
     full      `rmq bench` as fast as it goes: 4 x 512 under way, 128 B; also with SYNC_FLUSH, and a group of one
@@ -29,6 +30,8 @@ import argparse
 import json
 import os
 import re
+import signal
+import statistics
 import subprocess
 import threading
 import time
@@ -39,6 +42,8 @@ from cluster import ROOT, JavaDledger, JavaPair, Nats, Rmq, RmqAlone, client_com
 from records import add, made_with, read_alike
 
 SYNC = "flushDiskType=SYNC_FLUSH\n"
+# Of the leader in a round, for one row.
+FAULTS = 7
 
 
 def client(cluster, line, main, *arguments):
@@ -124,6 +129,36 @@ def failover(cluster):
     cluster.start_node(leader)
     time.sleep(10)
     return {"ms": elapsed * 1000}
+
+
+def new_leader(cluster, strike, mend):
+    """From a fault of the leader until routes have another one."""
+    took = []
+    for _ in range(FAULTS):
+        leader = cluster.leading()
+
+        def other(of=leader):
+            shown = cluster.shown()
+            return shown not in (None, of) and cluster.leader() == shown or None
+
+        struck = strike(leader)
+        cluster.until("other leader", 60, other, pause=0.005)
+        took.append((time.time() - struck) * 1000)
+        mend(leader)
+        time.sleep(10)
+    return {"route_ms": statistics.median(took), "route_worst_ms": max(took)}
+
+
+def after_kill(cluster):
+    return new_leader(cluster, lambda node: cluster.kill(f"n{node}"), cluster.start_node)
+
+
+def after_freeze(cluster):
+    def freeze(node):
+        cluster.processes[f"n{node}"].send_signal(signal.SIGSTOP)
+        return time.time()
+
+    return new_leader(cluster, freeze, lambda node: cluster.processes[f"n{node}"].send_signal(signal.SIGCONT))
 
 
 def restart(cluster):
@@ -230,7 +265,11 @@ def plans(options):
             ("rmq bench, 1 KiB at 1,000/s", lambda c: bench_latency(c, 1000, seconds)),
             ("rmq bench, 1 KiB at 5,000/s", lambda c: bench_latency(c, 5000, seconds)),
         ],
-        "failover": [("kill -9 of the leader", failover)],
+        "failover": [
+            ("kill -9 of the leader", failover),
+            (f"kill -9 of the leader, {FAULTS} times", after_kill),
+            (f"leader frozen, {FAULTS} times", after_freeze),
+        ],
         "restart": [("kill -9 of all", restart)],
     }
     full = "rmq bench, 4 x 512 under way, 128 B"
@@ -248,7 +287,15 @@ def plans(options):
 
 
 # What the pair cannot: nobody takes over from its master, which acknowledges nothing without its slave.
-IMPOSSIBLE = {(JavaPair.name, "kill -9 of the leader"), (JavaPair.name, "follower that missed messages")}
+IMPOSSIBLE = {
+    (JavaPair.name, what)
+    for what in (
+        "kill -9 of the leader",
+        f"kill -9 of the leader, {FAULTS} times",
+        f"leader frozen, {FAULTS} times",
+        "follower that missed messages",
+    )
+}
 
 
 def measure(plan, kind, number, wanted, work, cache, note):

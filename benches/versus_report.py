@@ -17,6 +17,8 @@ UNITS = {
     "p99_ms": ("99 %, ms", False),
     "p999_ms": ("99.9 %, ms", False),
     "ms": ("until a send is acknowledged, ms", False),
+    "route_ms": ("until routes have another one, ms", False),
+    "route_worst_ms": ("the same, the worst, ms", False),
     "s": ("s", False),
     "lost": ("acknowledged messages missing", False),
     "resident_mib": ("MiB, all nodes", False),

@@ -42,6 +42,7 @@ type ack struct {
 }
 
 type send struct {
+	thread       int
 	begun, ended time.Time
 	err          string
 }
@@ -241,7 +242,7 @@ func pace(thread, of, rate int, each func(turn int)) {
 func sendPlain(p rocketmq.Producer, topic string, thread, rate int) {
 	pace(thread, threads, rate, func(n int) {
 		text := fmt.Sprintf("%s:p:%d:%d", run, thread, n)
-		s := &send{begun: time.Now()}
+		s := &send{thread: thread, begun: time.Now()}
 		mu.Lock()
 		flying[s] = true
 		mu.Unlock()
@@ -350,11 +351,13 @@ func report(atMark []*send) {
 	defer mu.Unlock()
 	bad, badFlying := 0, 0
 	var slowest, slowestFlying, longest, ofLiving, ofStruck time.Duration
+	var badOf [threads]int
 	errors := map[string]int{}
 	for _, s := range win.sends {
 		slowest = max(slowest, s.ended.Sub(s.begun))
 		if s.err != "" {
 			bad++
+			badOf[s.thread]++
 			errors[brief(s.err)]++
 		}
 	}
@@ -366,6 +369,7 @@ func report(atMark []*send) {
 		slowestFlying = max(slowestFlying, ended.Sub(win.from))
 		if s.err != "" || s.ended.IsZero() {
 			badFlying++
+			badOf[s.thread]++
 			errors["in flight: "+brief(s.err)]++
 		}
 	}
@@ -387,7 +391,7 @@ func report(atMark []*send) {
 		}
 	}
 	print(map[string]any{
-		"seconds": time.Since(win.from).Seconds(), "sends": len(win.sends), "failed": bad, "in_flight": len(atMark), "in_flight_failed": badFlying,
+		"seconds": time.Since(win.from).Seconds(), "sends": len(win.sends), "failed": bad, "failed_of_thread": slices.Max(badOf[:]), "in_flight": len(atMark), "in_flight_failed": badFlying,
 		"in_flight_ms": ms(slowestFlying), "slowest_ms": ms(slowest), "send_gap_ms": gap(win.from, win.acks), "consume_gap_ms": gap(win.from, win.arrivals),
 		"living_lag_ms": ms(ofLiving), "struck_queues": len(win.ofStruck), "struck_lag_ms": ms(ofStruck), "keys_waiting": waiting, "key_wait_ms": ms(longest),
 		"key_retries": win.keyRetries, "stored_twice": twice - win.twiceBefore, "redelivered": again - win.againBefore,

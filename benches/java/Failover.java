@@ -39,8 +39,11 @@ public final class Failover {
     /** One send, in nanoseconds. */
     static final class Send {
         final long begun = System.nanoTime();
+        final int thread;
         volatile long ended;
         volatile String error;
+
+        Send(int thread) { this.thread = thread; }
     }
 
     /** What happened since the mark; a new one with each mark. */
@@ -317,7 +320,7 @@ public final class Failover {
 
     /** Plain sends are reported one by one; the others go by their key. */
     static boolean send(DefaultMQProducer p, Message m, boolean isPlain, int threadOrKey, int number) {
-        Send s = new Send();
+        Send s = new Send(threadOrKey);
         if (isPlain) flying.add(s);
         Fates of = fates(isPlain, threadOrKey);
         try {
@@ -356,14 +359,15 @@ public final class Failover {
         long now = System.nanoTime();
         int bad = 0, badFlying = 0;
         long slowestFlying = 0, slowest = 0;
+        int[] badOf = new int[THREADS];
         Map<String, Integer> errors = new TreeMap<>();
         for (Send s : w.sends) {
             slowest = Math.max(slowest, s.ended - s.begun);
-            if (s.error != null) { bad++; errors.merge(brief(s.error), 1, Integer::sum); }
+            if (s.error != null) { bad++; badOf[s.thread]++; errors.merge(brief(s.error), 1, Integer::sum); }
         }
         for (Send s : atMark) {
             slowestFlying = Math.max(slowestFlying, (s.ended == 0 ? now : s.ended) - w.from);
-            if (s.error != null || s.ended == 0) { badFlying++; errors.merge("in flight: " + brief(s.error), 1, Integer::sum); }
+            if (s.error != null || s.ended == 0) { badFlying++; badOf[s.thread]++; errors.merge("in flight: " + brief(s.error), 1, Integer::sum); }
         }
         for (Fates of : Arrays.asList(fates).subList(0, THREADS)) {
             synchronized (of) {
@@ -379,9 +383,9 @@ public final class Failover {
         long longest = 0;
         synchronized (w) { for (long t : w.keyWait) { if (t > 1_500_000_000L) waiting++; longest = Math.max(longest, t); } }
         System.out.println(String.format(Locale.ROOT,
-            "{\"seconds\":%.1f,\"sends\":%d,\"failed\":%d,\"in_flight\":%d,\"in_flight_failed\":%d,\"in_flight_ms\":%.0f,\"slowest_ms\":%.0f,"
+            "{\"seconds\":%.1f,\"sends\":%d,\"failed\":%d,\"failed_of_thread\":%d,\"in_flight\":%d,\"in_flight_failed\":%d,\"in_flight_ms\":%.0f,\"slowest_ms\":%.0f,"
             + "\"send_gap_ms\":%.0f,\"consume_gap_ms\":%.0f,\"living_lag_ms\":%.0f,\"struck_queues\":%d,\"struck_lag_ms\":%.0f,\"keys_waiting\":%d,\"key_wait_ms\":%.0f,\"key_retries\":%d,\"stored_twice\":%d,\"redelivered\":%d,\"out_of_order\":%d,\"errors\":%s}",
-            ms(now - w.from) / 1000, w.sends.size(), bad, atMark.size(), badFlying, ms(slowestFlying), ms(slowest), gap(w.from, w.acks),
+            ms(now - w.from) / 1000, w.sends.size(), bad, Arrays.stream(badOf).max().getAsInt(), atMark.size(), badFlying, ms(slowestFlying), ms(slowest), gap(w.from, w.acks),
             gap(w.from, w.arrivals), ms(ofLiving), w.ofStruck.size(), ms(ofStruck), waiting, ms(longest), w.keyRetries.get(), storedTwice.get() - w.twiceBefore,
             redelivered.get() - w.againBefore, disorder.get() - w.disorderBefore, json(errors)));
     }
