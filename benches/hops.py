@@ -5,7 +5,7 @@
 
 Three processes hand a message on over loopback as a group does with a send: from the client to the leader, on to a follower,
 and back. Nobody decodes, writes or syncs anything; what is left are four wake-ups, one after the other. Prints the latency,
-counted from the due time, as `rmq bench produce -r` does. What a group cannot be better than in the same minutes.
+counted from the due time, as `rmq bench produce -r` does: what there is left for a group to gain in the same minutes.
 """
 
 import argparse
