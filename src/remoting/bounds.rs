@@ -6,14 +6,15 @@
 //! | pulls, most of which wait for messages | 1/4, at most [`Limits::pulls`] | one more is refused |
 //! | all other requests | 1/8 | as sends, after [`Limits::request_wait`] |
 //! | what is read and no whole frame yet | 1/8 | connections read less at a time |
-//! | answers that are being written | 1/8 | connections that have many get no new ones made |
-//! | answers that wait to be written | 1/8 | a connection with another one is closed |
+//! | answers that are being written | 1/8 | connections that have many get no new ones made, at 1/2 none do |
+//! | answers that wait to be written | 1/8 | a connection with another one is closed, at 1/2 one with its first too |
 //!
 //! A request has its room from before it is worked on until its answer is queued, a large one from when its
 //! first bytes are there; a send counts twice, for its message is copied into a record. Shares rather than one
 //! count, so that no kind of request takes the room of another: heartbeats are taken whatever the flood of
 //! sends. Within a share, each connection waits with one request at a time and in line with the others, so that
-//! all get the same turns.
+//! all get the same turns. A few answers of each connection have room beyond the share, so that nobody suffers for
+//! others who do not read theirs; those are closed soon while a share is full ([`Bounds::is_pressing`]).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -29,7 +30,7 @@ pub(super) const UNIT_BYTES: usize = 1024;
 /// What is read from a connection at a time, and kept of a frame before it counts as large.
 pub(super) const READ_BYTES_MIN: usize = 4 * 1024;
 pub(super) const READ_BYTES_MAX: usize = 64 * 1024;
-/// Answers that a connection may always have on their way, however many others have.
+/// Answers that a connection may have on their way while those of others fill the share.
 const UNSENT_MIN: usize = 64 * 1024;
 
 /// What kind of request shares its room with others of the kind.
@@ -205,9 +206,18 @@ impl Bounds {
 
     /// Whether a connection that has so many bytes of answers on their way may have more.
     pub(super) fn may_answer(&self, unsent: usize) -> bool {
-        unsent < self.0.limits.outbound_bytes
-            && (unsent < UNSENT_MIN
-                || self.0.unsent.load(Ordering::Relaxed) < self.0.limits.eighth())
+        let most = match unsent < UNSENT_MIN {
+            true => self.0.limits.half(),
+            false => self.0.limits.eighth(),
+        };
+        unsent < self.0.limits.outbound_bytes && self.0.unsent.load(Ordering::Relaxed) < most
+    }
+
+    /// Whether answers have filled a share, so that connections wait for those that do not read theirs.
+    pub(super) fn is_pressing(&self) -> bool {
+        let share = self.0.limits.eighth();
+        self.0.unsent.load(Ordering::Relaxed) >= share
+            || self.0.waiting.load(Ordering::Relaxed) >= share
     }
 
     pub(super) fn add_unsent(&self, bytes: usize) {
@@ -216,8 +226,8 @@ impl Bounds {
 
     pub(super) fn remove_unsent(&self, bytes: usize) {
         let before = self.0.unsent.fetch_sub(bytes, Ordering::Relaxed);
-        let full = self.0.limits.eighth();
-        if before >= full && before - bytes < full {
+        let has_left = |full| before >= full && before - bytes < full;
+        if has_left(self.0.limits.eighth()) || has_left(self.0.limits.half()) {
             self.0.fewer_unsent.notify_waiters();
         }
     }
@@ -229,10 +239,12 @@ impl Bounds {
 
     /// Whether a connection that has `own` bytes of answers waiting may have more; they count from then on.
     pub(super) fn add_waiting(&self, own: usize, bytes: usize) -> bool {
-        let share = self.0.limits.eighth();
+        let limits = &self.0.limits;
         let all = self.0.waiting.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        // One answer of each is made at least, so that nobody suffers for others who do not read theirs.
-        let may = own == 0 || (all <= share && own + bytes <= self.0.limits.waiting_bytes);
+        let may = match own {
+            0 => all <= limits.half(),
+            _ => all <= limits.eighth() && own + bytes <= limits.waiting_bytes,
+        };
         if !may {
             self.remove_waiting(bytes);
         }

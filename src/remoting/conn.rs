@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -22,6 +23,9 @@ use crate::shutdown::Shutdown;
 
 /// Calls in one direction of one connection that wait for their answers.
 const PENDING_MAX: usize = 16 * 1024;
+
+/// How long a connection may take none of its answers while answers of all have filled their share.
+const STALL_UNDER_PRESSURE: Duration = Duration::from_secs(1);
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
@@ -271,11 +275,7 @@ pub(super) async fn run<S: Service>(
     bounds: Bounds,
     shutdown: Shutdown,
 ) {
-    let writer = tokio::spawn(write(
-        stream.writer,
-        Arc::clone(&conn),
-        bounds.limits().write_stall,
-    ));
+    let writer = tokio::spawn(write(stream.writer, Arc::clone(&conn), bounds.clone()));
     let home = stream.home;
     let elsewhere = home.as_ref().and_then(Home::elsewhere);
     service.opened(&conn);
@@ -308,10 +308,10 @@ pub(super) async fn run<S: Service>(
     drop(home);
 }
 
-async fn write(writer: Box<dyn AsyncWrite + Send + Unpin>, conn: Arc<Conn>, stall: Duration) {
+async fn write(writer: Box<dyn AsyncWrite + Send + Unpin>, conn: Arc<Conn>, bounds: Bounds) {
     tokio::select! {
         biased;
-        () = write_queued(writer, &conn, stall) => conn.close(),
+        () = write_queued(writer, &conn, &bounds) => conn.close(),
         () = conn.closed() => {}
     }
 }
@@ -319,18 +319,18 @@ async fn write(writer: Box<dyn AsyncWrite + Send + Unpin>, conn: Arc<Conn>, stal
 async fn write_queued(
     mut writer: Box<dyn AsyncWrite + Send + Unpin>,
     conn: &Conn,
-    stall: Duration,
+    bounds: &Bounds,
 ) {
     while let Some(chunks) = conn.outbox.take().await {
         let mut pieces = Pieces::from(chunks);
         while pieces.has_remaining() {
-            match timeout(stall, writer.write_buf(&mut pieces)).await {
-                Ok(Ok(written)) if written > 0 => {
+            match in_time(writer.write_buf(&mut pieces), bounds).await {
+                Some(Ok(written)) if written > 0 => {
                     conn.outbox.sent(written);
                     conn.last_write_ms.store(conn.age_ms(), Ordering::Relaxed);
                 }
-                Ok(_) => return,
-                Err(_) => {
+                Some(_) => return,
+                None => {
                     tracing::warn!(peer = %conn.peer, "closed: it takes none of its answers");
                     return;
                 }
@@ -339,4 +339,21 @@ async fn write_queued(
     }
     // The peer learns of the end from this or from the drop that follows.
     writer.shutdown().await.ok();
+}
+
+/// `None` when the write has waited for as long as it may.
+async fn in_time<T>(write: impl Future<Output = T>, bounds: &Bounds) -> Option<T> {
+    let mut write = pin!(write);
+    let mut stalled = Duration::ZERO;
+    while stalled < bounds.limits().write_stall {
+        let part = STALL_UNDER_PRESSURE.min(bounds.limits().write_stall - stalled);
+        if let Ok(written) = timeout(part, &mut write).await {
+            return Some(written);
+        }
+        stalled += part;
+        if bounds.is_pressing() {
+            break;
+        }
+    }
+    None
 }

@@ -18,7 +18,8 @@ pub struct Limits {
     /// A connection on which nothing is read or written for so long is closed
     /// (`serverChannelMaxIdleTimeSeconds` of the Java broker, 120 s).
     pub idle: Duration,
-    /// A connection that takes none of the bytes waiting for it for so long is closed.
+    /// A connection that takes none of the bytes waiting for it for so long is closed; sooner while such bytes of all
+    /// connections fill their share.
     pub write_stall: Duration,
     /// Requests of one connection that are being worked on, in bytes; each counts its length but
     /// at least [`Limits::REQUEST_BYTES_MIN`]. At the limit nothing more is read from it.
@@ -53,6 +54,11 @@ impl Limits {
     /// The smallest share of [`Limits::memory_bytes`] that one kind of what is held has.
     pub(super) fn eighth(&self) -> usize {
         self.memory_bytes / 8
+    }
+
+    /// The most that answers of either state have of [`Limits::memory_bytes`].
+    pub(super) fn half(&self) -> usize {
+        self.memory_bytes / 2
     }
 }
 
