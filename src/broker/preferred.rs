@@ -19,6 +19,9 @@ pub(super) async fn run(broker: &Arc<Broker>) {
     let preferred = broker.config.preferred_leaders();
     // The configuration was checked when it was loaded.
     let preferred: Vec<SelfId> = preferred.filter_map(|id| id.parse().ok()).collect();
+    if preferred.is_empty() {
+        return std::future::pending().await;
+    }
     let mut chosen = None;
     let mut looks = 0;
     loop {

@@ -8,6 +8,9 @@ use tokio::time::Instant;
 
 use super::types::{LogId, NodeId};
 
+/// [`VoteGate::next_word`] resolves no more often than this.
+const WORD_PAUSE: Duration = Duration::from_millis(50);
+
 /// Whether this node may vote.
 ///
 /// A node that starts does not know to whom it promised its vote, for leases are kept in memory
@@ -22,12 +25,16 @@ struct Gate {
     state: Mutex<State>,
     /// Rings with every [`VoteGate::absolve`].
     choice: Notify,
+    /// Rings when a leader is heard.
+    word: Notify,
 }
 
 struct State {
     quarantine: Quarantine,
     /// When a leader was heard last.
     heard: Option<Instant>,
+    /// When that was told last.
+    told: Option<Instant>,
     /// Who may be voted for in quarantine, because no leader would be found otherwise.
     chosen: Option<NodeId>,
 }
@@ -53,9 +60,11 @@ impl VoteGate {
             state: Mutex::new(State {
                 quarantine,
                 heard: None,
+                told: None,
                 chosen: None,
             }),
             choice: Notify::new(),
+            word: Notify::new(),
         }))
     }
 
@@ -95,10 +104,20 @@ impl VoteGate {
     /// counts: nothing later was acknowledged by this node and lost.
     pub(super) fn heard_leader(&self, last: LogId) {
         let mut state = self.state();
-        state.heard = Some(Instant::now());
+        let now = Instant::now();
+        state.heard = Some(now);
         if matches!(state.quarantine, Quarantine::Unheard) {
             state.quarantine = Quarantine::Until(last);
         }
+        if state.told.is_none_or(|told| now - told >= WORD_PAUSE) {
+            state.told = Some(now);
+            self.0.word.notify_waiters();
+        }
+    }
+
+    /// Resolves some time after a leader was heard again. Some words pass untold.
+    pub(super) async fn next_word(&self) {
+        self.0.word.notified().await;
     }
 
     /// Whether this node is in quarantine and a log that ends here ends it.

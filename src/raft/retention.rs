@@ -27,7 +27,7 @@ use super::{MemberStatus, Raft};
 /// waits for the replication of entries that it concerns.
 const STEP_LIMIT: Duration = Duration::from_secs(30);
 /// How often it looks how full the disk is, at least.
-const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 /// How long a member may take to say whether it is full.
 const ASK_LIMIT: Duration = Duration::from_millis(500);
 /// A member that is at most this many entries behind can take over.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use openraft::ServerState;
 use openraft::async_runtime::watch::WatchReceiver;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until};
 
 use super::Raft;
 use super::gate::VoteGate;
@@ -43,8 +43,11 @@ pub(super) async fn pace(raft: Raft, gate: VoteGate) {
         let rests_until = rests_until.filter(|end| *end > now);
         raft.runtime_config().tick(rests_until.is_none());
         let look = rests_until.unwrap_or(now + quiet);
-        if let Ok(Err(_)) = timeout_at(look, server.changed()).await {
-            return;
+        tokio::select! {
+            changed = server.changed() => if changed.is_err() { return },
+            // A timer that is moved in time wakes nobody.
+            () = gate.next_word() => {}
+            () = sleep_until(look) => {}
         }
     }
 }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::Local;
 use super::messages::{DecodeError, Hello, Message, NodeInfo, Purpose, Refusal};
@@ -23,7 +23,7 @@ use crate::raft::types::NodeId;
 
 /// How long a peer may take to answer a `Hello`: longer than a connect, for its program has to run.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(1);
-/// A caller asks for a sign of life this often.
+/// A caller that has said or heard nothing for so long asks for a sign of life.
 const PING_INTERVAL: Duration = Duration::from_secs(1);
 /// A connection on which nothing comes for this long is given up.
 const SILENCE_LIMIT: Duration = Duration::from_secs(3);
@@ -304,6 +304,14 @@ async fn run(dialer: Dialer, target: Target, purpose: Purpose, mut incoming: mps
     }
 }
 
+/// What the two directions of a connection have in common.
+struct Exchange {
+    /// Who waits for the answer of which request.
+    waiting: HashMap<u64, Waiter>,
+    /// When anything was heard last.
+    heard: Instant,
+}
+
 /// Sends requests and hands their answers out until the connection breaks or nobody can call any
 /// more; returns which. Each request still outstanding then ends as [`CallError::Lost`].
 async fn converse(
@@ -311,8 +319,11 @@ async fn converse(
     first: Call,
     incoming: &mut mpsc::Receiver<Call>,
 ) -> String {
-    let waiting = Mutex::new(HashMap::<u64, Waiter>::new());
-    let locked = || waiting.lock().unwrap_or_else(PoisonError::into_inner);
+    let exchange = Mutex::new(Exchange {
+        waiting: HashMap::new(),
+        heard: Instant::now(),
+    });
+    let locked = || exchange.lock().unwrap_or_else(PoisonError::into_inner);
     let Connection {
         mut reader,
         mut writer,
@@ -322,15 +333,14 @@ async fn converse(
     let send = async {
         let mut next_id = 1u64;
         let mut batch = vec![first];
-        let mut ping = interval(PING_INTERVAL);
-        ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut said, mut pinged) = (Instant::now(), Instant::now());
         loop {
             let mut frames = Vec::with_capacity(batch.len().max(1));
             for call in batch.drain(..) {
                 if call.waiter.answer.is_closed() || !call.departure.decide() {
                     continue;
                 }
-                locked().insert(next_id, call.waiter);
+                locked().waiting.insert(next_id, call.waiter);
                 let raw = vec![call.raw];
                 frames.push(OutFrame::new(
                     call.kind,
@@ -344,11 +354,19 @@ async fn converse(
             if let Err(e) = write_frames(&mut writer, frames).await {
                 return e.to_string();
             }
+            // Made anew with all that is said, so that no timer ends while much is.
+            let due = locked().heard.min(said).max(pinged) + PING_INTERVAL;
             tokio::select! {
-                received = incoming.recv_many(&mut batch, MAX_BURST) => if received == 0 {
-                    return "not needed any more".to_owned();
+                received = incoming.recv_many(&mut batch, MAX_BURST) => match received {
+                    0 => return "not needed any more".to_owned(),
+                    _ => said = Instant::now(),
                 },
-                _ = ping.tick() => {
+                () = sleep_until(due) => {
+                    let now = Instant::now();
+                    if locked().heard.min(said) + PING_INTERVAL > now {
+                        continue;
+                    }
+                    (said, pinged) = (now, now);
                     let frame = OutFrame::new(Kind::Ping, Role::Request, 0, &[], vec![]);
                     if let Err(e) = write_frames(&mut writer, [frame]).await {
                         return e.to_string();
@@ -361,11 +379,14 @@ async fn converse(
         loop {
             match timeout(SILENCE_LIMIT, reader.next()).await {
                 Ok(Ok(Some(frame))) => {
+                    let mut exchange = locked();
+                    exchange.heard = Instant::now();
                     if frame.kind == Kind::Ping {
                         continue;
                     }
                     // An answer that nobody waits for came after its request was given up.
-                    let waiter = locked().remove(&frame.id);
+                    let waiter = exchange.waiting.remove(&frame.id);
+                    drop(exchange);
                     if let Some(waiter) = waiter {
                         waiter.end(Ok(frame));
                     }
@@ -380,7 +401,7 @@ async fn converse(
         reason = send => reason,
         reason = receive => reason,
     };
-    let left = std::mem::take(&mut *locked());
+    let left = std::mem::take(&mut locked().waiting);
     for waiter in left.into_values() {
         waiter.end(Err(CallError::Lost(reason.clone())));
     }

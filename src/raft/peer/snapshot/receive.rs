@@ -22,7 +22,7 @@ use crate::raft::start::OnInstall;
 pub(in crate::raft::peer) const SENDER_SILENCE_LIMIT: Duration = Duration::from_secs(10);
 
 /// How often is looked whether what a transfer has left is still of use.
-const TIDY_INTERVAL: Duration = Duration::from_secs(1);
+const TIDY_INTERVAL: Duration = Duration::from_secs(10);
 
 /// What receiving needs of the node.
 pub(in crate::raft) struct Receiver {
