@@ -26,7 +26,7 @@ pub(super) async fn run(broker: &Arc<Broker>) {
                 changed = roles.wait_for(|role| !(role.serving && role.term == term)) => {
                     changed.is_ok()
                 }
-                () = lead(broker) => false,
+                () = lead(broker, term) => false,
             },
             None => roles.changed().await.is_ok(),
         };
@@ -36,13 +36,13 @@ pub(super) async fn run(broker: &Arc<Broker>) {
     }
 }
 
-async fn lead(broker: &Arc<Broker>) {
+async fn lead(broker: &Arc<Broker>, term: u64) {
     while let Err(refusal) = create_system_entries(broker).await {
         tracing::warn!(?refusal, "system topics and groups could not be created");
         tokio::time::sleep(RETRY_PAUSE).await;
     }
     tokio::join!(
-        schedule::run(broker),
+        schedule::run(broker, term),
         transaction::run(broker),
         preferred::run(broker)
     );

@@ -5,7 +5,6 @@
 //! it is proposed behind the messages, so a change of leaders between the two delivers those of one
 //! round a second time, and none is lost.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,12 +31,14 @@ const ROUND_MESSAGES: usize = 256;
 /// Bytes of messages that are delivered at a time, but for one message that alone has more.
 const BATCH_BYTES: u64 = 1024 * 1024;
 
-/// Delivers for as long as it is polled; the caller stops it when this node no longer leads.
-pub(super) async fn run(broker: &Arc<Broker>) {
-    // Where each level stands: ahead of the state while a proposal is on its way.
-    let mut next: BTreeMap<i32, i64> = broker.meta.read().delay.clone();
+/// Delivers as leader of `term` for as long as it is polled; the caller stops it when this node does not serve.
+pub(super) async fn run(broker: &Arc<Broker>, term: u64) {
     loop {
-        let pause = match round(broker, &mut next).await {
+        // A round is not given up with its caller: what it stores may be stored yet, and after a pause of the lease the
+        // same leader would deliver that again.
+        let done = tokio::spawn(round(Arc::clone(broker), term)).await;
+        let done = done.unwrap_or_else(|error| Err(Refusal::system_error(error.to_string())));
+        let pause = match done {
             Ok(Round::Full) => continue,
             Ok(Round::Waiting) => PAUSE,
             Ok(Round::Empty) => {
@@ -48,7 +49,6 @@ pub(super) async fn run(broker: &Arc<Broker>) {
             }
             Err(refusal) => {
                 tracing::warn!(?refusal, "delayed messages could not be delivered");
-                next.clone_from(&broker.meta.read().delay);
                 FAILED_PAUSE
             }
         };
@@ -65,9 +65,10 @@ enum Round {
     Empty,
 }
 
-async fn round(broker: &Arc<Broker>, next: &mut BTreeMap<i32, i64>) -> Result<Round, Refusal> {
+async fn round(broker: Arc<Broker>, term: u64) -> Result<Round, Refusal> {
     // A freeze finds messages and their progress both stored, or neither.
     let _round = broker.delivering.lock().await;
+    let (broker, next) = (&*broker, broker.meta.read().delay.clone());
     if broker.meta.is_frozen() {
         return Ok(Round::Waiting);
     }
@@ -79,7 +80,7 @@ async fn round(broker: &Arc<Broker>, next: &mut BTreeMap<i32, i64>) -> Result<Ro
         is_full |= due.is_full;
         waits |= due.waits;
         if batch.bytes + due.bytes > batch_bytes(broker) {
-            batch.deliver(broker, next).await?;
+            batch.deliver(broker, term).await?;
         }
         batch.bytes += due.bytes;
         batch.records.extend(due.records);
@@ -87,7 +88,7 @@ async fn round(broker: &Arc<Broker>, next: &mut BTreeMap<i32, i64>) -> Result<Ro
             batch.progress.push((level, due.next));
         }
     }
-    batch.deliver(broker, next).await?;
+    batch.deliver(broker, term).await?;
     Ok(match (is_full, waits) {
         (true, _) => Round::Full,
         (false, true) => Round::Waiting,
@@ -105,11 +106,7 @@ struct Batch {
 
 impl Batch {
     /// Leaves it empty.
-    async fn deliver(
-        &mut self,
-        broker: &Arc<Broker>,
-        next: &mut BTreeMap<i32, i64>,
-    ) -> Result<(), Refusal> {
+    async fn deliver(&mut self, broker: &Broker, term: u64) -> Result<(), Refusal> {
         let Self {
             records, progress, ..
         } = std::mem::take(self);
@@ -120,13 +117,10 @@ impl Batch {
             tokio::time::sleep(PAUSE).await;
         }
         if !records.is_empty() {
-            broker.store(records).await?;
+            broker.store_in(Some(term), records).await?;
         }
         if !progress.is_empty() {
-            broker
-                .propose(Change::DelayProgress(progress.clone()))
-                .await?;
-            next.extend(progress);
+            broker.propose(Change::DelayProgress(progress)).await?;
         }
         Ok(())
     }

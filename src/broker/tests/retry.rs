@@ -2,6 +2,7 @@ use std::time::Duration;
 
 use rmq_wire::header::ConsumerSendMsgBack;
 use rmq_wire::{msg_id, properties};
+use tokio::sync::Semaphore;
 
 use super::*;
 use crate::config::BrokerConfig;
@@ -70,6 +71,28 @@ async fn a_delayed_message_arrives_when_it_is_due() {
         node.replica.meta.read().delay.get(&3) == Some(&1)
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_pause_of_the_lease_delivers_nothing_twice() {
+    let node = impatient().await;
+    // The system topics are there by then.
+    node.sent(send("", b"first")).await;
+    node.replica.gate.forget_permits(Semaphore::MAX_PERMITS);
+    node.sent(send("DELAY\x013", b"later")).await;
+    let arrived = || node.replica.queues.max_offset("T", 0).0;
+    until("it is delivered", || arrived() == 2).await;
+    node.replica.follow(None);
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    node.replica.become_leader(1);
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    node.replica.gate.add_permits(Semaphore::MAX_PERMITS);
+    until("the progress is kept", || {
+        node.replica.meta.read().delay.get(&3) == Some(&1)
+    })
+    .await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(arrived(), 2);
 }
 
 #[tokio::test]
