@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use rmq_wire::code::{request, response};
 use rmq_wire::frame::Command;
+use tokio::time::Instant;
 
 use super::refusal::{Handled, Refusal};
 use super::{
@@ -247,8 +248,12 @@ async fn handle(broker: &Arc<Broker>, request: &Request) -> Handled {
         Some(Kind::Local) => execute(broker, request).await,
         Some(Kind::Read | Kind::Write) => {
             if broker.is_serving() {
+                let begun = Instant::now();
                 match as_leader(broker, request).await {
                     // It leads no more, and has done nothing.
+                    Err(Refusal::NotLeader) if forward::is_stale(request, begun.elapsed()) => {
+                        return forward::given_up(broker, request);
+                    }
                     Err(Refusal::NotLeader) => {}
                     handled => return handled,
                 }

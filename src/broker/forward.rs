@@ -24,6 +24,8 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// How long a leader may yet take for its answer when another one is known: one that handed over answers what
 /// it had begun, one that is frozen or cut off does not.
 const LATE_ANSWER: Duration = Duration::from_millis(300);
+/// How long a client certainly waits for the answer to its commit, and commits nothing newer.
+const COMMIT_WAIT: Duration = Duration::from_secs(1);
 /// Pause after a leader could not be reached, before its successor may be known.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
 /// Requests that are held at a time.
@@ -89,10 +91,7 @@ fn count(counter: &AtomicU64) {
 pub(super) async fn to_leader(broker: &Arc<Broker>, request: &Request) -> Handled {
     let is_forwarded = request.conn.is_none();
     let known = |role: &Role| role.serving || role.leader.is_some();
-    let given_up = || match is_forwarded {
-        true => Err(Refusal::NotLeader),
-        false => no_leader(broker, request),
-    };
+    let given_up = || given_up(broker, request);
     let mut roles = broker.replica.role();
     let deadline = Instant::now() + broker.config.group_hold_millis;
     let mut place = None;
@@ -128,9 +127,17 @@ pub(super) async fn to_leader(broker: &Arc<Broker>, request: &Request) -> Handle
         if is_pull(request) && !is_forwarded && broker.config.slave_read_enable {
             return no_leader(broker, request);
         }
-        if is_stale(request) {
+        if is_stale(request, Duration::ZERO) {
             return given_up();
         }
+    }
+}
+
+/// The answer when this node does no more for a request, and nothing was done.
+pub(super) fn given_up(broker: &Broker, request: &Request) -> Handled {
+    match request.conn {
+        None => Err(Refusal::NotLeader),
+        Some(_) => no_leader(broker, request),
     }
 }
 
@@ -244,9 +251,11 @@ fn unknown(broker: &Broker, request: &Request, error: &ForwardError) -> Handled 
 /// that was held up here must not arrive behind a newer one that took another way. Its client may
 /// commit a newer one when it waits no longer for this one, and of that only the node knows to which
 /// it is connected.
-fn is_stale(request: &Request) -> bool {
+pub(super) fn is_stale(request: &Request, waited: Duration) -> bool {
     match request.command.code {
-        request::UPDATE_CONSUMER_OFFSET => request.command.is_oneway() || request.conn.is_none(),
+        request::UPDATE_CONSUMER_OFFSET => {
+            request.command.is_oneway() || request.conn.is_none() || waited > COMMIT_WAIT
+        }
         request::PULL_MESSAGE | request::LITE_PULL_MESSAGE => true,
         _ => false,
     }

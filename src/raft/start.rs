@@ -252,7 +252,7 @@ async fn take_part(
     let mender = peers
         .as_ref()
         .map(|_| Mender::new(log.clone(), net.clone(), local.clone()));
-    let upkeep = Upkeep::start(&log, mender, scrub);
+    let upkeep = Upkeep::start(&log, &parts.queues, mender, scrub);
     let recovering = Node::recover(parts, network.clone());
     let node = match &listener {
         Some(listener) => tokio::select! {

@@ -7,7 +7,7 @@
 
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -33,6 +33,10 @@ use crate::meta::{Change, Command, Meta, Reply};
 const CHECKPOINT_ENTRIES: u64 = 4096;
 /// ... this long has passed.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(10);
+/// Pause before a snapshot is tried again for which there was no space.
+const FULL_PAUSE: Duration = Duration::from_secs(1);
+/// Bytes that are kept free for the next checkpoint, beside those of the last one and a quarter more.
+const ROOM_BYTES: u64 = 64 * 1024;
 
 /// openraft's state machine: the metadata and the queues' committed ends.
 pub(super) struct StateMachine {
@@ -290,7 +294,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         Built {
             snapshot: self.build().await.ok(),
             log: self.log.clone(),
-            file: self.file.clone(),
+            file: Arc::downgrade(&self.file),
         }
     }
 
@@ -351,7 +355,8 @@ pub(super) struct Built {
     /// `None` if this process stops meanwhile.
     snapshot: Option<Snapshot>,
     log: LogReader,
-    file: Arc<CheckpointFile>,
+    /// Gone with the state machine.
+    file: Weak<CheckpointFile>,
 }
 
 impl RaftSnapshotBuilder<TypeConfig> for Built {
@@ -365,10 +370,20 @@ impl RaftSnapshotBuilder<TypeConfig> for Built {
             return Ok(snapshot);
         };
         until_synced(&self.log, end).await?;
-        let (state, file) = (state.clone(), self.file.clone());
-        let written = blocking(move || file.write(&state));
-        written.await.map_err(io::Error::other)??;
-        Ok(snapshot)
+        loop {
+            let stops = || io::Error::other("the node stops");
+            let (state, file) = (state.clone(), self.file.upgrade().ok_or_else(stops)?);
+            let written = blocking(move || file.write(&state)).await;
+            match written.map_err(io::Error::other)? {
+                // To openraft a failure is the end of the node, and this one passes. Whoever wants the snapshot, to remove
+                // old files, does not wait for ever.
+                Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                    tracing::warn!(%error, "applied state has to wait for space");
+                    tokio::time::sleep(FULL_PAUSE).await;
+                }
+                written => return written.map(|()| snapshot),
+            }
+        }
     }
 }
 
@@ -432,12 +447,18 @@ impl CheckpointFile {
         }
         let new = self.path.with_extension("applied.new");
         let file = self.disk.open(&new, OpenMode::Create)?;
-        file.set_len(bytes.len() as u64)?;
         file.write_at(0, &[IoSlice::new(&bytes)])?;
+        file.set_len(bytes.len() as u64)?;
         file.sync()?;
         self.disk.rename(&new, &self.path)?;
         self.disk.sync_dir(&self.dir)?;
         *written = Some(checkpoint.applied);
+        // Room for the next one: on a full disk no old file of the log can be removed without it.
+        let room = self.disk.open(&new, OpenMode::Create);
+        let room = room.and_then(|file| file.allocate(bytes.len() as u64 * 5 / 4 + ROOM_BYTES));
+        if let Err(error) = room {
+            tracing::warn!(%error, path = %new.display(), "no room is kept for the next applied state");
+        }
         Ok(())
     }
 }

@@ -31,7 +31,7 @@ use super::log_store::{LogStore, SharedLog};
 use super::node::{Node, Parts, Timers, config};
 use super::state_machine::StateMachine;
 use super::types::{BrokerNode, NodeId, TypeConfig};
-use super::{Group, ProposeError, TransferError};
+use super::{Group, ProposeError, RaftOptions, RetentionRules, TransferError};
 use crate::meta::{Change, Command, Meta, OffsetCommit, Reply};
 use crate::testing::{PATIENCE, until, until_ok};
 use wires::Wires;
@@ -122,6 +122,34 @@ async fn start(id: NodeId, root: &Path, wires: &Wires) -> Running {
     let group = Group::bare(node, batcher);
     Running {
         group,
+        reader,
+        meta,
+    }
+}
+
+/// A broker of one.
+async fn start_alone(root: &Path, retention: RetentionRules) -> Running {
+    let config = store_config(root, FlushMode::Sync);
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+    let store = open_store(&config, disk.clone()).await;
+    let reader = store.log.reader();
+    store.queues.start(Arc::new(|_| true)).unwrap();
+    let meta = Meta::new();
+    let options = RaftOptions {
+        group: "broker-a".to_owned(),
+        broker_addr: "127.0.0.1:10911".to_owned(),
+        peers: None,
+        timers: Timers::default(),
+        longest_log: false,
+        snapshot_bytes_per_second: 0,
+        on_install: Arc::new(|| {}),
+        runtime: None,
+        retention,
+        on_fatal: Box::new(|reason| panic!("raft failed: {reason}")),
+    };
+    let group = super::start(options, store, &config, disk, meta.clone()).await;
+    Running {
+        group: group.unwrap(),
         reader,
         meta,
     }

@@ -1,9 +1,10 @@
 //! What keeps the log whole beside Raft: damage is looked for at leisure, and mended by other nodes.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
-use rmq_store::{LogReader, PhyOffset, ReadError};
+use rmq_store::{LogReader, PhyOffset, Queues, ReadError};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
@@ -14,6 +15,8 @@ use super::peer::Mender;
 const LOOK: Duration = Duration::from_millis(20);
 /// Bytes that are looked through at once.
 const STEP_BYTES: u64 = 1 << 20;
+/// How often a node that has nobody to ask looks what is damaged.
+const ALONE_PAUSE: Duration = Duration::from_secs(5);
 /// A log is looked through this often at most.
 const SCRUB_INTERVAL: Duration = Duration::from_secs(3600);
 
@@ -23,13 +26,25 @@ const SCRUB_INTERVAL: Duration = Duration::from_secs(3600);
 /// If that is for another reason than damage that is going to be mended.
 pub(super) async fn until_mended(log: &LogReader, error: io::Error) -> io::Result<()> {
     let read = error.get_ref().and_then(|error| error.downcast_ref());
-    match read {
-        Some(ReadError::Damaged { .. } | ReadError::NoCell(_)) if log.is_mending() => {
-            sleep(LOOK).await;
-            Ok(())
-        }
-        _ => Err(error),
+    let is_damage = matches!(read, Some(ReadError::Damaged { .. } | ReadError::NoCell(_)));
+    match is_damage {
+        true if log.is_mending() => sleep(LOOK).await,
+        true if find_again(log)? > 0 => {}
+        _ => return Err(error),
     }
+    Ok(())
+}
+
+/// Reads again what is whole after all, where only the raft index was wrong; how many entries that were.
+fn find_again(log: &LogReader) -> io::Result<usize> {
+    let mut found = 0;
+    for damage in log.damages() {
+        if log.mend_index(&damage)? {
+            tracing::info!(%damage, "an entry is found again");
+            found += 1;
+        }
+    }
+    Ok(found)
 }
 
 /// The tasks that do it.
@@ -39,13 +54,19 @@ pub(super) struct Upkeep {
 }
 
 impl Upkeep {
-    /// `bytes_per_second` are looked through, 0 for none. Without a mender damage stays. Must be called
+    /// `bytes_per_second` are looked through, 0 for none. Without a mender, what is damaged stays so. Must be called
     /// within the Raft runtime.
-    pub(super) fn start(log: &LogReader, mender: Option<Mender>, bytes_per_second: u64) -> Self {
+    pub(super) fn start(
+        log: &LogReader,
+        queues: &Arc<Queues>,
+        mender: Option<Mender>,
+        bytes_per_second: u64,
+    ) -> Self {
         let mut tasks = JoinSet::new();
-        if let Some(mender) = mender {
-            tasks.spawn(mender.run());
-        }
+        match mender {
+            Some(mender) => tasks.spawn(mender.run()),
+            None => tasks.spawn(make_do(log.clone(), Arc::clone(queues))),
+        };
         if bytes_per_second > 0 {
             tasks.spawn(scrub(log.clone(), bytes_per_second));
         }
@@ -60,6 +81,27 @@ impl Upkeep {
         let log = self.log;
         let ended = blocking(move || log.finish_mending()).await;
         drop(ended);
+    }
+}
+
+/// Finds again what is whole after all, and has dispatch go on behind the rest, for nobody has what belongs there.
+async fn make_do(log: LogReader, queues: Arc<Queues>) {
+    loop {
+        sleep(ALONE_PAUSE).await;
+        if log.damages().is_empty() {
+            continue;
+        }
+        let (log, queues) = (log.clone(), Arc::clone(&queues));
+        let done = blocking(move || {
+            let found = find_again(&log);
+            for damage in log.damages() {
+                queues.pass_over(&damage);
+            }
+            found
+        });
+        if let Ok(Err(error)) = done.await {
+            tracing::error!(%error, "cannot write to the raft index");
+        }
     }
 }
 

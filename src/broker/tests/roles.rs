@@ -168,6 +168,22 @@ async fn a_forwarded_offset_does_not_wait_for_the_next_leader() {
     assert_eq!(node.replica.meta.read().offset("g", "T", 0), None);
 }
 
+/// The offset that it commits is that of the time when it began to wait.
+#[tokio::test]
+async fn a_pull_that_waited_does_not_go_on_to_the_next_leader() {
+    let node = Node::start().await;
+    node.sent(send("", b"first")).await;
+    *node.replica.leader.lock().unwrap() = Some(leader(77));
+    let client = Client::default();
+    let waiting = wait_for(&node, &client, &next_message()).await;
+    node.replica.follow(Some("leader:2"));
+    let answer = waiting.await.unwrap();
+    assert_eq!(answer.code, response::PULL_RETRY_IMMEDIATELY);
+    let again = pull_request(&next_message());
+    let answer = client.call(&node.addr, again, PATIENCE).await.unwrap();
+    assert_eq!(answer.code, 77);
+}
+
 #[tokio::test]
 async fn an_unreachable_leader_is_one_that_is_not_there_yet() {
     let node = Node::start().await;

@@ -2,13 +2,17 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use rmq_store::{FlushMode, LogIndex, LogReader, PhyOffset};
 
 use super::peers::{Machine, Site};
-use super::{Running, Sent, assert_equal_logs, assert_in_place, send_surely, until, until_level};
-use crate::raft::Role;
+use super::{
+    Running, Sent, assert_equal_logs, assert_in_place, send_surely, start_alone, until,
+    until_level,
+};
+use crate::raft::{RetentionRules, Role};
 use crate::raft::node::Timers;
 
 const MACHINE: Machine = Machine {
@@ -156,6 +160,51 @@ async fn what_no_node_has_is_refused_and_the_rest_goes_on() {
     for node in &nodes {
         node.group.shutdown().await;
     }
+}
+
+/// Raft and its clients need the one, the queues are to be built from the other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_of_one_finds_what_is_whole_and_goes_on_behind_the_rest() {
+    /// Where its cell says how long an entry is.
+    const LEN_AT: u64 = 8;
+    const CELL_BYTES: u64 = 20;
+    let dir = tempfile::tempdir().unwrap();
+    let node = start_alone(dir.path(), RetentionRules::default()).await;
+    let mut sent = Vec::new();
+    for round in 0..20 {
+        sent.extend(send_surely(&[&node], &format!("first-{round}"), 10).await);
+    }
+    node.group.shutdown().await;
+    let reader = node.reader.clone();
+    drop(node);
+    let cell = OpenOptions::new()
+        .write(true)
+        .open(dir.path().join("raftindex").join(format!("{:020}", 0)))
+        .unwrap();
+    cell.write_all_at(&[0xff; 4], 5 * CELL_BYTES + LEN_AT).unwrap();
+    cell.write_all_at(&[0xff; 8], 7 * CELL_BYTES).unwrap();
+    let (start, end) = place(&reader, 9);
+    flip(dir.path(), &reader, PhyOffset(end.0 - 3));
+    // It is applied and dispatched anew.
+    fs::remove_file(dir.path().join("raft.applied")).unwrap();
+    fs::remove_dir_all(dir.path().join("consumequeue")).unwrap();
+    fs::remove_dir_all(dir.path().join("index")).unwrap();
+    let node = start_alone(dir.path(), RetentionRules::default()).await;
+    let whole: Vec<Sent> = sent
+        .into_iter()
+        .filter(|(.., positions)| {
+            let phy = positions.as_ref().unwrap()[0].phy;
+            phy < start || end <= phy
+        })
+        .collect();
+    assert!(whole.len() > 150, "{}", whole.len());
+    send_surely(&[&node], "second", 10).await;
+    until("only what is lost is damaged", || {
+        matches!(&node.reader.damages()[..], [one] if (one.start, one.end) == (start, end))
+    })
+    .await;
+    assert_in_place(&node.reader, &whole);
+    node.group.shutdown().await;
 }
 
 /// Who forgot its vote could give it a second time.

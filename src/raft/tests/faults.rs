@@ -9,11 +9,12 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::peers::{Machine, Site};
+use super::retention::{eager, is_cut};
 use super::{
-    PATIENCE, Running, assert_equal_logs, assert_in_place, leader_of, send_all, send_surely,
+    PATIENCE, Running, assert_equal_logs, assert_in_place, leader_of, send_all, send_surely, until,
     until_level,
 };
-use crate::raft::ProposeError;
+use crate::raft::{OnFatal, OnInstall, ProposeError};
 
 /// A node on such a disk, and what tells why it has ended.
 async fn start(
@@ -106,5 +107,38 @@ async fn a_failed_write_or_sync_ends_a_node() {
                 Box::pin(node_ends_and_the_others_go_on(fault, flush, leads)).await;
             }
         }
+    }
+}
+
+/// Retention needs it to make room.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn applied_state_waits_for_space_and_ends_no_node() {
+    let site = Site::new();
+    let disks = [SimDisk::default(), SimDisk::default(), SimDisk::default()];
+    disks[0].fail(Fault::Full, "raft.applied", 0);
+    let mut nodes = Vec::new();
+    for (place, disk) in disks.iter().enumerate() {
+        let disk = Arc::new(disk.clone());
+        let on_fatal: OnFatal = Box::new(|reason| panic!("raft failed: {reason}"));
+        let on_install: OnInstall = Arc::new(|| {});
+        let place = site.start_on(
+            (disk, Path::new("/store")),
+            place,
+            Machine::retaining(eager),
+            (on_install, on_fatal),
+        );
+        nodes.push(place.await);
+    }
+    let all: Vec<&Running> = nodes.iter().collect();
+    let mut sent = Vec::new();
+    while !(is_cut(all[1]) && is_cut(all[2])) {
+        sent.extend(send_surely(&all, "old", 100).await);
+    }
+    assert!(!is_cut(all[0]), "nothing is left of what was removed");
+    disks[0].calm();
+    until("it makes room too", || is_cut(all[0])).await;
+    until_level(&all).await;
+    for node in &nodes {
+        node.group.shutdown().await;
     }
 }

@@ -8,12 +8,13 @@ use tempfile::TempDir;
 
 use super::peers::{Machine, Site};
 use super::{
-    PATIENCE, Running, Sent, acknowledged, assert_in_place, open_store, send_surely, store_config,
+    PATIENCE, Running, Sent, acknowledged, assert_in_place, open_store, send_surely, start_alone,
+    store_config,
     until, until_level, until_ok,
 };
 use crate::meta::Meta;
 use crate::raft::state_machine::StateMachine;
-use crate::raft::{RaftOptions, RetentionRules, Timers, start};
+use crate::raft::RetentionRules;
 
 /// Everything is old at once.
 pub(super) fn eager() -> RetentionRules {
@@ -85,30 +86,7 @@ async fn every_node_of_a_group_lets_go_of_what_is_old_and_starts_again_without_i
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_applied_state_that_nothing_can_make_again_is_not_done_without() {
     let dir = TempDir::new().unwrap();
-    let config = store_config(dir.path(), FlushMode::Sync);
-    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
-    let store = open_store(&config, disk.clone()).await;
-    let reader = store.log.reader();
-    store.queues.start(Arc::new(|_| true)).unwrap();
-    let meta = Meta::new();
-    let options = RaftOptions {
-        group: "broker-a".to_owned(),
-        broker_addr: "127.0.0.1:10911".to_owned(),
-        peers: None,
-        timers: Timers::default(),
-        longest_log: false,
-        snapshot_bytes_per_second: 0,
-        on_install: Arc::new(|| {}),
-        runtime: None,
-        retention: eager(),
-        on_fatal: Box::new(|reason| panic!("raft failed: {reason}")),
-    };
-    let group = start(options, store, &config, disk.clone(), meta.clone()).await;
-    let node = Running {
-        group: group.unwrap(),
-        reader,
-        meta,
-    };
+    let node = start_alone(dir.path(), eager()).await;
     let mut sent = Vec::new();
     send_until_cut(&[&node], &mut sent).await;
     stopped_with_its_share(&node, &sent).await;
@@ -118,6 +96,8 @@ async fn an_applied_state_that_nothing_can_make_again_is_not_done_without() {
     let mut bytes = std::fs::read(&applied).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
     std::fs::write(&applied, bytes).unwrap();
+    let config = store_config(dir.path(), FlushMode::Sync);
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
     let store = tokio::time::timeout(PATIENCE, open_store(&config, disk.clone())).await;
     let store = store.unwrap();
     let reader = store.log.reader();

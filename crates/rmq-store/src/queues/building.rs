@@ -6,10 +6,13 @@
 //! it can answer little, and of queues that were lost it cannot tell which offset is next.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
+
+use tracing::error;
 
 use super::Queues;
 use crate::consume_queue::{Slot, Table};
+use crate::damage::Damage;
 use crate::dispatch::DispatchError;
 use crate::transfer::{QueueEnd, forget_installed};
 use crate::types::{PhyOffset, QueueOffset};
@@ -19,6 +22,19 @@ impl Queues {
     /// index.
     pub fn is_built(&self) -> bool {
         self.shared().built_at.is_none()
+    }
+
+    /// Has dispatch go on behind damage before which it stands still, because nobody has what belongs there. The messages
+    /// of that part are in no queue; where the next one of a queue follows, there is a gap.
+    pub fn pass_over(&self, damage: &Damage) {
+        let _one = self.stepping.lock().unwrap_or_else(PoisonError::into_inner);
+        let end = damage.end.min(self.log.confirm_offset());
+        let mut shared = self.shared();
+        if damage.start <= shared.dispatched && shared.dispatched < end {
+            error!(%damage, "its messages stay out of their queues");
+            shared.dispatched = end;
+            self.progress.notify_all();
+        }
     }
 
     /// Whether it is known where queues end, be they built or not.
