@@ -100,6 +100,10 @@ impl Shared {
         let Ok(mut left) = self.receiver.receiving.try_lock() else {
             return Err(Refusal::later("another snapshot is arriving"));
         };
+        if left.arrived {
+            // To begin anew would take it back.
+            return Err(Refusal::later("a snapshot is about to be installed"));
+        }
         *left = Left::to(&self.receiver.log);
         let Receiver { config, disk, .. } = &self.receiver;
         let (config, disk, outline) = (config.clone(), Arc::clone(disk), offer.outline.clone());
