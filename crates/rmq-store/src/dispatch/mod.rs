@@ -36,11 +36,17 @@ pub(crate) trait CommittedLog: Send + Sync {
     /// is.
     fn check_records(&self, from: PhyOffset, len: u64) -> Result<(), Damage>;
 
-    /// The committed bytes from `from` on, up to the end of the segment or to `limit` at most.
+    /// The first damage in a range that was found before, by whomever.
+    fn known_damage(&self, from: PhyOffset, to: PhyOffset) -> Option<Damage>;
+
+    /// The committed bytes from `from` on, up to the end of the segment, to known damage or to `limit`
+    /// at most; `None` if there are none.
     fn committed_from(&self, from: PhyOffset, limit: PhyOffset) -> Option<Bytes> {
         let end = self.confirm_offset().min(self.segment_end(from)).min(limit);
+        let damage = self.known_damage(from, end);
+        let end = damage.map_or(end, |damage| damage.start);
         let len = usize::try_from(end.0.checked_sub(from.0)?).ok()?;
-        self.slice(from, len)
+        self.slice(from, len).filter(|bytes| !bytes.is_empty())
     }
 }
 
@@ -94,6 +100,10 @@ impl CommittedLog for LogReader {
 
     fn check_records(&self, from: PhyOffset, len: u64) -> Result<(), Damage> {
         self.check_records(from, len)
+    }
+
+    fn known_damage(&self, from: PhyOffset, to: PhyOffset) -> Option<Damage> {
+        self.shared.damages.touching(from, to)
     }
 
     fn segment_end(&self, offset: PhyOffset) -> PhyOffset {

@@ -96,7 +96,14 @@ impl Queues {
         if from >= confirm {
             return Ok(None);
         }
-        let no_record = |at| DispatchError::NoRecord { at, confirm };
+        // It is no end for good if damage has been found meanwhile, or next to what was checked.
+        let unreadable = || {
+            let segment_end = self.log.segment_end(from);
+            match self.log.known_damage(from, confirm.min(segment_end)) {
+                Some(damage) => DispatchError::Damaged(damage),
+                None => DispatchError::NoRecord { at: from, confirm },
+            }
+        };
         // What follows is looked at when it is its turn.
         let most = (confirm - from).min(BATCH_BYTES as u64);
         let limit = match self.log.check_records(from, most) {
@@ -105,12 +112,12 @@ impl Queues {
             Ok(()) => confirm,
         };
         let bytes = self.log.committed_from(from, limit);
-        let bytes = bytes.ok_or_else(|| no_record(from))?;
+        let bytes = bytes.ok_or_else(unreadable)?;
         let mut batch = Batch::new();
         let io = |source| DispatchError::Io { at: from, source };
         let done = self.fill(&mut batch, &bytes, from).map_err(io)?;
         if done == 0 {
-            return Err(no_record(from));
+            return Err(unreadable());
         }
         let (runs, arrivals) = batch.finish();
         for run in &runs {

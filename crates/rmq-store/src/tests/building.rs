@@ -7,6 +7,9 @@ use std::time::{Duration, Instant};
 use super::support::*;
 use crate::config::{FlushMode, StoreConfig};
 use crate::disk::Disk;
+use crate::dispatch::DispatchError;
+use crate::log::Log;
+use crate::queues::Queues;
 use crate::segment::file_name;
 use crate::sim::SimDisk;
 use crate::store::{Store, open};
@@ -172,4 +175,69 @@ fn queues_wait_for_the_log_to_be_mended() {
     store.log.seed_missing_queue_offsets(store.queues.maxima());
     assert_whole(&store, ENTRIES);
     stop(store);
+}
+
+/// Further ahead than a batch goes, in the same segment.
+#[test]
+fn queues_wait_in_front_of_damage_that_lies_ahead_of_a_batch() {
+    const BATCH: u64 = 4 << 20;
+    let settings = StoreConfig {
+        segment_bytes: 12 << 20,
+        catch_up_bytes: u64::MAX,
+        max_message_bytes: 64 << 10,
+        ..settings()
+    };
+    let filled = || {
+        let sim = SimDisk::default();
+        let mut store = open(&settings, Arc::new(sim.clone())).unwrap();
+        let mut index = 0;
+        while store.log.reader().end_offset().0 < 2 * BATCH + (1 << 20) {
+            let records = vec![pending("t", 0, &[7; 16_000], true)];
+            let entry = messages(id(1, index), records).0;
+            let end = store.log.append(vec![entry]).unwrap().end;
+            store.queues.commit(end, &[]);
+            store.log.save_committed(Some(id(1, index)));
+            index += 1;
+        }
+        store.log.close().unwrap();
+        (sim, index)
+    };
+    let (other, entries) = filled();
+    let other = open(&settings, Arc::new(other)).unwrap().log.reader();
+    let first_from = |at: u64| {
+        let mut indexes = (0..entries).map(LogIndex);
+        let index = indexes.find(|index| other.entry(*index).unwrap().unwrap().start.0 >= at);
+        (
+            index.unwrap(),
+            other.entry(index.unwrap()).unwrap().unwrap(),
+        )
+    };
+    // The second batch begins behind a record that the first one's end cuts. With what it goes through is
+    // verified what its last block has besides.
+    for (at, is_known) in [(BATCH + (1 << 20), true), (2 * BATCH + 20_000, false)] {
+        let (index, damaged) = first_from(at);
+        assert!(damaged.end.0 < at + 40_000);
+        let (sim, _) = filled();
+        sim.flip(
+            &settings.commit_log_dir.join(file_name(0)),
+            damaged.end.0 - 3,
+        );
+        let disk: Arc<dyn Disk> = Arc::new(sim.clone());
+        let log = Log::open(&settings, &disk).unwrap();
+        let reader = log.reader();
+        if is_known {
+            assert!(reader.raw(index).is_err());
+        }
+        let queues = Queues::open(&settings, disk, reader.clone()).unwrap();
+        assert!(!queues.is_built());
+        assert_eq!(queues.dispatched(), damaged.start);
+        assert_eq!(reader.damages().len(), 1);
+        let waits = queues.step().unwrap_err();
+        assert!(matches!(waits, DispatchError::Damaged(_)), "{waits}");
+        let raw = other.raw(index).unwrap().unwrap();
+        reader.mend(&reader.damages()[0], &[raw]).unwrap();
+        while queues.step().unwrap().is_some() {}
+        assert_eq!(queues.dispatched(), reader.confirm_offset());
+        assert_eq!(queues.maxima(), [("t".into(), 0, QueueOffset(entries))]);
+    }
 }

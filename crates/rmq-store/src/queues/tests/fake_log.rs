@@ -194,4 +194,8 @@ impl CommittedLog for FakeLog {
     fn check_records(&self, _: PhyOffset, _: u64) -> Result<(), Damage> {
         Ok(())
     }
+
+    fn known_damage(&self, _: PhyOffset, _: PhyOffset) -> Option<Damage> {
+        None
+    }
 }
