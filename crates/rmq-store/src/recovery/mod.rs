@@ -237,6 +237,8 @@ impl<'a> Opening<'a> {
                  all again that the leader has"
             );
             checkpoint.suspect = true;
+            // Before anything is cut off: should this start break off, the next one finds no more of it.
+            self.write_checkpoint(&checkpoint)?;
         }
         let next = self.tail.last.map_or(LogIndex(0), |last| last.index.next());
         self.shared.index.cut(next).map_err(at(&index_dir))?;
@@ -277,8 +279,7 @@ impl<'a> Opening<'a> {
         checkpoint.boot_id = boot_id;
         checkpoint.clean_end = None;
         checkpoint.lazy = self.config.flush != FlushMode::Sync;
-        let noted = self.notes.checkpoint_slots.write(&checkpoint.encode());
-        noted.map_err(at(&self.config.path(CHECKPOINT_FILE)))?;
+        self.write_checkpoint(&checkpoint)?;
         write_abort(&**self.disk, self.config).map_err(at(&self.config.path("abort")))?;
 
         self.shared.publish(&self.tail);
@@ -308,6 +309,12 @@ impl<'a> Opening<'a> {
             lock,
         };
         Log::assemble(parts).map_err(at(&self.config.root))
+    }
+
+    /// Durable on return.
+    fn write_checkpoint(&mut self, checkpoint: &Checkpoint) -> Result<(), OpenError> {
+        let written = self.notes.checkpoint_slots.write(&checkpoint.encode());
+        written.map_err(at(&self.config.path(CHECKPOINT_FILE)))
     }
 }
 

@@ -175,6 +175,37 @@ fn damage_behind_the_checkpoint_cuts_the_log_of_a_node_that_does_not_vote() {
     assert!(log.is_suspect());
 }
 
+/// What tells of the loss does not outlive the start.
+#[test]
+fn a_start_that_broke_off_knows_the_next_time_what_is_lost() {
+    for clean in [false, true] {
+        let bed = Bed::with_entries(SYNC);
+        let log = bed.open().unwrap();
+        let entry = log.reader().entry(LogIndex(90)).unwrap().unwrap();
+        if clean {
+            log.close().unwrap();
+        } else {
+            drop(log);
+        }
+        bed.flip(PhyOffset(entry.end.0 - 10));
+        let before = bed.sim.done();
+        drop(bed.open().unwrap());
+        for done in before..=bed.sim.done() {
+            let left = Bed {
+                sim: bed.sim.killed_at(done),
+                config: bed.config.clone(),
+            };
+            let log = left.open().unwrap();
+            assert_eq!(log.reader().last_id(), Some(id(1, 89)));
+            assert!(
+                log.is_suspect(),
+                "killed after {} operations",
+                done - before
+            );
+        }
+    }
+}
+
 #[test]
 fn a_lost_raft_index_is_written_again() {
     let bed = Bed::with_entries(SYNC);
