@@ -318,15 +318,20 @@ impl Segments {
     ///
     /// With `written`, its zeros are written out, so that a later sync of new content needs no
     /// change of the file system's own records; that takes long, and ends early once `cancel` is
-    /// set. The file is whole in any case.
+    /// set. The file is whole in any case, and gone again if there is no space for it.
     pub(crate) fn create(
         &self,
         base: PhyOffset,
         written: bool,
         cancel: &AtomicBool,
     ) -> io::Result<Segment> {
-        let file = self.disk.open(&self.path(base), OpenMode::Create)?;
-        file.allocate(self.bytes)?;
+        let path = self.path(base);
+        let file = self.disk.open(&path, OpenMode::Create)?;
+        if let Err(e) = file.allocate(self.bytes) {
+            // It keeps what it got of a full disk. If it stays, the next start or attempt finds it.
+            self.disk.unlink(&path).ok();
+            return Err(e);
+        }
         file.sync()?;
         self.disk.sync_dir(&self.dir)?;
         let mut pos = 0;

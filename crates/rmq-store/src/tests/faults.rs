@@ -3,6 +3,7 @@
 use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use super::support::*;
 use crate::config::FlushMode;
@@ -10,7 +11,7 @@ use crate::disk::{Disk, Space};
 use crate::log::Log;
 use crate::seal::AppendError;
 use crate::sim::{Fault, SimDisk};
-use crate::types::{LogIndex, Vote};
+use crate::types::{LogIndex, PhyOffset, Vote};
 
 fn open(sim: &SimDisk, flush: FlushMode) -> Log {
     let disk: Arc<dyn Disk> = Arc::new(sim.clone());
@@ -118,6 +119,23 @@ fn a_segment_that_cannot_be_made_ends_writing() {
         open(&sim, FlushMode::Sync).reader().last_id(),
         Some(id(1, index - 1))
     );
+}
+
+/// On a full disk they would take from the others what is left.
+#[test]
+fn a_segment_that_gets_no_space_leaves_no_file() {
+    let sim = SimDisk::default();
+    let log = open(&sim, FlushMode::Sync);
+    let base = PhyOffset(SEGMENT_BYTES);
+    let name = format!("{base:020}");
+    let segments = &log.reader().shared.segments;
+    for (fault, stays) in [(Fault::Full, false), (Fault::Sync, true)] {
+        sim.fail(fault, &name, 0);
+        let made = segments.create(base, false, &AtomicBool::new(false));
+        assert!(made.is_err());
+        let names = sim.list(Path::new("/store/commitlog")).unwrap();
+        assert_eq!(names.contains(&name), stays, "{fault:?}: {names:?}");
+    }
 }
 
 #[test]
