@@ -36,6 +36,8 @@ pub(crate) trait CommittedLog: Send + Sync {
     /// is.
     fn check_records(&self, from: PhyOffset, len: u64) -> Result<(), Damage>;
 
+    /// Ends all writing to the log, for this reason if it is the first one.
+    fn poison(&self, reason: String);
     /// The first damage in a range that was found before, by whomever.
     fn known_damage(&self, from: PhyOffset, to: PhyOffset) -> Option<Damage>;
 
@@ -100,6 +102,10 @@ impl CommittedLog for LogReader {
 
     fn check_records(&self, from: PhyOffset, len: u64) -> Result<(), Damage> {
         self.check_records(from, len)
+    }
+
+    fn poison(&self, reason: String) {
+        self.shared.poison(|| reason);
     }
 
     fn known_damage(&self, from: PhyOffset, to: PhyOffset) -> Option<Damage> {

@@ -100,7 +100,8 @@ struct Checkpoints {
     /// What the saved table is of, if there is one.
     table: Option<SavedAt>,
     /// A sync failed. What it covered may be lost although later syncs succeed, so this process
-    /// never writes a checkpoint again; the next start dispatches from the last good one.
+    /// never writes a checkpoint again, nor to the log; the next start dispatches from the last good
+    /// one.
     failed: bool,
 }
 

@@ -209,6 +209,10 @@ impl Queues {
         let (index, unsynced) = self.index().flush()?;
         if let Err(e) = self.files.sync().and_then(|()| unsynced.sync()) {
             checkpoint.failed = true;
+            // Without checkpoints retention stands still too: the node ends, and its next start builds
+            // from the last one.
+            self.log
+                .poison(format!("cannot sync consume queues and index: {e}"));
             // Best effort, for this disk is failing: what was lost may be a hole by now.
             if let Some(last) = checkpoint.file.last()
                 && let Err(e) = checkpoint.file.write(Checkpoint { boot: 0, ..last })

@@ -5,13 +5,16 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use rmq_wire::record::NewRecord;
+
 use super::support::*;
 use crate::config::FlushMode;
 use crate::disk::{Disk, Space};
 use crate::log::Log;
 use crate::seal::AppendError;
 use crate::sim::{Fault, SimDisk};
-use crate::types::{LogIndex, PhyOffset, Vote};
+use crate::store::{self, Store};
+use crate::types::{LogIndex, PendingRecord, PhyOffset, QueueOffset, Vote};
 
 fn open(sim: &SimDisk, flush: FlushMode) -> Log {
     let disk: Arc<dyn Disk> = Arc::new(sim.clone());
@@ -62,6 +65,38 @@ fn a_failed_sync_is_never_tried_again() {
             log.reader().entry(LogIndex(1)).unwrap().is_some(),
             "reading goes on"
         );
+    }
+}
+
+#[test]
+fn a_failed_sync_of_the_queues_ends_writing_too() {
+    for path in ["/consumequeue/", "/index/"] {
+        let sim = SimDisk::default();
+        let config = config(Path::new("/store"), FlushMode::Sync);
+        let open = || store::open(&config, Arc::new(sim.clone())).unwrap();
+        let Store { mut log, queues } = open();
+        for index in 0..2 {
+            let new = NewRecord {
+                properties: "KEYS\u{1}k\u{2}",
+                ..NewRecord::new(([127, 0, 0, 1], 10911).into(), "t", 0, b"body")
+            };
+            let record = PendingRecord::new(&new).unwrap();
+            let entry = messages(id(1, index), vec![record]).0;
+            let end = log.append(vec![entry]).unwrap().end;
+            let entry = log.reader().entry(LogIndex(index)).unwrap().unwrap();
+            queues.commit(end, &entry.runs);
+        }
+        log.save_committed(Some(id(1, 1)));
+        log.write_checkpoint().unwrap();
+        while queues.step().unwrap().is_some() {}
+        sim.fail(Fault::Sync, path, 0);
+        assert!(queues.flush(false).is_err(), "{path}");
+        assert_poisoned(&sim, &mut log, "cannot sync consume queues and index");
+        drop((log, queues));
+        // The next process takes nothing for durable that was not.
+        let Store { log, queues } = open();
+        assert_eq!(queues.maxima(), [("t".into(), 0, QueueOffset(2))]);
+        assert!(log.reader().check_writable().is_ok());
     }
 }
 

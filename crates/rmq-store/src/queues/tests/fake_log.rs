@@ -195,6 +195,8 @@ impl CommittedLog for FakeLog {
         Ok(())
     }
 
+    fn poison(&self, _: String) {}
+
     fn known_damage(&self, _: PhyOffset, _: PhyOffset) -> Option<Damage> {
         None
     }
