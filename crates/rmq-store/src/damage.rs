@@ -466,7 +466,7 @@ impl LogReader {
     }
 }
 
-/// Where a raw extent lies, by what it says itself.
+/// Where a raw extent lies, by what it says itself: within the positions that a log can have.
 fn start_of(slices: &[Bytes]) -> Result<PhyOffset, ExtentError> {
     let first = slices.first().ok_or(ExtentError::NoHeader)?;
     let (blank, head) = match record::peek(first) {
@@ -479,7 +479,13 @@ fn start_of(slices: &[Bytes]) -> Result<PhyOffset, ExtentError> {
         .and_then(|at| at.first_chunk())
         .ok_or(ExtentError::NoHeader)?;
     let start = u64::from_be_bytes(*said).checked_sub(blank as u64);
-    Ok(PhyOffset(start.ok_or(ExtentError::NoHeader)?))
+    let len: u64 = slices.iter().map(|slice| slice.len() as u64).sum();
+    let is_possible = |start: &u64| {
+        let end = start.checked_add(len);
+        end.is_some_and(|end| i64::try_from(end).is_ok())
+    };
+    let start = start.filter(is_possible).ok_or(ExtentError::NoHeader)?;
+    Ok(PhyOffset(start))
 }
 
 /// The length of the extent at the head of `parts`, by its header.

@@ -229,8 +229,27 @@ fn number() -> impl Strategy<Value = u64> {
     ]
 }
 
+/// A header that another program made, with a right checksum, and any numbers in it.
+fn any_header(numbers: &[u64], small: [u32; 4], rest: &[u8], pos: u64) -> Vec<u8> {
+    let mut body = vec![1, u8::try_from(small[0] % 5).unwrap(), 0, 0];
+    body.extend(numbers.iter().flat_map(|number| number.to_be_bytes()));
+    body.extend(small[..3].iter().flat_map(|number| number.to_be_bytes()));
+    body.extend((small[3] % 4).to_be_bytes());
+    body.extend(rest);
+    let host = ([0, 0, 0, 0], 0).into();
+    let mut bytes = Vec::new();
+    record::NewRecord {
+        born_timestamp: i64::from_be_bytes(numbers[4].to_be_bytes()),
+        ..record::NewRecord::new(host, crate::extent::RAFT_LOG_TOPIC, 0, &body)
+    }
+    .encode(&mut bytes)
+    .unwrap();
+    let at = |number: u64| i64::from_be_bytes(number.to_be_bytes());
+    record::seal(&mut bytes, at(numbers[2]), at(pos), at(numbers[4]));
+    bytes
+}
+
 proptest! {
-    /// A header that another program made, with a right checksum, and any numbers in it.
     #[test]
     fn any_header_is_read_or_refused(
         numbers in prop::collection::vec(number(), 6),
@@ -238,21 +257,7 @@ proptest! {
         rest in prop::collection::vec(any::<u8>(), 0..100),
         pos in number(),
     ) {
-        let mut body = vec![1, u8::try_from(small[0] % 5).unwrap(), 0, 0];
-        body.extend(numbers.iter().flat_map(|number| number.to_be_bytes()));
-        body.extend(small[..3].iter().flat_map(|number| number.to_be_bytes()));
-        body.extend((small[3] % 4).to_be_bytes());
-        body.extend(&rest);
-        let host = ([0, 0, 0, 0], 0).into();
-        let mut bytes = Vec::new();
-        record::NewRecord {
-            born_timestamp: i64::from_be_bytes(numbers[4].to_be_bytes()),
-            ..record::NewRecord::new(host, crate::extent::RAFT_LOG_TOPIC, 0, &body)
-        }
-        .encode(&mut bytes)
-        .unwrap();
-        let at = |number: u64| i64::from_be_bytes(number.to_be_bytes());
-        record::seal(&mut bytes, at(numbers[2]), at(pos), at(numbers[4]));
+        let bytes = any_header(&numbers, small, &rest, pos);
         let pos = PhyOffset(pos >> 1);
         if let Ok((header, size)) = Header::decode(&bytes.clone().into(), 0, pos) {
             prop_assert_eq!(size, bytes.len());
@@ -260,6 +265,36 @@ proptest! {
             let ends: Vec<i64> = header.runs.iter().map(Run::next).map(|next| next.as_i64()).collect();
             prop_assert!(ends.iter().all(|end| *end > 0));
         }
+    }
+
+    /// Another node says itself where its bytes lie.
+    #[test]
+    fn any_raw_extent_is_refused(
+        numbers in prop::collection::vec(number(), 6),
+        small in any::<[u32; 4]>(),
+        payload in prop::collection::vec(any::<u8>(), 0..3000),
+        pos in prop_oneof![number(), any::<u16>().prop_map(|back| (i64::MAX as u64) - u64::from(back))],
+        blank in prop::option::of(8..300_u32),
+        is_header: bool,
+        cut in any::<prop::sample::Index>(),
+    ) {
+        let mut slices = Vec::new();
+        // A blank ends a segment.
+        let pos = blank.map_or(pos, |_| pos / SEGMENT_BYTES * SEGMENT_BYTES);
+        if let Some(size) = blank {
+            let mut blank = record::blank(size).to_vec();
+            blank.resize(size as usize, 0);
+            slices.push(Bytes::from(blank));
+        }
+        let mut bytes = match is_header {
+            true => any_header(&numbers, small, &[], pos),
+            false => Vec::new(),
+        };
+        bytes.extend(payload);
+        let bytes = Bytes::from(bytes);
+        let cut = cut.index(bytes.len() + 1);
+        slices.extend([bytes.slice(..cut), bytes.slice(cut..)]);
+        prop_assert!(open().reader().check_raw(&slices).is_err());
     }
 
     #[test]
