@@ -12,5 +12,5 @@ mod unit;
 pub(crate) use files::QueueFiles;
 pub(crate) use recover::{first_unit_from, last_unit_below};
 pub(crate) use table::{QueueState, Table, fnv_1a};
-pub(crate) use unit::BLANK;
+pub(crate) use unit::{BLANK, MOST_UNITS};
 pub use unit::{Slot, UNIT_BYTES, Unit};

@@ -6,6 +6,9 @@ use crate::types::PhyOffset;
 /// Bytes of a unit.
 pub const UNIT_BYTES: usize = 20;
 
+/// As many units as positions of 63 bits can tell apart: no queue has more messages.
+pub(crate) const MOST_UNITS: u64 = (u64::MAX >> 1) / UNIT_BYTES as u64;
+
 const SIZE_AT: usize = 8;
 const TAGS_CODE_AT: usize = 12;
 const _: () = assert!(TAGS_CODE_AT + 8 == UNIT_BYTES);

@@ -10,7 +10,7 @@ use rmq_wire::{name, properties};
 use tracing::{error, warn};
 
 use super::Arrival;
-use crate::consume_queue::{QueueState, UNIT_BYTES, Unit};
+use crate::consume_queue::{MOST_UNITS, QueueState, UNIT_BYTES, Unit};
 use crate::delay::DelayLevels;
 use crate::types::{PhyOffset, QueueOffset};
 
@@ -71,11 +71,13 @@ impl<'a> Message<'a> {
             return None;
         }
         let (topic, queue_id, queue_offset) = (record.topic, record.queue_id, record.queue_offset);
+        let offset = QueueOffset::from_i64(queue_offset).filter(|offset| offset.0 < MOST_UNITS);
         // A topic becomes a path.
-        if name::check_topic(topic).is_err() || queue_id < 0 || queue_offset < 0 {
+        let is_possible = name::check_topic(topic).is_ok() && queue_id >= 0;
+        let Some(offset) = offset.filter(|_| is_possible) else {
             warn!(%phy, topic, queue_id, queue_offset, "a record stays out of its impossible queue");
             return None;
-        }
+        };
         let properties = record.properties();
         let [tags, level] = last_of(
             &properties,
@@ -89,7 +91,7 @@ impl<'a> Message<'a> {
         Some(Message {
             topic,
             queue_id,
-            queue_offset: QueueOffset::from_i64(queue_offset)?,
+            queue_offset: offset,
             unit: Unit {
                 phy,
                 size: u32::try_from(record.size).ok()?,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::{Buf, BufMut, Bytes};
 use thiserror::Error;
 
-use crate::consume_queue::{Slot, UNIT_BYTES, Unit};
+use crate::consume_queue::{MOST_UNITS, Slot, UNIT_BYTES, Unit};
 use crate::raft_index::CELL_LEN;
 use crate::types::{EntryId, LogIndex, PhyOffset, QueueOffset, Term, Vote};
 
@@ -14,8 +14,8 @@ const VERSION: u16 = 1;
 /// magic, version, CRC-32C of all that follows.
 const HEAD_LEN: usize = 4 + 2 + 4;
 
-/// As many 20-byte units as positions of 63 bits can tell apart.
-const MOST_UNITS: u64 = (u64::MAX >> 1) / CELL_LEN;
+// The raft index has cells of the same size: there are no more entries either.
+const _: () = assert!(CELL_LEN == UNIT_BYTES as u64);
 
 /// Why bytes describe no transfer.
 #[derive(Debug, Error, PartialEq, Eq)]

@@ -288,6 +288,7 @@ fn only_what_consumers_may_read_gets_a_unit() {
     log.append(&Send::new("rmq_sys_raft_log", 0, 0).with("UNIQ_KEY", "u"));
     log.append(&Send::new("no/../topic", 0, 0).with("UNIQ_KEY", "u"));
     log.append(&Send::new(TOPIC, -1, 0).with("UNIQ_KEY", "u"));
+    log.append(&Send::new(TOPIC, 0, 1 << 62).with("UNIQ_KEY", "u"));
     log.confirm_all();
     let dir = tempfile::tempdir().unwrap();
     let queues = log.open(dir.path());
@@ -306,6 +307,27 @@ fn only_what_consumers_may_read_gets_a_unit() {
             .count(),
         1
     );
+}
+
+/// As an adopted log may have it, whose records do not check their queue offsets.
+#[test]
+fn a_record_at_an_offset_that_no_queue_reaches_stays_out_of_it() {
+    let most = i64::MAX as u64 / 20;
+    let log = FakeLog::default();
+    log.append(&Send::new(TOPIC, 0, 0));
+    let last = log.append(&Send::new(TOPIC, 0, most - 1));
+    log.append(&Send::new(TOPIC, 0, most));
+    log.append(&Send::new(TOPIC, 1, i64::MAX as u64));
+    log.confirm_all();
+    let dir = tempfile::tempdir().unwrap();
+    for _ in 0..2 {
+        let queues = log.open(dir.path());
+        assert_eq!(queues.dispatched(), log.end());
+        assert_eq!(queues.maxima(), [(TOPIC.into(), 0, QueueOffset(most))]);
+        let unit = queues.unit(TOPIC, 0, QueueOffset(most - 1)).unwrap();
+        assert_eq!(unit.map(|unit: Unit| unit.phy), Some(last));
+        queues.stop().unwrap();
+    }
 }
 
 #[test]
