@@ -9,6 +9,7 @@ use rmq_store::{Arrival, ArrivalListener, LogReader, PendingRecord, Position, Qu
 use rmq_wire::code::response;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::clients::Clients;
@@ -138,8 +139,10 @@ impl Broker {
 
     /// Does what goes on besides answering, until the caller stops polling or the group is gone.
     pub async fn run(self: Arc<Self>) {
+        // What the others read from the disk does not hold it up.
+        let mut apart = JoinSet::new();
+        apart.spawn(Arc::clone(&self.offsets).run());
         tokio::select! {
-            () = Arc::clone(&self.offsets).run() => {}
             () = heartbeat::expire_silent(&self) => {}
             () = heartbeat::learn(&self) => {}
             () = leading::run(&self) => {}

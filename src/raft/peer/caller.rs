@@ -31,8 +31,19 @@ const SILENCE_LIMIT: Duration = Duration::from_secs(3);
 const REDIAL_PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(200));
 /// Requests waiting for their answer on one connection. The server closes a connection with more.
 pub(super) const MAX_OUTSTANDING: usize = 1024;
+/// The same of clients' requests, most of which are pulls that wait for messages: one for each queue of each consumer.
+/// Their bytes are bounded with those of all requests.
+const MAX_FORWARDED: usize = 64 * 1024;
 /// Frames written in one go.
 const MAX_BURST: usize = 64;
+
+/// How many requests may wait for their answer on a connection.
+pub(super) fn outstanding(purpose: Purpose) -> usize {
+    match purpose {
+        Purpose::Forward => MAX_FORWARDED,
+        _ => MAX_OUTSTANDING,
+    }
+}
 
 /// Why a request has no answer.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -187,17 +198,21 @@ impl Waiter {
 pub(super) struct Caller {
     calls: mpsc::Sender<Call>,
     places: Arc<Semaphore>,
+    /// How many there are.
+    most: usize,
 }
 
 impl Caller {
     /// Nothing is dialled before the first request.
     pub(super) fn new(dialer: Dialer, target: Target, purpose: Purpose) -> Self {
-        let (calls, incoming) = mpsc::channel(MAX_OUTSTANDING);
+        let most = outstanding(purpose);
+        let (calls, incoming) = mpsc::channel(most);
         let runtime = dialer.runtime.clone();
         runtime.spawn(run(dialer, target, purpose, incoming));
         Self {
             calls,
-            places: Arc::new(Semaphore::new(MAX_OUTSTANDING)),
+            places: Arc::new(Semaphore::new(most)),
+            most,
         }
     }
 
@@ -227,7 +242,7 @@ impl Caller {
         let place = timeout_at(deadline, Arc::clone(&self.places).acquire_owned())
             .await
             .map_err(|_| {
-                CallError::NotSent(format!("{MAX_OUTSTANDING} requests wait for their answer"))
+                CallError::NotSent(format!("{} requests wait for their answer", self.most))
             })?
             .expect("the semaphore is never closed");
         let (answer, answered) = oneshot::channel();

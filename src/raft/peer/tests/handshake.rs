@@ -240,10 +240,15 @@ async fn requests_are_forwarded_to_the_leader_and_to_nobody_else() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_waits_behind_what_the_leader_lets_wait() {
+    const PULLS: usize = 2000;
     let cluster = Cluster::new(3).await;
-    let handler: ForwardHandler = Arc::new(|_, frame| {
+    let waiting = Arc::new(AtomicUsize::new(0));
+    let pulls_at_leader = Arc::clone(&waiting);
+    let handler: ForwardHandler = Arc::new(move |_, frame| {
+        let waiting = Arc::clone(&pulls_at_leader);
         Box::pin(async move {
             if &frame[..] == b"pull" {
+                waiting.fetch_add(1, Ordering::SeqCst);
                 std::future::pending::<()>().await;
             }
             Ok(Some(frame))
@@ -258,6 +263,7 @@ async fn nothing_waits_behind_what_the_leader_lets_wait() {
         nodes.push(cluster.start_as(id, differs).await);
     }
     until_ok("a send is answered", async || {
+        waiting.store(0, Ordering::SeqCst);
         let leader = leader(&nodes).await;
         let from = nodes
             .iter()
@@ -270,10 +276,13 @@ async fn nothing_waits_behind_what_the_leader_lets_wait() {
             departure: Departure::default(),
         };
         let pulls =
-            (0..2000).map(|_| network.forward(node, addr, client(1), "pull".into(), pull()));
+            (0..PULLS).map(|_| network.forward(node, addr, client(1), "pull".into(), pull()));
         let send = async {
-            // The pulls have taken all places by now.
-            tokio::task::yield_now().await;
+            // One that waits here hears of no message.
+            until("each pull waits at the leader", || {
+                waiting.load(Ordering::SeqCst) >= PULLS
+            })
+            .await;
             let limit = Duration::from_secs(5);
             network
                 .forward(node, addr, client(2), "send".into(), limit)
