@@ -52,15 +52,16 @@ JAVA_SETTLE = 40
 # What the tables of docs/failover.md show, in the order of worth. One after the other: two groups and their applications
 # at a time would leave two cores too little time for the sends that are due.
 PLAN = [
-    ("alias", "kill-leader:20,lose-leader:20"),
+    ("alias", "kill-leader:20"),
     ("both", "kill-leader:20"),
-    ("alias", "transfer:20,kill-follower:20,rolling:20"),
-    ("vip", "kill-leader:20,kill-follower:20"),
+    ("alias", "transfer:20,rolling:20,kill-follower:20"),
     ("both", "stop-leader:20,cut-leader:20"),
     ("transactions", "kill-leader:20"),
     ("alias", "kill-namesrv:20,stop-leader:10,cut-leader:10"),
     ("dledger", "kill-leader:3"),
     ("controller", "kill-leader:3"),
+    ("vip", "kill-leader:20,kill-follower:20"),
+    ("alias", "lose-leader:20"),
 ]
 # Faults begin when all clients have seen the routes after the one before: a node that is started again takes a
 # moment until it is in them.
