@@ -74,11 +74,5 @@ pub(super) fn check(commit: &OffsetCommit) -> Result<(), Refusal> {
         );
         return Err(Refusal::new(response::NO_PERMISSION, remark));
     }
-    if commit.queue_id < 0 || commit.offset < 0 {
-        return Err(Refusal::system_error(format!(
-            "offset {} of queue {} is negative",
-            commit.offset, commit.queue_id
-        )));
-    }
-    Ok(())
+    commit.check().map_err(Refusal::system_error)
 }

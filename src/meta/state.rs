@@ -400,17 +400,7 @@ fn check(change: &Change) -> Result<(), String> {
             .try_for_each(|(name, _)| check_name("group", name)),
         // Whatever got in must be removable.
         Change::DeleteTopic { .. } | Change::DeleteGroup { .. } => Ok(()),
-        Change::CommitOffsets(commits) => commits.iter().try_for_each(|commit| {
-            check_name("group", &commit.group)?;
-            check_name("topic", &commit.topic)?;
-            if commit.queue_id < 0 || commit.offset < 0 {
-                return Err(format!(
-                    "offset {} in queue {} of topic {} is negative",
-                    commit.offset, commit.queue_id, commit.topic
-                ));
-            }
-            Ok(())
-        }),
+        Change::CommitOffsets(commits) => commits.iter().try_for_each(OffsetCommit::check),
         Change::CloneOffsets { from, to, .. } => {
             check_name("group", from)?;
             check_name("group", to)
@@ -430,6 +420,24 @@ fn check(change: &Change) -> Result<(), String> {
             }
             Ok(())
         }),
+    }
+}
+
+impl OffsetCommit {
+    /// Refuses what the state refuses, and with it all commits of the same command.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn check(&self) -> Result<(), String> {
+        check_name("group", &self.group)?;
+        check_name("topic", &self.topic)?;
+        if self.queue_id < 0 || self.offset < 0 {
+            return Err(format!(
+                "offset {} in queue {} of topic {} is negative",
+                self.offset, self.queue_id, self.topic
+            ));
+        }
+        Ok(())
     }
 }
 

@@ -6,6 +6,7 @@ use rmq_wire::header::{
     QueryConsumerOffset, QueryMessage, SearchOffset, TopicQueue, UpdateConsumerOffset, ViewMessage,
 };
 use rmq_wire::msg_id;
+use rmq_wire::name::RAFT_LOG_TOPIC;
 
 use super::*;
 use crate::broker::testing::now_ms;
@@ -293,6 +294,37 @@ async fn offsets_are_kept_and_seen_by_the_next_query() {
         node.told(update_offset(-1)).await.code,
         response::SYSTEM_ERROR
     );
+}
+
+#[tokio::test]
+async fn an_offset_that_the_state_refuses_costs_nobody_theirs() {
+    let node = Node::start().await;
+    let refused = |group: &str, topic: &str, queue_id, offset| {
+        Command::request(request::UPDATE_CONSUMER_OFFSET).with_header(&UpdateConsumerOffset {
+            consumer_group: group.to_owned(),
+            topic: topic.to_owned(),
+            queue_id,
+            commit_offset: offset,
+        })
+    };
+    for (round, refused) in (1..).zip([
+        refused(RAFT_LOG_TOPIC, "T", 0, 1),
+        refused("g", RAFT_LOG_TOPIC, 0, 1),
+        refused("g", "T", -1, 1),
+        refused("g", "T", 0, -1),
+        refused(&"g".repeat(256), "T", 0, 1),
+        refused("g", &"t".repeat(128), 0, 1),
+        refused("", "T", 0, 1),
+    ]) {
+        let mut others = update_offset(round);
+        others.mark_oneway();
+        node.ask(others).await;
+        assert_eq!(node.told(refused).await.code, response::SYSTEM_ERROR);
+        let found: OffsetResponse = node
+            .asked(request::QUERY_CONSUMER_OFFSET, &query_offset())
+            .await;
+        assert_eq!(found.offset, round);
+    }
 }
 
 #[tokio::test]
