@@ -64,6 +64,10 @@ pub(super) async fn heart_beat(broker: &Arc<Broker>, request: &Request) -> Handl
             .clients
             .register_producer(member.clone(), &producer.group_name);
     }
+    if conn.is_closed() {
+        // Its end may have come before, with nothing to forget yet, and comes only once.
+        connection_closed(broker, conn);
+    }
     // Only now, for this may wait, and an unregistration behind it must not overtake.
     if broker.is_serving() {
         for consumer in &data.consumer_data_set {
@@ -126,6 +130,10 @@ pub(super) async fn expire_silent(broker: &Broker) {
         tokio::time::sleep(SCAN_INTERVAL).await;
         for conn in broker.clients.silent(Instant::now()) {
             tracing::info!(peer = %conn.peer(), "client sent no heartbeat for too long");
+            if conn.is_closed() {
+                // Its end is over, and forgets nothing more.
+                connection_closed(broker, &conn);
+            }
             // What it was registered for goes with the connection.
             conn.close();
         }

@@ -13,6 +13,7 @@ use tokio::time::timeout;
 use super::*;
 use crate::broker::dispatch;
 use crate::broker::heartbeat::was_paused;
+use crate::remoting::{Request, Service as _};
 
 /// A client that speaks and listens on one connection.
 pub(super) struct Client {
@@ -139,6 +140,32 @@ async fn members_of_a_group_know_of_each_other() {
     });
     assert_eq!(two.call(leave).await.code, response::SUCCESS);
     assert_eq!(two.call(list()).await.code, response::SYSTEM_ERROR);
+}
+
+#[tokio::test]
+async fn a_heartbeat_that_is_later_than_the_end_of_its_connection_leaves_nothing() {
+    let node = Node::start().await;
+    let mut client = Client::connect(&node).await;
+    client.call(heartbeat("one", &["T"])).await;
+    let clients = &node.broker.clients;
+    let member = clients.members("g").pop().unwrap();
+    drop(client);
+    until("it is forgotten", || clients.members("g").is_empty()).await;
+    let request = Request {
+        command: heartbeat("one", &["T"]),
+        raw: Bytes::new(),
+        conn: Some(Arc::clone(&member.conn)),
+        peer: member.conn.peer(),
+    };
+    Arc::clone(&node.broker).call(request).await.unwrap();
+    assert!(clients.members("g").is_empty());
+
+    // Whatever way it has got in.
+    let data: HeartbeatData = heartbeat("one", &["T"]).json().unwrap();
+    clients.register_consumer(member, &data.consumer_data_set[0]);
+    tokio::time::pause();
+    tokio::time::sleep(Duration::from_secs(140)).await;
+    assert!(clients.members("g").is_empty());
 }
 
 #[tokio::test]
