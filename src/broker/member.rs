@@ -124,6 +124,10 @@ impl Replica for Member {
         self.group.status()
     }
 
+    fn is_full(&self, node: NodeId) -> BoxFuture<'_, Option<bool>> {
+        self.group.is_full(node).boxed()
+    }
+
     fn remove_old_segments(&self) {
         self.group.remove_old_segments();
     }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Broker;
-use crate::raft::{GroupStatus, SelfId};
+use super::replica::Replica;
+use crate::raft::SelfId;
 
 /// Between two looks of a leader at its group.
 const LOOK: Duration = Duration::from_secs(1);
@@ -26,7 +27,7 @@ pub(super) async fn run(broker: &Arc<Broker>) {
     let mut looks = 0;
     loop {
         tokio::time::sleep(LOOK).await;
-        let best = better_leader(&broker.replica.status(), &preferred);
+        let best = better_leader(&*broker.replica, &preferred).await;
         looks = if best == chosen { looks + 1 } else { 1 };
         chosen = best;
         let Some(better) = chosen.filter(|_| looks >= CALM_LOOKS) else {
@@ -41,21 +42,27 @@ pub(super) async fn run(broker: &Arc<Broker>) {
     }
 }
 
-/// The first node of `preferred` that could lead, unless the leader, who sees its group so, comes
-/// before it.
-fn better_leader(status: &GroupStatus, preferred: &[SelfId]) -> Option<SelfId> {
+/// The first node of `preferred` that could lead, unless this node, which leads, comes before it. A
+/// node without space would hand leadership back at once.
+async fn better_leader(replica: &dyn Replica, preferred: &[SelfId]) -> Option<SelfId> {
+    let status = replica.status();
     let own = SelfId::of(status.node);
-    let better = preferred.iter().take_while(|id| **id != own);
-    better
-        .copied()
-        .find(|id| status.successor(Some(*id)).is_ok())
+    for id in preferred.iter().take_while(|id| **id != own) {
+        if let Ok(node) = status.successor(Some(*id))
+            && replica.is_full(node).await == Some(false)
+        {
+            return Some(*id);
+        }
+    }
+    None
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use super::*;
 
-    use crate::broker::replica::Replica as _;
     use crate::broker::testing::Node;
     use crate::config::BrokerConfig;
     use crate::raft::MemberStatus;
@@ -84,7 +91,6 @@ mod tests {
     async fn the_first_that_is_fit_is_better_than_whoever_comes_later() {
         let node = node("").await;
         *node.replica.members.lock().unwrap() = vec![voter(1, 0), voter(2, 0), voter(3, 1000)];
-        let status = node.replica.status();
         let ids = |ids: &[u16]| ids.iter().map(|id| SelfId(*id)).collect::<Vec<_>>();
         for (preferred, better) in [
             (&[][..], None),
@@ -97,10 +103,21 @@ mod tests {
             (&[1, u16::MAX][..], Some(SelfId(1))),
         ] {
             assert_eq!(
-                better_leader(&status, &ids(preferred)),
+                better_leader(&*node.replica, &ids(preferred)).await,
                 better,
                 "{preferred:?}"
             );
+        }
+        // One that is full is passed over, and so is one that does not say.
+        for fullness in [Some(true), None] {
+            *node.replica.fullness.lock().unwrap() = HashMap::from([(voter(1, 0).node, fullness)]);
+            for (preferred, better) in [(&[1, 2][..], Some(SelfId(2))), (&[1][..], None)] {
+                assert_eq!(
+                    better_leader(&*node.replica, &ids(preferred)).await,
+                    better,
+                    "{preferred:?} {fullness:?}"
+                );
+            }
         }
     }
 

@@ -44,6 +44,9 @@ pub trait Replica: Send + Sync + 'static {
     /// The group as this node sees it, for those who watch it.
     fn status(&self) -> GroupStatus;
 
+    /// Whether another member has no space for messages; `None` if it does not say.
+    fn is_full(&self, node: NodeId) -> BoxFuture<'_, Option<bool>>;
+
     /// Has the leader answer `raw`, a request frame without its length field, that `client` sent.
     /// `None` is an answer: the leader says nothing to this request.
     fn forward(

@@ -1,6 +1,7 @@
 //! What the tests of the processors stand on: a real store without Raft, a group of one that commits
 //! at once or does what a test tells it to, and a broker over both.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -55,6 +56,8 @@ pub(super) struct FakeReplica {
     pub(super) is_cut_off: AtomicBool,
     /// What the status tells of the members.
     pub(super) members: Mutex<Vec<MemberStatus>>,
+    /// What members say of their space that do not have some.
+    pub(super) fullness: Mutex<HashMap<NodeId, Option<bool>>>,
     /// What becomes of changes of the members, if they are not made.
     pub(super) members_refusal: Mutex<Option<MembersError>>,
     applied: Mutex<Vec<Change>>,
@@ -101,6 +104,7 @@ impl FakeReplica {
             is_frozen: AtomicBool::new(false),
             is_cut_off: AtomicBool::new(false),
             members: Mutex::default(),
+            fullness: Mutex::default(),
             members_refusal: Mutex::default(),
             applied: Mutex::default(),
             store: Mutex::new(Store {
@@ -277,6 +281,11 @@ impl Replica for FakeReplica {
             None => Err(ForwardError::NoLeader),
         };
         async move { answer }.boxed()
+    }
+
+    fn is_full(&self, node: NodeId) -> BoxFuture<'_, Option<bool>> {
+        let told = self.fullness.lock().unwrap().get(&node).copied();
+        async move { told.unwrap_or(Some(false)) }.boxed()
     }
 
     fn remove_old_segments(&self) {

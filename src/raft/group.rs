@@ -299,6 +299,11 @@ impl Group {
         status
     }
 
+    /// Whether another member has no space for messages; `None` if it does not say.
+    pub async fn is_full(&self, node: NodeId) -> Option<bool> {
+        self.leadership().is_full(node).await
+    }
+
     /// Hands leadership to `to`, or to the voter with the most of the log, and gives the new
     /// leader. Nothing happens where `to` leads already, or is not fit to lead. Otherwise this node
     /// takes no proposals from the call on, whatever comes of it.

@@ -22,7 +22,7 @@ use super::{GroupStatus, LeaderInfo, MemberStatus, Raft, Role, RoleState, Transf
 /// What is to be done with the reason once openraft has stopped for good.
 pub type OnFatal = Box<dyn FnOnce(&str) + Send>;
 
-/// How long a successor may take to say whether it can take over.
+/// How long a member may take to say whether it can take over, or whether it is full.
 const ASK_LIMIT: Duration = Duration::from_millis(500);
 /// For how long successors are asked, and the pause in between.
 const ASK_DEADLINE: Duration = Duration::from_secs(1);
@@ -340,6 +340,14 @@ impl Leadership {
             Some(network) => network.can_lead(node, &member.raft_addr, ASK_LIMIT).await,
             None => Some(true),
         }
+    }
+
+    /// Whether another member has no space for messages; `None` if it does not say.
+    pub(super) async fn is_full(&self, node: NodeId) -> Option<bool> {
+        let members = self.status().members;
+        let member = members.iter().find(|member| member.node == node)?;
+        let network = self.network.get()?;
+        network.is_full(node, &member.raft_addr, ASK_LIMIT).await
     }
 
     /// What `raftStatus` shows.

@@ -84,6 +84,15 @@ async fn a_leader_whose_disk_is_full_hands_over_and_the_group_goes_on() {
         others.iter().any(|node| node.group.serving())
     })
     .await;
+    let node = group.nodes[full].group.node_id();
+    until_ok("the new leader knows why", async || {
+        let leader = leader_of(&others).await;
+        match leader.group.is_full(node).await {
+            Some(true) => Ok(()),
+            other => Err(other),
+        }
+    })
+    .await;
     sent.extend(send_surely(&others, "second", 50).await);
     // It goes on to follow while it can.
     until_level(&group.all()).await;
