@@ -48,7 +48,7 @@ const _: () = assert!(MAX_APPEND_BYTES >= MAX_FRAME);
 const COMMIT_WAIT: Duration = Duration::from_millis(10);
 /// With appends unanswered for this long the connection is given up: a follower's slow disk is
 /// slower than that only when something is wrong.
-const APPEND_LIMIT: Duration = Duration::from_secs(3);
+pub(super) const APPEND_LIMIT: Duration = Duration::from_secs(3);
 /// Waiting times before a peer that cannot be reached is tried again.
 const BACKOFF_MS: [u64; 5] = [20, 40, 80, 160, 320];
 const LONGEST_BACKOFF: Duration = Duration::from_millis(500);

@@ -22,7 +22,7 @@ use super::messages::{
     Message, NodeInfo, Purpose, Recover, Refusal, RefusalKind, TransferRequest, VoteRequest,
     decode_append,
 };
-use super::network::MAX_APPENDS;
+use super::network::{APPEND_LIMIT, MAX_APPENDS};
 use super::repair::{self, Wanted};
 use super::shared::{Shared, stopped};
 use super::snapshot::{Chunk, Offer, SENDER_SILENCE_LIMIT};
@@ -118,6 +118,8 @@ enum Closed {
     Regrouped,
     #[error("entry {index} came damaged: {source}")]
     Damaged { index: u64, source: ExtentError },
+    #[error("there was no space for its append, and by now it has given that up")]
+    Full,
     #[error("raft has stopped")]
     Stopped,
 }
@@ -433,7 +435,7 @@ impl Connection {
             while let Some((mut frame, append)) = self.next_append(&mut reader).await? {
                 self.check_extents(&append.request)?;
                 let bytes = frame.raw.len();
-                self.wait_for_space(bytes, &unanswered_bytes).await;
+                self.wait_for_space(bytes, &unanswered_bytes).await?;
                 unanswered_bytes.fetch_add(bytes, Ordering::Relaxed);
                 // Only what an answer needs is kept.
                 frame.head = Bytes::new();
@@ -541,8 +543,9 @@ impl Connection {
     }
 
     /// Waits until the log has room for an append behind those that are not answered yet: an append
-    /// that fails would end this node. The leader hangs up meanwhile, and tries again.
-    async fn wait_for_space(&self, bytes: usize, unanswered: &AtomicUsize) {
+    /// that fails would end this node. It waits no longer than the leader, who tries again on another
+    /// connection: nothing is read here meanwhile that would tell of its hanging up.
+    async fn wait_for_space(&self, bytes: usize, unanswered: &AtomicUsize) -> Result<(), Closed> {
         let takes = || {
             let all = bytes + unanswered.load(Ordering::Relaxed);
             bytes == 0 || self.shared.space.takes(all)
@@ -550,9 +553,14 @@ impl Connection {
         if !takes() && self.shared.nag.is_due("no space") {
             tracing::error!("no space for the log: this node falls behind its group");
         }
+        let until = Instant::now() + APPEND_LIMIT;
         while !takes() {
+            if Instant::now() >= until {
+                return Err(Closed::Full);
+            }
             sleep(SPACE_PAUSE).await;
         }
+        Ok(())
     }
 
     /// The next append.

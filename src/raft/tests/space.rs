@@ -1,5 +1,7 @@
 //! Nodes whose disks are full, each for itself.
 
+use std::collections::HashSet;
+use std::net::SocketAddrV4;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -68,6 +70,32 @@ impl Full {
             node.group.shutdown().await;
         }
     }
+}
+
+fn raft_addr(node: &Running) -> SocketAddrV4 {
+    let members = node.group.status().members;
+    let own = members.iter().find(|m| m.node == node.group.node_id());
+    own.unwrap().raft_addr.parse().unwrap()
+}
+
+/// The sockets at this address that are connected.
+fn connected(addr: SocketAddrV4) -> HashSet<String> {
+    const ESTABLISHED: &str = "01";
+    let ip = u32::from_ne_bytes(addr.ip().octets());
+    let local = format!("{ip:08X}:{:04X}", addr.port());
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let socket = |line: &str| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let is_connected = fields[1] == local && fields[3] == ESTABLISHED;
+        is_connected.then(|| format!("socket:[{}]", fields[9]))
+    };
+    table.lines().skip(1).filter_map(socket).collect()
+}
+
+/// Whether this process still holds the socket.
+fn is_held(socket: &str) -> bool {
+    let mut files = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+    files.any(|file| std::fs::read_link(file.path()).is_ok_and(|to| to.as_os_str() == socket))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -163,6 +191,16 @@ async fn a_follower_without_room_for_its_log_stays_and_catches_up_when_there_is_
     let stuck = &group.nodes[full];
     until("it has no room", || stuck.reader.room().is_some()).await;
     assert!(stuck.reader.end_offset().0 <= 2 * segment);
+    let addr = raft_addr(stuck);
+    let before = connected(addr);
+    // The leader gives up the connection on which it stands still.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    until("what the leader has given up is closed", || {
+        let now = connected(addr);
+        let mut ended = before.difference(&now);
+        ended.all(|socket| !is_held(socket))
+    })
+    .await;
     group.fill(full, 10);
     until_level(&group.all()).await;
     assert_equal_logs(&group.all());
