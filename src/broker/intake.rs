@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use rmq_wire::code::{request, response};
 use rmq_wire::frame::Command;
+use tokio::task::yield_now;
 
 use super::{Broker, forward};
 use crate::config::BrokerConfig;
@@ -88,12 +89,25 @@ pub(super) fn busy(broker: &Broker, code: i32, waited: Duration) -> Option<(i32,
     Some((response::SYSTEM_BUSY, remark))
 }
 
+/// Whether clients may rely on requests of this kind being begun in the order in which they sent them.
+fn keeps_order(code: i32) -> bool {
+    class(code) == Class::Send
+        || matches!(
+            code,
+            request::UPDATE_CONSUMER_OFFSET | request::LOCK_BATCH_MQ | request::UNLOCK_BATCH_MQ
+        )
+}
+
 /// Room for a request that another node forwarded, or the answer that there is none.
 pub(super) async fn enter(
     broker: &Arc<Broker>,
     command: &Command,
     bytes: usize,
 ) -> Result<Room, Option<Command>> {
+    if !keeps_order(command.code) {
+        // All clients of that node share its connection, and none is to wait for another's pull.
+        yield_now().await;
+    }
     let class = class(command.code);
     if let Some(room) = broker.intake.enter_in_time(class, bytes).await {
         return Ok(room);
@@ -105,6 +119,9 @@ pub(super) async fn enter(
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
+    use rmq_wire::header::UpdateConsumerOffset;
+
     use super::*;
     use crate::broker::dispatch::{CODES, forwarded, frame};
     use crate::broker::testing::Node;
@@ -150,6 +167,23 @@ mod tests {
         drop(taken);
         assert_eq!(ask().await.unwrap().code, response::SUCCESS);
         assert_eq!(node.broker.intake.held(Class::Send), 0);
+    }
+
+    #[tokio::test]
+    async fn what_keeps_its_order_is_begun_at_once_and_nothing_waits_for_the_rest() {
+        let node = node(100).await;
+        assert_eq!(node.told(send("", b"1")).await.code, response::SUCCESS);
+        let mut commit = Command::request(request::UPDATE_CONSUMER_OFFSET)
+            .with_header(&UpdateConsumerOffset::default());
+        commit.mark_oneway();
+        let read = Command::request(request::GET_MAX_OFFSET);
+        for (command, expected) in [(send("", b"2"), true), (commit, true), (read, false)] {
+            let code = command.code;
+            let client = "10.0.0.9:555".parse().unwrap();
+            let raw = frame(command.into());
+            let first = forwarded(Arc::clone(&node.broker), client, raw).now_or_never();
+            assert_eq!(first.is_some(), expected, "{code}");
+        }
     }
 
     #[tokio::test]

@@ -1,9 +1,12 @@
 //! The side that answers: one listener, a task for each connection, and a place where every request
 //! of a peer is let through to Raft, to the broker or to formation.
 
+use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,6 +16,7 @@ use rmq_store::ExtentError;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
+use tokio::task::coop::{consume_budget, unconstrained};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::caller::MAX_OUTSTANDING;
@@ -57,6 +61,9 @@ pub struct NotLeader;
 
 /// Answers a client's frame that another node forwarded: the client's address, the frame without
 /// its length field; the answer likewise, or `None` for none.
+///
+/// Each of a connection is polled for the first time in the order of arrival, before the next one is looked at,
+/// so that what clients send one behind the other keeps its order. What may take long suspends before it begins.
 pub type ForwardHandler = Arc<
     dyn Fn(SocketAddr, Bytes) -> BoxFuture<'static, Result<Option<Bytes>, NotLeader>> + Send + Sync,
 >;
@@ -307,8 +314,8 @@ impl Connection {
             let place = Arc::clone(&places).try_acquire_owned();
             let place = place.map_err(|_| Closed::Crowded)?;
             let (this, answers) = (Arc::clone(&self), answers.clone());
-            // Goes on when the connection breaks: what was begun for a client is not cut short.
-            tokio::spawn(async move {
+            let is_forwarded = matches!(request, Request::Forward(_));
+            let work = async move {
                 let answer = match this.handle(request, frame.raw.clone()).await {
                     Ok((head, raw)) => {
                         let raw = raw.into_iter().collect();
@@ -320,7 +327,13 @@ impl Connection {
                 drop(place);
                 // The connection may have ended meanwhile; there is nobody left to tell.
                 drop(answers.send(answer).await);
-            });
+            };
+            // Goes on when the connection breaks: what was begun for a client is not cut short.
+            if is_forwarded {
+                begin(work).await;
+            } else {
+                tokio::spawn(work);
+            }
         }
         Ok(())
     }
@@ -430,7 +443,7 @@ impl Connection {
         let (frames, mut unanswered) = mpsc::channel(MAX_APPENDS);
         let unanswered_bytes = AtomicUsize::new(0);
         let input = stream::poll_fn(move |cx| input.poll_recv(cx));
-        let mut results = std::pin::pin!(shared.raft.stream_append(input).ready_chunks(MAX_BURST));
+        let mut results = pin!(shared.raft.stream_append(input).ready_chunks(MAX_BURST));
         let read = async {
             while let Some((mut frame, append)) = self.next_append(&mut reader).await? {
                 self.check_extents(&append.request)?;
@@ -580,6 +593,18 @@ impl Connection {
             source,
         })?;
         Ok(Some((frame, append)))
+    }
+}
+
+/// Polls it for the first time, and leaves it to a task of its own if it waits for something.
+async fn begin(work: impl Future<Output = ()> + Send + 'static) {
+    // Many requests come with one read.
+    consume_budget().await;
+    let mut work = Box::pin(work);
+    // A wait for nothing but this task's turn would let the next one begin before it.
+    let begun = poll_fn(|cx| Poll::Ready(pin!(unconstrained(&mut work)).poll(cx)));
+    if begun.await.is_pending() {
+        tokio::spawn(work);
     }
 }
 

@@ -3,6 +3,7 @@
 use super::*;
 
 use std::net::SocketAddr;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
@@ -10,6 +11,7 @@ use futures_util::future::join_all;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
+use tokio::task::coop::unconstrained;
 
 use crate::raft::peer::caller::{CallError, Target, connect};
 use crate::raft::peer::messages::{Hello, Message, PROTOCOL_VERSION, Purpose, VoteRequest};
@@ -299,6 +301,62 @@ async fn nothing_waits_behind_what_the_leader_lets_wait() {
         }
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn forwarded_requests_begin_in_the_order_of_their_arrival() {
+    const CALLS: u16 = 500;
+    let cluster = Cluster::new(3).await;
+    let begun = Arc::new(Mutex::new(Vec::new()));
+    let handler: ForwardHandler = {
+        let begun = Arc::clone(&begun);
+        Arc::new(move |client, frame| {
+            let begun = Arc::clone(&begun);
+            Box::pin(async move {
+                // As a place in the log is taken: a wait even for nothing would come too late.
+                tokio::task::consume_budget().await;
+                begun.lock().unwrap().push(client.port());
+                if client.port() % 3 != 0 {
+                    tokio::task::yield_now().await;
+                }
+                Ok(Some(frame))
+            })
+        })
+    };
+    let mut nodes = Vec::new();
+    for id in 0..3 {
+        let differs = Differs {
+            forward: Some(Arc::clone(&handler)),
+            ..Differs::default()
+        };
+        nodes.push(cluster.start_as(id, differs).await);
+    }
+    until_ok("nobody is elected meanwhile", async || {
+        let leader = leader(&nodes).await;
+        let from = nodes
+            .iter()
+            .find(|node| node.local.node != leader.local.node);
+        let network = &from.unwrap().network;
+        let (node, addr) = (leader.local.node, &leader.local.addrs.raft_addr);
+        begun.lock().unwrap().clear();
+        let calls = (0..CALLS).map(|port| async move {
+            let frame = Bytes::from(port.to_string());
+            let answer = network.forward(node, addr, client(port), frame, PATIENCE);
+            (port, answer.await)
+        });
+        // They go on their way in this order.
+        for (port, answer) in unconstrained(join_all(calls)).await {
+            match answer {
+                Ok(answer) => assert_eq!(answer.unwrap(), port.to_string()),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    })
+    .await;
+    let begun = begun.lock().unwrap();
+    assert!(begun.is_sorted(), "{begun:?}");
+    assert_eq!(begun.len(), usize::from(CALLS));
 }
 
 #[tokio::test(flavor = "multi_thread")]
