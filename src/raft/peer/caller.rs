@@ -30,7 +30,7 @@ const SILENCE_LIMIT: Duration = Duration::from_secs(3);
 /// After a failed dial the peer is left alone, at first for the one and at most for the other.
 const REDIAL_PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(200));
 /// Requests waiting for their answer on one connection. The server closes a connection with more.
-pub(super) const MAX_OUTSTANDING: usize = 1024;
+const MAX_OUTSTANDING: usize = 1024;
 /// The same of clients' requests, most of which are pulls that wait for messages: one for each queue of each consumer.
 /// Their bytes are bounded with those of all requests.
 const MAX_FORWARDED: usize = 64 * 1024;

@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use tokio::task::coop::{consume_budget, unconstrained};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use super::caller::MAX_OUTSTANDING;
+use super::caller::outstanding;
 use super::death::Secret;
 use super::messages::{
     Append, AppendRequest, AppendResult, DecodeError, Form, Forward, Forwarded, Hello, Join,
@@ -119,8 +119,8 @@ enum Closed {
     OutOfPlace { kind: Kind, purpose: Purpose },
     #[error("an answer where a request is due")]
     NoRequest,
-    #[error("more than {MAX_OUTSTANDING} requests wait for their answer")]
-    Crowded,
+    #[error("more than {0} requests wait for their answer")]
+    Crowded(usize),
     #[error("this node has agreed to form another group meanwhile")]
     Regrouped,
     #[error("entry {index} came damaged: {source}")]
@@ -283,7 +283,7 @@ impl Connection {
 
     /// Requests that are independent of each other: each on a task of its own.
     async fn serve(self, mut reader: Reader, writer: Writer) -> Result<(), Closed> {
-        let (answers, to_write) = mpsc::channel(MAX_OUTSTANDING);
+        let (answers, to_write) = mpsc::channel(outstanding(self.hello.purpose));
         // Dropped with this task, which closes the connection.
         let mut writing = JoinSet::new();
         writing.spawn(write_answers(writer, to_write));
@@ -303,7 +303,8 @@ impl Connection {
             // The kernel finds out when the other machine is gone.
             _ => Duration::MAX,
         };
-        let places = Arc::new(Semaphore::new(MAX_OUTSTANDING));
+        let most = outstanding(self.hello.purpose);
+        let places = Arc::new(Semaphore::new(most));
         while let Some(frame) = self.next(reader, limit).await? {
             let request = Request::read(&frame, self.hello.purpose)?;
             if matches!(request, Request::Ping) {
@@ -312,7 +313,7 @@ impl Connection {
                 continue;
             }
             let place = Arc::clone(&places).try_acquire_owned();
-            let place = place.map_err(|_| Closed::Crowded)?;
+            let place = place.map_err(|_| Closed::Crowded(most))?;
             let (this, answers) = (Arc::clone(&self), answers.clone());
             let is_forwarded = matches!(request, Request::Forward(_));
             let work = async move {
@@ -455,7 +456,9 @@ impl Connection {
                 frame.raw = Bytes::new();
                 let vote = append.request.vote;
                 let unanswered = (frame, vote, append.leader_last, bytes);
-                frames.try_send(unanswered).map_err(|_| Closed::Crowded)?;
+                frames
+                    .try_send(unanswered)
+                    .map_err(|_| Closed::Crowded(MAX_APPENDS))?;
                 if requests.send(append.request).await.is_err() {
                     return Err(Closed::Stopped);
                 }

@@ -9,11 +9,10 @@ use rmq_store::{FlushMode, LogIndex, LogReader, PhyOffset};
 
 use super::peers::{Machine, Site};
 use super::{
-    Running, Sent, assert_equal_logs, assert_in_place, send_surely, start_alone, until,
-    until_level,
+    Running, Sent, assert_equal_logs, assert_in_place, send_surely, start_alone, until, until_level,
 };
-use crate::raft::{RetentionRules, Role};
 use crate::raft::node::Timers;
+use crate::raft::{RetentionRules, Role};
 
 const MACHINE: Machine = Machine {
     flush: FlushMode::Sync,
@@ -181,7 +180,8 @@ async fn a_broker_of_one_finds_what_is_whole_and_goes_on_behind_the_rest() {
         .write(true)
         .open(dir.path().join("raftindex").join(format!("{:020}", 0)))
         .unwrap();
-    cell.write_all_at(&[0xff; 4], 5 * CELL_BYTES + LEN_AT).unwrap();
+    cell.write_all_at(&[0xff; 4], 5 * CELL_BYTES + LEN_AT)
+        .unwrap();
     cell.write_all_at(&[0xff; 8], 7 * CELL_BYTES).unwrap();
     let (start, end) = place(&reader, 9);
     flip(dir.path(), &reader, PhyOffset(end.0 - 3));
@@ -199,9 +199,10 @@ async fn a_broker_of_one_finds_what_is_whole_and_goes_on_behind_the_rest() {
         .collect();
     assert!(whole.len() > 150, "{}", whole.len());
     send_surely(&[&node], "second", 10).await;
-    until("only what is lost is damaged", || {
-        matches!(&node.reader.damages()[..], [one] if (one.start, one.end) == (start, end))
-    })
+    until(
+        "only what is lost is damaged",
+        || matches!(&node.reader.damages()[..], [one] if (one.start, one.end) == (start, end)),
+    )
     .await;
     assert_in_place(&node.reader, &whole);
     node.group.shutdown().await;

@@ -9,12 +9,11 @@ use tempfile::TempDir;
 use super::peers::{Machine, Site};
 use super::{
     PATIENCE, Running, Sent, acknowledged, assert_in_place, open_store, send_surely, start_alone,
-    store_config,
-    until, until_level, until_ok,
+    store_config, until, until_level, until_ok,
 };
 use crate::meta::Meta;
-use crate::raft::state_machine::StateMachine;
 use crate::raft::RetentionRules;
+use crate::raft::state_machine::StateMachine;
 
 /// Everything is old at once.
 pub(super) fn eager() -> RetentionRules {
