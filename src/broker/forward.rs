@@ -93,7 +93,8 @@ pub(super) async fn to_leader(broker: &Arc<Broker>, request: &Request) -> Handle
     let known = |role: &Role| role.serving || role.leader.is_some();
     let given_up = || given_up(broker, request);
     let mut roles = broker.replica.role();
-    let deadline = Instant::now() + broker.config.group_hold_millis;
+    let begun = Instant::now();
+    let deadline = begun + broker.config.group_hold_millis;
     let mut place = None;
     loop {
         let mut pause = Duration::ZERO;
@@ -127,7 +128,7 @@ pub(super) async fn to_leader(broker: &Arc<Broker>, request: &Request) -> Handle
         if is_pull(request) && !is_forwarded && broker.config.slave_read_enable {
             return no_leader(broker, request);
         }
-        if is_stale(request, Duration::ZERO) {
+        if is_stale(request, begun.elapsed()) {
             return given_up();
         }
     }
@@ -247,7 +248,7 @@ fn unknown(broker: &Broker, request: &Request, error: &ForwardError) -> Handled 
     }
 }
 
-/// What a request that has waited may no longer say. A consumer commits again and again; an offset
+/// What a request that has waited, for so long, may no longer say. A consumer commits again and again; an offset
 /// that was held up here must not arrive behind a newer one that took another way. Its client may
 /// commit a newer one when it waits no longer for this one, and of that only the node knows to which
 /// it is connected.

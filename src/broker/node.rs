@@ -143,6 +143,7 @@ impl Broker {
         let mut apart = JoinSet::new();
         apart.spawn(Arc::clone(&self.offsets).run());
         tokio::select! {
+            _ = apart.join_next() => {}
             () = heartbeat::expire_silent(&self) => {}
             () = heartbeat::learn(&self) => {}
             () = leading::run(&self) => {}

@@ -1,5 +1,5 @@
 //! `preferredLeaderId`: leadership moves to a preferred node when that costs the clients least, which
-//! is when the node is caught up and has been for a while.
+//! is when the node is caught up and has space, and both for a while.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -199,8 +199,8 @@ config_struct! {
         /// Which of them this node is.
         "dLegerSelfId" => dleger_self_id: String = String::new();
 
-        /// The node that leads whenever it can: leadership moves to it once it has been caught up for
-        /// some seconds. With several, separated by semicolons, the first that is fit to lead.
+        /// The node that leads whenever it can: leadership moves to it once it has been caught up, and
+        /// had space, for some seconds. With several, separated by semicolons, the first that is fit to lead.
         "preferredLeaderId" => preferred_leader_id: String = String::new();
 
         /// The address that the Raft listener is opened on, `address` or `address:port`; by default

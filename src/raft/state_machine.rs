@@ -377,7 +377,7 @@ impl RaftSnapshotBuilder<TypeConfig> for Built {
             match written.map_err(io::Error::other)? {
                 // To openraft a failure is the end of the node, and this one passes. Whoever wants the snapshot, to remove
                 // old files, does not wait for ever.
-                Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                Err(error) if is_full(&error) => {
                     tracing::warn!(%error, "applied state has to wait for space");
                     tokio::time::sleep(FULL_PAUSE).await;
                 }
@@ -385,6 +385,11 @@ impl RaftSnapshotBuilder<TypeConfig> for Built {
             }
         }
     }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    use io::ErrorKind::{QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded)
 }
 
 /// Returns once the log is durable up to `end`, which it soon will be unless the disk fails.
@@ -427,6 +432,7 @@ impl CheckpointFile {
         let mut bytes = vec![0; len];
         let read = file.read_at(0, &mut bytes)?;
         bytes.truncate(read);
+        self.keep_room(len);
         match Checkpoint::decode(bytes.into()) {
             Ok(checkpoint) => Ok(Some(checkpoint)),
             Err(error) => {
@@ -445,7 +451,7 @@ impl CheckpointFile {
         if *written > Some(checkpoint.applied) {
             return Ok(());
         }
-        let new = self.path.with_extension("applied.new");
+        let new = self.new_path();
         let file = self.disk.open(&new, OpenMode::Create)?;
         file.write_at(0, &[IoSlice::new(&bytes)])?;
         file.set_len(bytes.len() as u64)?;
@@ -453,12 +459,22 @@ impl CheckpointFile {
         self.disk.rename(&new, &self.path)?;
         self.disk.sync_dir(&self.dir)?;
         *written = Some(checkpoint.applied);
-        // Room for the next one: on a full disk no old file of the log can be removed without it.
-        let room = self.disk.open(&new, OpenMode::Create);
-        let room = room.and_then(|file| file.allocate(bytes.len() as u64 * 5 / 4 + ROOM_BYTES));
-        if let Err(error) = room {
-            tracing::warn!(%error, path = %new.display(), "no room is kept for the next applied state");
-        }
+        self.keep_room(bytes.len());
         Ok(())
+    }
+
+    /// Keeps room for the next one, as large as this one: on a full disk no old file of the log can be removed without it.
+    fn keep_room(&self, bytes: usize) {
+        let path = self.new_path();
+        let room = self.disk.open(&path, OpenMode::Create);
+        let room = room.and_then(|file| file.allocate(bytes as u64 * 5 / 4 + ROOM_BYTES));
+        if let Err(error) = room {
+            tracing::warn!(%error, path = %path.display(), "no room is kept for the next applied state");
+        }
+    }
+
+    /// Where the next one is written.
+    fn new_path(&self) -> PathBuf {
+        self.path.with_extension("applied.new")
     }
 }

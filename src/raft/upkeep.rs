@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rmq_store::{LogReader, PhyOffset, Queues, ReadError};
+use rmq_store::{Damage, LogReader, PhyOffset, Queues, ReadError};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
@@ -29,22 +29,31 @@ pub(super) async fn until_mended(log: &LogReader, error: io::Error) -> io::Resul
     let is_damage = matches!(read, Some(ReadError::Damaged { .. } | ReadError::NoCell(_)));
     match is_damage {
         true if log.is_mending() => sleep(LOOK).await,
-        true if find_again(log)? > 0 => {}
+        true if find_again(log)?.0 => {}
         _ => return Err(error),
     }
     Ok(())
 }
 
-/// Reads again what is whole after all, where only the raft index was wrong; how many entries that were.
-fn find_again(log: &LogReader) -> io::Result<usize> {
-    let mut found = 0;
-    for damage in log.damages() {
-        if log.mend_index(&damage)? {
-            tracing::info!(%damage, "an entry is found again");
-            found += 1;
+/// Reads again what is whole after all, where only the raft index was wrong; whether there was something, and what stays
+/// damaged.
+fn find_again(log: &LogReader) -> io::Result<(bool, Vec<Damage>)> {
+    let mut any = false;
+    loop {
+        let damages = log.damages();
+        let mut found = false;
+        for damage in &damages {
+            // The first entry of each.
+            if log.mend_index(damage)? {
+                tracing::info!(%damage, "an entry is found again");
+                found = true;
+            }
         }
+        if !found {
+            return Ok((any, damages));
+        }
+        any = true;
     }
-    Ok(found)
 }
 
 /// The tasks that do it.
@@ -93,11 +102,9 @@ async fn make_do(log: LogReader, queues: Arc<Queues>) {
         }
         let (log, queues) = (log.clone(), Arc::clone(&queues));
         let done = blocking(move || {
-            let found = find_again(&log);
-            for damage in log.damages() {
-                queues.pass_over(&damage);
-            }
-            found
+            let (_, lost) = find_again(&log)?;
+            lost.iter().for_each(|damage| queues.pass_over(damage));
+            io::Result::Ok(())
         });
         if let Ok(Err(error)) = done.await {
             tracing::error!(%error, "cannot write to the raft index");

@@ -6,15 +6,16 @@
 //! | pulls, most of which wait for messages | 1/4, at most [`Limits::pulls`] | one more is refused |
 //! | all other requests | 1/8 | as sends, after [`Limits::request_wait`] |
 //! | what is read and no whole frame yet | 1/8 | connections read less at a time |
-//! | answers that are being written | 1/8 | connections that have many get no new ones made, at 1/2 none do |
-//! | answers that wait to be written | 1/8 | a connection with another one is closed, at 1/2 one with its first too |
+//! | answers that are being written | 1/8 | connections that have many get no new ones made, at 1/4 none do |
+//! | answers that wait to be written | 1/8 | a connection with another one is closed, at 1/4 one with its first too |
 //!
 //! A request has its room from before it is worked on until its answer is queued, a large one from when its
 //! first bytes are there; a send counts twice, for its message is copied into a record. Shares rather than one
 //! count, so that no kind of request takes the room of another: heartbeats are taken whatever the flood of
 //! sends. Within a share, each connection waits with one request at a time and in line with the others, so that
-//! all get the same turns. A few answers of each connection have room beyond the share, so that nobody suffers for
-//! others who do not read theirs; those are closed soon while a share is full ([`Bounds::is_pressing`]).
+//! all get the same turns. A few answers of each connection have room beyond their share, and so beyond the budget, a
+//! quarter of it at most, so that nobody suffers for others who do not read theirs; those are closed soon when that
+//! is used ([`Bounds::is_pressing`]). Mapped parts of the log that wait to be written take no memory, and do not count.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -207,17 +208,18 @@ impl Bounds {
     /// Whether a connection that has so many bytes of answers on their way may have more.
     pub(super) fn may_answer(&self, unsent: usize) -> bool {
         let most = match unsent < UNSENT_MIN {
-            true => self.0.limits.half(),
+            true => self.0.limits.quarter(),
             false => self.0.limits.eighth(),
         };
         unsent < self.0.limits.outbound_bytes && self.0.unsent.load(Ordering::Relaxed) < most
     }
 
-    /// Whether answers have filled a share, so that connections wait for those that do not read theirs.
+    /// Whether answers have taken much more than their share, so that connections soon wait for those that do not read
+    /// theirs.
     pub(super) fn is_pressing(&self) -> bool {
-        let share = self.0.limits.eighth();
-        self.0.unsent.load(Ordering::Relaxed) >= share
-            || self.0.waiting.load(Ordering::Relaxed) >= share
+        let much = self.0.limits.eighth() / 2 * 3;
+        self.0.unsent.load(Ordering::Relaxed) >= much
+            || self.0.waiting.load(Ordering::Relaxed) >= much
     }
 
     pub(super) fn add_unsent(&self, bytes: usize) {
@@ -227,7 +229,7 @@ impl Bounds {
     pub(super) fn remove_unsent(&self, bytes: usize) {
         let before = self.0.unsent.fetch_sub(bytes, Ordering::Relaxed);
         let has_left = |full| before >= full && before - bytes < full;
-        if has_left(self.0.limits.eighth()) || has_left(self.0.limits.half()) {
+        if has_left(self.0.limits.eighth()) || has_left(self.0.limits.quarter()) {
             self.0.fewer_unsent.notify_waiters();
         }
     }
@@ -240,15 +242,14 @@ impl Bounds {
     /// Whether a connection that has `own` bytes of answers waiting may have more; they count from then on.
     pub(super) fn add_waiting(&self, own: usize, bytes: usize) -> bool {
         let limits = &self.0.limits;
-        let all = self.0.waiting.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        let may = match own {
-            0 => all <= limits.half(),
-            _ => all <= limits.eighth() && own + bytes <= limits.waiting_bytes,
+        let (most, most_own) = match own {
+            0 => (limits.quarter(), usize::MAX),
+            _ => (limits.eighth(), limits.waiting_bytes),
         };
-        if !may {
-            self.remove_waiting(bytes);
-        }
-        may
+        let add =
+            |all: usize| (all + bytes <= most && own + bytes <= most_own).then_some(all + bytes);
+        let (set, fetch) = (Ordering::Relaxed, Ordering::Relaxed);
+        bytes == 0 || self.0.waiting.fetch_update(set, fetch, add).is_ok()
     }
 
     pub(super) fn remove_waiting(&self, bytes: usize) {

@@ -24,8 +24,8 @@ use crate::shutdown::Shutdown;
 /// Calls in one direction of one connection that wait for their answers.
 const PENDING_MAX: usize = 16 * 1024;
 
-/// How long a connection may take none of its answers while answers of all have filled their share.
-const STALL_UNDER_PRESSURE: Duration = Duration::from_secs(1);
+/// How long a connection may take none of its answers while those of all take more than their share.
+const STALL_UNDER_PRESSURE: Duration = Duration::from_secs(2);
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 

@@ -19,7 +19,7 @@ pub struct Limits {
     /// (`serverChannelMaxIdleTimeSeconds` of the Java broker, 120 s).
     pub idle: Duration,
     /// A connection that takes none of the bytes waiting for it for so long is closed; sooner while such bytes of all
-    /// connections fill their share.
+    /// connections take more than their share.
     pub write_stall: Duration,
     /// Requests of one connection that are being worked on, in bytes; each counts its length but
     /// at least [`Limits::REQUEST_BYTES_MIN`]. At the limit nothing more is read from it.
@@ -56,9 +56,9 @@ impl Limits {
         self.memory_bytes / 8
     }
 
-    /// The most that answers of either state have of [`Limits::memory_bytes`].
-    pub(super) fn half(&self) -> usize {
-        self.memory_bytes / 2
+    /// The most that answers on their way have of it, and those that wait.
+    pub(super) fn quarter(&self) -> usize {
+        self.memory_bytes / 4
     }
 }
 

@@ -34,7 +34,7 @@ struct Queue {
     tail: BytesMut,
     /// Bytes accepted and not yet taken by the peer's socket.
     unsent: usize,
-    /// Body bytes of those who wait for room.
+    /// What those have in memory who wait for room.
     waiting: usize,
     end: End,
 }
@@ -77,7 +77,7 @@ impl Outbox {
         if self.try_push(reply)? {
             return Ok(());
         }
-        let _waiting = self.wait_with(reply.body_len())?;
+        let _waiting = self.wait_with(reply.memory())?;
         loop {
             self.has_room().await;
             if self.try_push(reply)? {

@@ -44,10 +44,11 @@ pub struct Health {
 }
 
 impl Reply {
-    pub(super) fn body_len(&self) -> usize {
+    /// Bytes of the body, without parts that are mapped.
+    pub(super) fn memory(&self) -> usize {
         match self {
             Self::Command(command) => command.body.len(),
-            Self::Parts(_, parts) => parts.iter().map(Bytes::len).sum(),
+            Self::Parts(..) => 0,
             Self::Frame(frame) => frame.len(),
         }
     }

@@ -371,6 +371,10 @@ impl LogReader {
         let Ok((header, pos)) = shared.check_extent(damage.start, &slices, index) else {
             return Ok(false);
         };
+        let closed = shared.damages.closed.lock();
+        if *closed.unwrap_or_else(PoisonError::into_inner) {
+            return Ok(false);
+        }
         self.note_cell(&header, pos)?;
         let place = (damage.start, header.end());
         shared

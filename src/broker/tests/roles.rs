@@ -168,6 +168,31 @@ async fn a_forwarded_offset_does_not_wait_for_the_next_leader() {
     assert_eq!(node.replica.meta.read().offset("g", "T", 0), None);
 }
 
+/// By then it may have committed a newer one.
+#[tokio::test(start_paused = true)]
+async fn a_commit_that_its_client_may_not_wait_for_any_more_is_not_made() {
+    let node = Node::with(BrokerConfig {
+        group_hold_millis: Duration::from_secs(10),
+        ..BrokerConfig::default()
+    })
+    .await;
+    node.replica.follow(None);
+    *node.replica.leader.lock().unwrap() = Some(leader(77));
+    let client = node.client_in_memory();
+    for (seconds, code) in [(0, 77), (2, response::SERVICE_NOT_AVAILABLE)] {
+        let commit = Command::request(request::UPDATE_CONSUMER_OFFSET);
+        let commit = commit.with_header(&UpdateConsumerOffset::default());
+        let (client, addr) = (client.clone(), node.addr.clone());
+        let committing =
+            tokio::spawn(async move { client.call(&addr, commit, PATIENCE).await.unwrap() });
+        until("it is held", || node.broker.forwarding.held() > 0).await;
+        tokio::time::sleep(Duration::from_secs(seconds)).await;
+        node.replica.follow(Some("leader:1"));
+        assert_eq!(committing.await.unwrap().code, code);
+        node.replica.follow(None);
+    }
+}
+
 /// The offset that it commits is that of the time when it began to wait.
 #[tokio::test]
 async fn a_pull_that_waited_does_not_go_on_to_the_next_leader() {

@@ -369,7 +369,7 @@ async fn converse(
             if let Err(e) = write_frames(&mut writer, frames).await {
                 return e.to_string();
             }
-            // Made anew with all that is said, so that no timer ends while much is.
+            // Made anew with all that is said, so that no timer ends while much is. A peer may give up who says nothing.
             let due = locked().heard.min(said).max(pinged) + PING_INTERVAL;
             tokio::select! {
                 received = incoming.recv_many(&mut batch, MAX_BURST) => match received {

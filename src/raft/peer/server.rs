@@ -344,6 +344,40 @@ impl Connection {
         request: Request,
         raw: Bytes,
     ) -> Result<(Vec<u8>, Option<Bytes>), Refusal> {
+        match request {
+            Request::Forward(Forward { client }) => self.pass_on(client, raw).await,
+            // An allocation of its own: clients' requests are many, and would be as large.
+            request => Box::pin(self.handle_own(request)).await,
+        }
+    }
+
+    /// Has the broker answer a client's request.
+    async fn pass_on(
+        &self,
+        client: SocketAddr,
+        raw: Bytes,
+    ) -> Result<(Vec<u8>, Option<Bytes>), Refusal> {
+        let shared = &self.shared;
+        let not_leader = |NotLeader| Refusal {
+            kind: RefusalKind::NotLeader,
+            reason: format!("{} does not lead", shared.local.self_id),
+        };
+        if !shared.leads() {
+            return Err(not_leader(NotLeader));
+        }
+        let raw = (shared.forward)(client, raw).await.map_err(not_leader)?;
+        let raw = raw.filter(|raw| {
+            let fits = raw.len() <= MAX_RAW;
+            if !fits {
+                tracing::warn!(%client, "forwarded answer of {} bytes dropped", raw.len());
+            }
+            fits
+        });
+        let answered = raw.is_some();
+        Ok((Forwarded { answered }.to_head(), raw))
+    }
+
+    async fn handle_own(&self, request: Request) -> Result<(Vec<u8>, Option<Bytes>), Refusal> {
         let shared = &self.shared;
         let raft = &shared.raft;
         let head = match request {
@@ -380,25 +414,6 @@ impl Connection {
                 let condition = shared.recover(self.hello.from.group, recover).await?;
                 condition.to_head()
             }
-            Request::Forward(Forward { client }) => {
-                let not_leader = |NotLeader| Refusal {
-                    kind: RefusalKind::NotLeader,
-                    reason: format!("{} does not lead", shared.local.self_id),
-                };
-                if !shared.leads() {
-                    return Err(not_leader(NotLeader));
-                }
-                let raw = (shared.forward)(client, raw).await.map_err(not_leader)?;
-                let raw = raw.filter(|raw| {
-                    let fits = raw.len() <= MAX_RAW;
-                    if !fits {
-                        tracing::warn!(%client, "forwarded answer of {} bytes dropped", raw.len());
-                    }
-                    fits
-                });
-                let answered = raw.is_some();
-                return Ok((Forwarded { answered }.to_head(), raw));
-            }
             Request::Read(wanted) => {
                 let log = &shared.receiver.log;
                 let raw = repair::give(log, shared.local.self_id, wanted).await?;
@@ -410,7 +425,8 @@ impl Connection {
             }
             Request::Full => shared.space.is_full().to_head(),
             Request::CanLead => shared.can_lead().to_head(),
-            Request::Ping => Vec::new(),
+            // Answered before.
+            Request::Forward(_) | Request::Ping => Vec::new(),
         };
         Ok((head, None))
     }

@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use rmq_store::FlushMode;
 use rmq_store::sim::{Fault, SimDisk};
+use rmq_store::{Disk as _, FlushMode, OpenMode};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
@@ -12,7 +12,7 @@ use super::peers::{Machine, Site};
 use super::retention::{eager, is_cut};
 use super::{
     PATIENCE, Running, assert_equal_logs, assert_in_place, leader_of, send_all, send_surely, until,
-    until_level,
+    until_level, until_ok,
 };
 use crate::raft::{OnFatal, OnInstall, ProposeError};
 
@@ -130,13 +130,18 @@ async fn applied_state_waits_for_space_and_ends_no_node() {
         nodes.push(place.await);
     }
     let all: Vec<&Running> = nodes.iter().collect();
-    let mut sent = Vec::new();
-    while !(is_cut(all[1]) && is_cut(all[2])) {
-        sent.extend(send_surely(&all, "old", 100).await);
-    }
+    until_ok("the others remove what is old", async || {
+        send_surely(&all, "old", 100).await;
+        let are_cut = is_cut(all[1]) && is_cut(all[2]);
+        are_cut.then_some(()).ok_or("some is left")
+    })
+    .await;
     assert!(!is_cut(all[0]), "nothing is left of what was removed");
     disks[0].calm();
     until("it makes room too", || is_cut(all[0])).await;
+    let room = Path::new("/store/raft.applied.new");
+    let room = disks[0].open(room, OpenMode::Read).unwrap().size().unwrap();
+    assert!(room >= 64 * 1024, "{room} bytes for the next one");
     until_level(&all).await;
     for node in &nodes {
         node.group.shutdown().await;

@@ -228,8 +228,8 @@ async fn peers_that_read_nothing_hold_up_no_others() {
         slow.push(io);
     }
     settle().await;
-    // However many they are: one more on its way, and what waits, beside half of the budget for either.
-    let most = 8 * SHARE + ANSWER + 1000;
+    // However many they are: one more on its way than a quarter of the budget, and another quarter that waits.
+    let most = 4 * SHARE + ANSWER + 1000;
     assert!(bounds.answers() <= most, "{}", bounds.answers());
     let begun = Instant::now();
     let mut good = server.port.connect(1 << 16).await.unwrap();
@@ -237,14 +237,14 @@ async fn peers_that_read_nothing_hold_up_no_others() {
         send(&mut good, &request(BYTES, i, ANSWER.to_string())).await;
         assert_eq!(receive(&mut good).await.body.len(), ANSWER);
     }
-    assert!(begun.elapsed() <= Duration::from_secs(2));
+    assert!(begun.elapsed() <= Duration::from_secs(10));
     // Most of them were closed for it, long before they would be for themselves.
-    tokio::time::sleep(Duration::from_secs(3)).await;
-    assert!(bounds.answers() < 2 * SHARE, "{}", bounds.answers());
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert!(bounds.answers() < 3 * SHARE, "{}", bounds.answers());
     for io in &mut slow[..10] {
         assert!(is_closed_by_server(io).await);
     }
-    assert!(begun.elapsed() <= Duration::from_secs(6));
+    assert!(begun.elapsed() <= Duration::from_secs(17));
     drop((slow, good));
     settle().await;
     assert_eq!((bounds.answers(), held(&bounds)), (0, 0));

@@ -33,6 +33,7 @@ impl Queues {
         if damage.start <= shared.dispatched && shared.dispatched < end {
             error!(%damage, "its messages stay out of their queues");
             shared.dispatched = end;
+            shared.failure = None;
             self.progress.notify_all();
         }
     }

@@ -7,7 +7,9 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
+use futures_util::StreamExt as _;
 use futures_util::future::join_all;
+use futures_util::stream::FuturesUnordered;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
@@ -277,8 +279,9 @@ async fn nothing_waits_behind_what_the_leader_lets_wait() {
             is_pull: true,
             departure: Departure::default(),
         };
-        let pulls =
-            (0..PULLS).map(|_| network.forward(node, addr, client(1), "pull".into(), pull()));
+        let mut pulls: FuturesUnordered<_> = (0..PULLS)
+            .map(|_| network.forward(node, addr, client(1), "pull".into(), pull()))
+            .collect();
         let send = async {
             // One that waits here hears of no message.
             until("each pull waits at the leader", || {
@@ -293,7 +296,7 @@ async fn nothing_waits_behind_what_the_leader_lets_wait() {
         tokio::select! {
             biased;
             // As when another one is elected meanwhile.
-            ended = join_all(pulls) => Err(format!("{:?}", ended[0])),
+            ended = pulls.next() => Err(format!("{ended:?}")),
             answer = send => match answer {
                 Ok(Some(answer)) if answer == "send" => Ok(()),
                 other => Err(format!("{other:?}")),
