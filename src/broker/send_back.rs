@@ -73,7 +73,8 @@ pub(super) async fn handle(broker: &Arc<Broker>, request: &Request) -> Handled {
         };
         (
             retry_topic,
-            rand::rng().random_range(0..config.retry_queues),
+            // Fewer than the group has by now, if the topic was made before.
+            rand::rng().random_range(0..config.retry_queues.min(retries.read_queues).max(1)),
             level,
         )
     };

@@ -121,9 +121,10 @@ fn checked(broker: &Broker, header: &CreateTopic) -> Result<Topic, Refusal> {
     check_queues("readQueueNums", header.read_queue_nums)?;
     check_queues("writeQueueNums", header.write_queue_nums)?;
     let known = broker.meta.read().topics.get(&header.topic).cloned();
-    let write_queues = known
-        .as_ref()
-        .map_or(header.write_queue_nums, |known| meant_queues(known, header));
+    let write_queues = match &known {
+        Some(known) if !broker.config.alias_ports().is_empty() => meant_queues(known, header),
+        _ => header.write_queue_nums,
+    };
     let mut attributes = known.unwrap_or_default().attributes;
     change_attributes(&mut attributes, header.attributes.as_deref().unwrap_or(""))?;
     Ok(Topic {
@@ -173,6 +174,8 @@ pub(super) async fn delete(broker: &Arc<Broker>, request: &Request) -> Handled {
     check_is_users(broker, &topic)?;
     tracing::info!(topic, client = %request.peer, "topic deleted by a tool");
     broker.propose(Change::DeleteTopic { name: topic }).await?;
+    // The tool has name servers forget it next, and a registration that is on its way still has it.
+    routes_told(broker).await;
     Ok(request.command.reply(response::SUCCESS).into())
 }
 

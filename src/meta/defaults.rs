@@ -4,7 +4,7 @@
 use rmq_wire::body::perm;
 use rmq_wire::name;
 
-use super::state::{Group, Topic};
+use super::state::{Group, Topic, check_name};
 
 /// What the names and sizes of system topics depend on.
 #[derive(Clone, Debug)]
@@ -22,7 +22,7 @@ pub struct SystemNames {
     pub trace_topic: Option<String>,
 }
 
-/// The topics, with their names.
+/// The topics, with their names; those that the state takes.
 pub fn system_topics(names: &SystemNames) -> Vec<(String, Topic)> {
     const PLAIN: i32 = perm::READ | perm::WRITE;
     /// `SCHEDULE_TOPIC_QUEUE_NUM`, one per default delay level.
@@ -74,6 +74,8 @@ pub fn system_topics(names: &SystemNames) -> Vec<(String, Topic)> {
     if let Some(trace) = &names.trace_topic {
         topics.push((trace.clone(), Topic::with_queues(1, PLAIN)));
     }
+    // A cluster or broker may have a name that no topic can have: a host's has dots.
+    topics.retain(|(topic, _)| check_name("topic", topic).is_ok());
     topics
 }
 

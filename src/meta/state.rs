@@ -9,6 +9,8 @@ use super::command::{Change, Command, OffsetCommit, Reply};
 /// How long a queue lock lives without renewal, milliseconds (`RebalanceLockManager`, 4.9.8).
 /// Clients renew every 20 s and trust a lock for 30 s.
 pub const LOCK_LEASE_MS: i64 = 60_000;
+/// With a change of locks at every such index of the log, the dead ones of all groups go.
+const LOCK_SWEEP: u64 = 1024;
 
 /// Longest topic name that the state takes: `%RETRY%` and the longest group name of a client
 /// (`Validators.CHARACTER_MAX_LENGTH`).
@@ -271,7 +273,7 @@ impl State {
                 client,
                 queues,
             } => {
-                return Reply::Locked(self.lock_queues(group, client, queues, at_ms));
+                return Reply::Locked(self.lock_queues(index, group, client, queues, at_ms));
             }
             Change::UnlockQueues {
                 group,
@@ -331,20 +333,24 @@ impl State {
 
     fn lock_queues(
         &mut self,
+        index: u64,
         group: &str,
         client: &str,
         queues: &[Queue],
         now_ms: i64,
     ) -> Vec<Queue> {
-        // Dead locks of groups that never come back would stay for ever otherwise.
-        self.locks.retain(|_, locks| {
-            locks.retain(|_, lock| !lock.is_expired(now_ms));
-            !locks.is_empty()
-        });
+        if index.is_multiple_of(LOCK_SWEEP) {
+            // Dead locks of groups that never come back would stay for ever otherwise.
+            self.locks.retain(|_, locks| {
+                locks.retain(|_, lock| !lock.is_expired(now_ms));
+                !locks.is_empty()
+            });
+        }
         if queues.is_empty() {
             return Vec::new();
         }
         let locks = self.locks.entry(group.to_owned()).or_default();
+        locks.retain(|_, lock| !lock.is_expired(now_ms));
         let mut held = Vec::with_capacity(queues.len());
         for queue in queues {
             let lock = locks.entry(queue.clone()).or_insert_with(|| Lock {

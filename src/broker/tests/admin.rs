@@ -6,6 +6,7 @@ use rmq_wire::body::{
 use rmq_wire::header::{CreateTopic, DeleteSubscriptionGroup, TopicOnly};
 
 use super::*;
+use crate::config::BrokerConfig;
 
 fn create(topic: &str, queues: i32) -> Command {
     Command::request(request::UPDATE_AND_CREATE_TOPIC).with_header(&CreateTopic {
@@ -42,25 +43,33 @@ async fn tools_make_show_and_delete_topics() {
     assert_eq!(node.told(one).await.code, response::TOPIC_NOT_EXIST);
 }
 
+/// What a tool puts that names a topic's queues so.
+async fn changed(node: &Node, read: i32, write: i32) -> (i32, i32, i32) {
+    let command = Command::request(request::UPDATE_AND_CREATE_TOPIC).with_header(&CreateTopic {
+        topic: "new".to_owned(),
+        default_topic: "TBW102".to_owned(),
+        read_queue_nums: read,
+        write_queue_nums: write,
+        perm: 4,
+        topic_filter_type: "SINGLE_TAG".to_owned(),
+        ..CreateTopic::default()
+    });
+    assert_eq!(node.told(command).await.code, response::SUCCESS);
+    let state = node.broker.meta.read();
+    let topic = &state.topics["new"];
+    (topic.read_queues, topic.write_queues, topic.perm)
+}
+
 #[tokio::test]
 async fn a_topic_that_is_changed_by_what_its_route_shows_keeps_its_queues() {
-    let node = Node::start().await;
-    let change = async |read, write| {
-        let command =
-            Command::request(request::UPDATE_AND_CREATE_TOPIC).with_header(&CreateTopic {
-                topic: "new".to_owned(),
-                default_topic: "TBW102".to_owned(),
-                read_queue_nums: read,
-                write_queue_nums: write,
-                perm: 4,
-                topic_filter_type: "SINGLE_TAG".to_owned(),
-                ..CreateTopic::default()
-            });
-        assert_eq!(node.told(command).await.code, response::SUCCESS);
-        let state = node.broker.meta.read();
-        let topic = &state.topics["new"];
-        (topic.read_queues, topic.write_queues, topic.perm)
-    };
+    let node = Node::with(BrokerConfig {
+        enable_dleger_commit_log: true,
+        dleger_peers: peers(),
+        group_alias_routes: true,
+        ..BrokerConfig::default()
+    })
+    .await;
+    let change = async |read, write| changed(&node, read, write).await;
     assert_eq!(change(8, 80).await, (8, 80, 4), "there was none");
     assert_eq!(change(8, 8).await, (8, 8, 4));
     assert_eq!(change(8, 80).await, (8, 8, 4), "as its route shows it");
@@ -70,6 +79,12 @@ async fn a_topic_that_is_changed_by_what_its_route_shows_keeps_its_queues() {
     assert_eq!(change(4, 78).await, (4, 2, 4));
     assert_eq!(change(80, 8).await, (80, 8, 4));
     assert_eq!(change(80, 80).await, (80, 80, 4), "grown in two steps");
+
+    let node = Node::start().await;
+    for (read, write) in [(8, 8), (8, 80)] {
+        let kept = changed(&node, read, write).await;
+        assert_eq!(kept, (read, write, 4), "its route shows what it has");
+    }
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ use tokio::sync::Semaphore;
 
 use super::*;
 use crate::config::BrokerConfig;
+use crate::meta::{Change, Group};
 
 /// A broker whose delays are over at once: a message that is due later than a whole delay from now
 /// counts as due, and these delays are shorter than those of the store.
@@ -93,6 +94,45 @@ async fn a_pause_of_the_lease_delivers_nothing_twice() {
     .await;
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(arrived(), 2);
+}
+
+/// That of its host, by default.
+#[tokio::test]
+async fn a_broker_may_have_a_name_that_no_topic_can_have() {
+    let node = Node::with(BrokerConfig {
+        broker_name: "mq1.example.com".to_owned(),
+        broker_cluster_name: "prod.eu".to_owned(),
+        message_delay_level: vec![Duration::from_millis(1); 18],
+        ..BrokerConfig::default()
+    })
+    .await;
+    node.sent(send("DELAY\x013", b"later")).await;
+    let answer = node.pulled(&pull(0)).await;
+    assert_eq!(Record::decode(&answer.body).unwrap().body, b"later");
+}
+
+/// Consumers read as many queues as the topic has.
+#[tokio::test]
+async fn retries_go_to_queues_that_there_are() {
+    let node = impatient().await;
+    let sent = node.sent(send("", b"x")).await;
+    assert_eq!(node.told(back(&sent, 0)).await.code, response::SUCCESS);
+    let group = Group {
+        retry_queues: 8,
+        ..Group::default()
+    };
+    let change = Change::PutGroup {
+        name: "g".to_owned(),
+        group,
+    };
+    node.broker.propose(change).await.unwrap();
+    for _ in 0..20 {
+        assert_eq!(node.told(back(&sent, 0)).await.code, response::SUCCESS);
+    }
+    until("all are in the one queue", || {
+        node.replica.queues.max_offset("%RETRY%g", 0).0 == 21
+    })
+    .await;
 }
 
 #[tokio::test]
