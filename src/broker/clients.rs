@@ -33,6 +33,15 @@ pub(super) struct Tables {
     pub(super) producers: HashMap<String, HashMap<u64, Member>>,
     /// The last connection of each producer that has one, by client id.
     producer_conns: HashMap<String, Arc<Conn>>,
+    /// The groups in which a connection is, so that its end does not walk through all that there are.
+    groups: HashMap<u64, Groups>,
+}
+
+/// Those of one connection.
+#[derive(Default)]
+struct Groups {
+    consumers: BTreeSet<String>,
+    producers: BTreeSet<String>,
 }
 
 /// One client in one group.
@@ -100,9 +109,14 @@ impl Clients {
         group.message_model = data.message_model;
         group.consume_from_where = data.consume_from_where;
         let was_absent = group.absent.remove(&member.client_id).is_some();
-        let is_new = group.members.insert(member.conn.id(), member).is_none() && !was_absent;
+        let conn = member.conn.id();
+        let is_new_member = group.members.insert(conn, member).is_none();
         let has_changed = group.subscribe(&data.subscription_data_set);
-        is_new || has_changed
+        if is_new_member {
+            let groups = tables.groups.entry(conn).or_default();
+            groups.consumers.insert(data.group_name.clone());
+        }
+        (is_new_member && !was_absent) || has_changed
     }
 
     pub(super) fn register_producer(&self, member: Member, group: &str) {
@@ -117,9 +131,13 @@ impl Clients {
         }
         let members = tables.producers.get_mut(group).expect("inserted above");
         let (conn, client) = (member.conn.id(), member.client_id.clone());
-        let before = members.insert(conn, member);
-        if let Some(before) = before.filter(|before| before.client_id != client) {
-            tables.forget_producer_conn(&before);
+        match members.insert(conn, member) {
+            Some(before) if before.client_id != client => tables.forget_producer_conn(&before),
+            Some(_) => {}
+            None => {
+                let groups = tables.groups.entry(conn).or_default();
+                groups.producers.insert(group.to_owned());
+            }
         }
     }
 
@@ -136,7 +154,8 @@ impl Clients {
             let was_absent = group.absent.remove(client_id).is_some();
             group.members.remove(&conn).is_some() || was_absent
         });
-        tables.forget_empty();
+        tables.leave(conn, |groups| groups.consumers.remove(group));
+        tables.forget_if_empty(group);
         was_member
     }
 
@@ -144,28 +163,33 @@ impl Clients {
         let mut tables = self.write();
         let members = tables.producers.get_mut(group);
         let left = members.and_then(|members| members.remove(&conn));
+        tables.leave(conn, |groups| groups.producers.remove(group));
         if let Some(left) = left {
             tables.forget_producer_conn(&left);
         }
-        tables.forget_empty();
+        tables.forget_if_empty(group);
     }
 
     /// Forgets a connection; the consumer groups that it was a member of.
     pub(super) fn forget(&self, conn: u64) -> Vec<String> {
         let mut tables = self.write();
-        let mut left = Vec::new();
-        for (name, group) in &mut tables.consumers {
-            if group.members.remove(&conn).is_some() {
-                left.push(name.clone());
+        let Some(groups) = tables.groups.remove(&conn) else {
+            return Vec::new();
+        };
+        for name in &groups.consumers {
+            if let Some(group) = tables.consumers.get_mut(name) {
+                group.members.remove(&conn);
             }
+            tables.forget_if_empty(name);
         }
-        let groups = tables.producers.values_mut();
-        let producers: Vec<Member> = groups.filter_map(|group| group.remove(&conn)).collect();
-        for member in &producers {
-            tables.forget_producer_conn(member);
+        for name in &groups.producers {
+            let members = tables.producers.get_mut(name);
+            if let Some(gone) = members.and_then(|members| members.remove(&conn)) {
+                tables.forget_producer_conn(&gone);
+            }
+            tables.forget_if_empty(name);
         }
-        tables.forget_empty();
-        left
+        groups.consumers.into_iter().collect()
     }
 
     /// All consumers, for another node.
@@ -272,22 +296,47 @@ impl Clients {
 impl Tables {
     /// Of a member that was taken out of a group, unless it is in another one.
     fn forget_producer_conn(&mut self, gone: &Member) {
+        let conn = gone.conn.id();
         let is_gone = |member: &Member| member.client_id == gone.client_id;
-        let mut left = (self.producers.values()).filter_map(|group| group.get(&gone.conn.id()));
+        let groups = self.groups.get(&conn).map(|groups| &groups.producers);
+        let groups = groups.into_iter().flatten();
+        let mut left = groups.filter_map(|name| self.producers.get(name)?.get(&conn));
         let known = self.producer_conns.get(&gone.client_id);
         if known.is_some_and(|conn| conn.id() == gone.conn.id()) && !left.any(is_gone) {
             self.producer_conns.remove(&gone.client_id);
         }
     }
 
+    /// Takes a group out of a connection's.
+    fn leave(&mut self, conn: u64, out: impl FnOnce(&mut Groups) -> bool) {
+        if let Some(groups) = self.groups.get_mut(&conn) {
+            out(groups);
+            if groups.consumers.is_empty() && groups.producers.is_empty() {
+                self.groups.remove(&conn);
+            }
+        }
+    }
+
+    /// A group of consumers and one of producers may have the same name.
+    fn forget_if_empty(&mut self, group: &str) {
+        if self.consumers.get(group).is_some_and(ConsumerGroup::is_empty) {
+            self.consumers.remove(group);
+        }
+        if self.producers.get(group).is_some_and(HashMap::is_empty) {
+            self.producers.remove(group);
+        }
+    }
+
     fn forget_empty(&mut self) {
-        self.consumers
-            .retain(|_, group| !group.members.is_empty() || !group.absent.is_empty());
-        self.producers.retain(|_, members| !members.is_empty());
+        self.consumers.retain(|_, group| !group.is_empty());
     }
 }
 
 impl ConsumerGroup {
+    fn is_empty(&self) -> bool {
+        self.members.is_empty() && self.absent.is_empty()
+    }
+
     /// All members, those that another node knows too. A client that has two connections for a moment is
     /// one consumer.
     pub(super) fn client_ids(&self) -> BTreeSet<String> {
