@@ -319,7 +319,11 @@ impl Tables {
 
     /// A group of consumers and one of producers may have the same name.
     fn forget_if_empty(&mut self, group: &str) {
-        if self.consumers.get(group).is_some_and(ConsumerGroup::is_empty) {
+        if self
+            .consumers
+            .get(group)
+            .is_some_and(ConsumerGroup::is_empty)
+        {
             self.consumers.remove(group);
         }
         if self.producers.get(group).is_some_and(HashMap::is_empty) {

@@ -5,10 +5,11 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use rmq_wire::record::{Peek, peek};
+use rustix::io::Errno;
 use tracing::{error, info, warn};
 
 use super::saved::{self, SavedAt, TABLE_BYTES};
-use super::{ArrivalListener, Queues, Shared, Workers};
+use super::{ArrivalListener, Checkpoints, Queues, Shared, Workers};
 use crate::dispatch::{Arrival, Batch, Checkpoint, DispatchError, Message, QueueRun};
 use crate::types::PhyOffset;
 use crate::worker::{Turn, Worker};
@@ -205,21 +206,19 @@ impl Queues {
             let digest = shared.table.digest();
             (shared.dispatched, digest, shared.last_anew, table)
         };
+        match self.files.sync() {
+            Err(e) if is_short_of_descriptors(&e) => {
+                // Nothing has failed that was written. The next sync covers it with all others.
+                self.files.sync_all_later();
+                return Err(e);
+            }
+            Err(e) => return Err(self.sync_failed(&mut checkpoint, e)),
+            Ok(()) => {}
+        }
         // The index may be ahead of the position by now; its surplus is cut when it is opened.
         let (index, unsynced) = self.index().flush()?;
-        if let Err(e) = self.files.sync().and_then(|()| unsynced.sync()) {
-            checkpoint.failed = true;
-            // Without checkpoints retention stands still too: the node ends, and its next start builds
-            // from the last one.
-            self.log
-                .poison(format!("cannot sync consume queues and index: {e}"));
-            // Best effort, for this disk is failing: what was lost may be a hole by now.
-            if let Some(last) = checkpoint.file.last()
-                && let Err(e) = checkpoint.file.write(Checkpoint { boot: 0, ..last })
-            {
-                error!(error = %e, "the dispatch checkpoint could not be marked");
-            }
-            return Err(e);
+        if let Err(e) = unsynced.sync() {
+            return Err(self.sync_failed(&mut checkpoint, e));
         }
         if let Some((at, queues)) = table {
             match saved::write(&self.root, &*self.disk, &at.encode(queues)) {
@@ -237,6 +236,20 @@ impl Queues {
             clean,
             boot: self.boot,
         })
+    }
+
+    /// Ends the node: without checkpoints retention stands still too, and the next start builds from the last one.
+    fn sync_failed(&self, checkpoint: &mut Checkpoints, error: io::Error) -> io::Error {
+        checkpoint.failed = true;
+        self.log
+            .poison(format!("cannot sync consume queues and index: {error}"));
+        // Best effort, for this disk is failing: what was lost may be a hole by now.
+        if let Some(last) = checkpoint.file.last()
+            && let Err(e) = checkpoint.file.write(Checkpoint { boot: 0, ..last })
+        {
+            error!(error = %e, "the dispatch checkpoint could not be marked");
+        }
+        error
     }
 
     /// What the table of the queues is true of now, if it is time to save it again.
@@ -333,6 +346,12 @@ impl Queues {
         }
         Turn::Again
     }
+}
+
+/// Whether a file could not be opened because too many are.
+fn is_short_of_descriptors(error: &io::Error) -> bool {
+    let errno = Errno::from_io_error(error);
+    matches!(errno, Some(Errno::MFILE | Errno::NFILE))
 }
 
 /// When consume queues and index are synced.
