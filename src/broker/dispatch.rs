@@ -17,6 +17,9 @@ use super::{
 use crate::raft::NotLeader;
 use crate::remoting::{Class, Conn, Health, Reply, Request, Service};
 
+/// In less, no client commits an offset and, by another connection, a newer one.
+const A_MOMENT: Duration = Duration::from_millis(100);
+
 /// Who answers a request, and what must hold when it is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
@@ -247,11 +250,14 @@ async fn handle(broker: &Arc<Broker>, request: &Request) -> Handled {
         None => Err(unsupported(request.command.code)),
         Some(Kind::Local) => execute(broker, request).await,
         Some(Kind::Read | Kind::Write) => {
+            let begun = Instant::now();
             if broker.is_serving() {
-                let begun = Instant::now();
                 match as_leader(broker, request).await {
                     // It leads no more, and has done nothing.
-                    Err(Refusal::NotLeader) if forward::is_stale(request, begun.elapsed()) => {
+                    Err(Refusal::NotLeader)
+                        if begun.elapsed() > A_MOMENT
+                            && forward::is_stale(request, begun.elapsed()) =>
+                    {
                         return forward::given_up(broker, request);
                     }
                     Err(Refusal::NotLeader) => {}
@@ -263,7 +269,7 @@ async fn handle(broker: &Arc<Broker>, request: &Request) -> Handled {
             {
                 return handled;
             }
-            Box::pin(forward::to_leader(broker, request)).await
+            Box::pin(forward::to_leader(broker, request, begun)).await
         }
     }
 }

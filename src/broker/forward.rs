@@ -87,14 +87,13 @@ fn count(counter: &AtomicU64) {
 }
 
 /// Gets the leader's answer, or the one that stands for none. To another node that forwarded the
-/// request it says [`Refusal::NotLeader`], for that one may yet find the leader.
-pub(super) async fn to_leader(broker: &Arc<Broker>, request: &Request) -> Handled {
+/// request it says [`Refusal::NotLeader`], for that one may yet find the leader. `begun` is when this node began with it.
+pub(super) async fn to_leader(broker: &Arc<Broker>, request: &Request, begun: Instant) -> Handled {
     let is_forwarded = request.conn.is_none();
     let known = |role: &Role| role.serving || role.leader.is_some();
     let given_up = || given_up(broker, request);
     let mut roles = broker.replica.role();
-    let begun = Instant::now();
-    let deadline = begun + broker.config.group_hold_millis;
+    let deadline = Instant::now() + broker.config.group_hold_millis;
     let mut place = None;
     loop {
         let mut pause = Duration::ZERO;

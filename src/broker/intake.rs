@@ -89,13 +89,18 @@ pub(super) fn busy(broker: &Broker, code: i32, waited: Duration) -> Option<(i32,
     Some((response::SYSTEM_BUSY, remark))
 }
 
-/// Whether clients may rely on requests of this kind being begun in the order in which they sent them.
+/// Whether clients may rely on requests of this kind being begun in the order in which they sent them. What reads
+/// messages is not among them, for it may have to wait for the disk.
 fn keeps_order(code: i32) -> bool {
-    class(code) == Class::Send
-        || matches!(
-            code,
-            request::UPDATE_CONSUMER_OFFSET | request::LOCK_BATCH_MQ | request::UNLOCK_BATCH_MQ
-        )
+    matches!(
+        code,
+        request::SEND_MESSAGE
+            | request::SEND_MESSAGE_V2
+            | request::SEND_BATCH_MESSAGE
+            | request::UPDATE_CONSUMER_OFFSET
+            | request::LOCK_BATCH_MQ
+            | request::UNLOCK_BATCH_MQ
+    )
 }
 
 /// Room for a request that another node forwarded, or the answer that there is none.

@@ -50,6 +50,13 @@ fn check_names(config: &mut BrokerConfig, settings: &mut Settings) {
             );
         }
     }
+    if let Err(error) = rmq_wire::name::check_topic(&config.msg_trace_topic_name) {
+        settings.error(
+            "msgTraceTopicName",
+            format!("msgTraceTopicName: {error}"),
+            None,
+        );
+    }
     let ip1 = &config.broker_ip1;
     if ip1.contains(':') && ip1.parse::<IpAddr>().is_err() {
         let hint = Some("the port is listenPort".to_owned());

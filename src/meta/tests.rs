@@ -147,6 +147,25 @@ fn a_queue_has_one_holder_until_its_lease_ends() {
 }
 
 #[test]
+fn dead_locks_of_all_groups_go_now_and_then() {
+    let meta = Meta::new();
+    let lock_of = |group: &str| match lock("a", &[0]) {
+        Change::LockQueues { client, queues, .. } => Change::LockQueues {
+            group: group.to_owned(),
+            client,
+            queues,
+        },
+        other => other,
+    };
+    let groups = || meta.read().locks.keys().cloned().collect::<Vec<_>>();
+    meta.apply(1, &command(0, lock_of("gone")));
+    meta.apply(1023, &command(LOCK_LEASE_MS + 1, lock_of("here")));
+    assert_eq!(groups(), ["gone", "here"]);
+    meta.apply(1024, &command(LOCK_LEASE_MS + 2, lock_of("here")));
+    assert_eq!(groups(), ["here"]);
+}
+
+#[test]
 fn a_lock_from_a_clock_far_ahead_does_not_last() {
     let meta = Meta::new();
     meta.apply(1, &command(10_000_000, lock("a", &[0])));

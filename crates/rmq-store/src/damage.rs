@@ -372,7 +372,8 @@ impl LogReader {
             return Ok(false);
         };
         let closed = shared.damages.closed.lock();
-        if *closed.unwrap_or_else(PoisonError::into_inner) {
+        let closed = closed.unwrap_or_else(PoisonError::into_inner);
+        if *closed {
             return Ok(false);
         }
         self.note_cell(&header, pos)?;

@@ -201,6 +201,7 @@ async fn a_pull_that_waited_does_not_go_on_to_the_next_leader() {
     *node.replica.leader.lock().unwrap() = Some(leader(77));
     let client = Client::default();
     let waiting = wait_for(&node, &client, &next_message()).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
     node.replica.follow(Some("leader:2"));
     let answer = waiting.await.unwrap();
     assert_eq!(answer.code, response::PULL_RETRY_IMMEDIATELY);

@@ -134,6 +134,12 @@ impl Index {
         ))
     }
 
+    /// Has the next sync cover what was given out to be synced and could not be.
+    pub(crate) fn sync_later(&mut self, unsynced: Unsynced) {
+        self.unsynced.extend(unsynced.files);
+        self.dir_unsynced |= unsynced.dir.is_some();
+    }
+
     /// Removes the full files that know of nothing at `min` or beyond, oldest first.
     pub(crate) fn expire(&mut self, min: PhyOffset) -> io::Result<usize> {
         let gone = self

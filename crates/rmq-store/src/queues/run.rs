@@ -217,8 +217,13 @@ impl Queues {
         }
         // The index may be ahead of the position by now; its surplus is cut when it is opened.
         let (index, unsynced) = self.index().flush()?;
-        if let Err(e) = unsynced.sync() {
-            return Err(self.sync_failed(&mut checkpoint, e));
+        match unsynced.sync() {
+            Err(e) if is_short_of_descriptors(&e) => {
+                self.index().sync_later(unsynced);
+                return Err(e);
+            }
+            Err(e) => return Err(self.sync_failed(&mut checkpoint, e)),
+            Ok(()) => {}
         }
         if let Some((at, queues)) = table {
             match saved::write(&self.root, &*self.disk, &at.encode(queues)) {
