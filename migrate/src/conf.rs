@@ -141,6 +141,18 @@ impl Conf {
             .transpose()
     }
 
+    /// How many nodes `dLegerPeers` has, whether or not this can be read as a list of new ones.
+    pub(crate) fn nodes(&self) -> Option<usize> {
+        let text = self
+            .get("dLegerPeers")
+            .or_else(|| self.get("dLedgerPeers"))?;
+        let count = text
+            .split(';')
+            .filter(|peer| !peer.trim().is_empty())
+            .count();
+        (count > 0).then_some(count)
+    }
+
     /// The file for one node, or for a broker alone without peers.
     pub(crate) fn for_node(&self, target: &Target<'_>, node: Option<&Peer>) -> String {
         let mut new: Vec<(&str, String, &str)> = vec![(

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::problem::{Code, Problem};
 use crate::progress::Progress;
-use crate::source::{Source, list};
+use crate::source::{Kind, Source, list};
 use crate::walk::{check, read_up_to};
 
 const HEADER_LEN: u64 = 48;
@@ -38,7 +38,7 @@ pub struct Rewritten {
     pub last_term: u64,
     /// Entries at the end that no majority is known to have.
     pub unconfirmed: u64,
-    /// Entries that were left out because a majority has others.
+    /// Entries that were left out because no majority can have them.
     pub left_out: u64,
     pub by_topic: BTreeMap<String, u64>,
 }
@@ -123,33 +123,133 @@ impl Index {
     }
 }
 
-/// The last entry that a majority of some logs has, own first, and whether own is one of those that
-/// have it.
-fn confirmed(all: &[Index]) -> Result<(Option<u64>, bool), Problem> {
-    let majority = all.len() / 2 + 1;
-    let mut best = None;
-    let mut own = None;
-    for (nth, one) in all.iter().enumerate() {
-        let mut common = Vec::new();
-        for (of, other) in all.iter().enumerate() {
-            common.push(if of == nth {
-                Some(one.last)
-            } else {
-                one.common(other)?
-            });
-        }
-        common.sort_unstable_by(|a, b| b.cmp(a));
-        let shared = common[majority - 1];
-        best = best.max(shared);
-        if nth == 0 {
-            own = shared;
-        }
-    }
-    Ok((own, own == best))
+/// What a group has confirmed, told by the logs of those of its nodes whose stores are given, own first.
+struct Votes<'a> {
+    all: &'a [Index],
+    /// How many have to have an entry for a majority; `None` if nobody says how many nodes there are.
+    majority: Option<usize>,
+    /// Nodes of which nothing is known: they may have any entry.
+    unknown: usize,
 }
 
-/// Which entries to take, given the logs of other nodes: `last_index` is the last one.
-pub(crate) fn plan(source: &Source, others: &[PathBuf]) -> Result<Rewritten, Problem> {
+impl Votes<'_> {
+    /// How many of the given have to have an entry that a majority may have.
+    fn least(&self) -> usize {
+        let least = self.majority.unwrap_or(1).saturating_sub(self.unknown);
+        least.max(1)
+    }
+
+    /// What each log has in common with one of them.
+    fn common(&self, one: &Index) -> Result<Vec<Option<u64>>, Problem> {
+        let of = |other: &Index| {
+            if std::ptr::eq(one, other) {
+                Ok(Some(one.last))
+            } else {
+                one.common(other)
+            }
+        };
+        self.all.iter().map(of).collect()
+    }
+
+    /// The last own entry that this many have.
+    fn shared(&self, by: usize) -> Result<Option<u64>, Problem> {
+        let mut common = self.common(&self.all[0])?;
+        common.sort_unstable_by(|a, b| b.cmp(a));
+        Ok(common.get(by - 1).copied().flatten())
+    }
+
+    /// Of the entries that others have and own has not, the first one that may be confirmed, and
+    /// whether it is so for certain.
+    fn lacking(&self) -> Result<Option<(u64, bool)>, Problem> {
+        let own = &self.all[0];
+        let own_term = own.term(own.last)?;
+        let mut first: Option<(u64, bool)> = None;
+        for other in &self.all[1..] {
+            let from = other
+                .common(own)?
+                .map_or_else(|| own.first.max(other.first), |last| last + 1);
+            if from > other.last {
+                continue;
+            }
+            let common = self.common(other)?;
+            let holders = common.iter().filter(|last| **last >= Some(from)).count();
+            let certain = self.majority.is_some_and(|majority| holders >= majority);
+            // The leader of a later term had all that was confirmed before it.
+            let possible = holders >= self.least() && other.term(other.last)? >= own_term;
+            if certain || possible {
+                let (at, sure) = first.unwrap_or((from, false));
+                first = Some((at.min(from), sure || certain));
+            }
+        }
+        Ok(first)
+    }
+}
+
+/// The last entry that a node itself knows to be confirmed.
+fn noted(data: &Path) -> u64 {
+    let path = data.with_file_name("checkpoint");
+    let text = std::fs::read_to_string(&path).unwrap_or_default();
+    let committed = text.lines().find_map(|line| {
+        line.strip_prefix("committedIndex=")?
+            .trim()
+            .parse::<u64>()
+            .ok()
+    });
+    committed.unwrap_or(0)
+}
+
+/// The logs of the other nodes. One without an index is noted, and counts as not given.
+fn open_others(
+    source: &Source,
+    others: &[PathBuf],
+    notes: &mut Vec<Problem>,
+) -> Result<Vec<Index>, Problem> {
+    // `dledger-n0`: one node's store, given twice, is no second vote.
+    let node = |of: &Source| {
+        of.log_dir
+            .parent()
+            .and_then(Path::file_name)
+            .map(ToOwned::to_owned)
+    };
+    let mut seen = vec![node(source)];
+    let mut found = Vec::new();
+    for other in others {
+        let opened = Source::open(other, None, &mut Vec::new())?;
+        let differ = |what| Problem::new(Code::StoresDiffer, what).at_file(other);
+        if opened.kind != Kind::DLedger {
+            return Err(differ("this is no store of a DLedger node")
+                .hint("--compare-with names the stores of the group's other nodes"));
+        }
+        let name = node(&opened);
+        if seen.contains(&name) {
+            return Err(differ("a store of the same node is given already")
+                .why("the second one would count as another node's vote")
+                .hint("give one store of each node"));
+        }
+        seen.push(name);
+        match Index::open(&opened.log_dir)? {
+            Some(index) => found.push(index),
+            None => notes.push(
+                Problem::new(
+                    Code::BadEntry,
+                    "the index of this DLedger log has no entries",
+                )
+                .at_file(other)
+                .why("the node counts as one whose store is not given"),
+            ),
+        }
+    }
+    Ok(found)
+}
+
+/// Which entries to take, given the logs of other nodes of a group of that many: `last_index` is the last
+/// one. An entry that may be confirmed is taken. What is odd goes to `notes`.
+pub(crate) fn plan(
+    source: &Source,
+    others: &[PathBuf],
+    nodes: Option<usize>,
+    notes: &mut Vec<Problem>,
+) -> Result<Rewritten, Problem> {
     let mut done = Rewritten {
         start: source.segments[0].base,
         ..Rewritten::default()
@@ -162,45 +262,73 @@ pub(crate) fn plan(source: &Source, others: &[PathBuf]) -> Result<Rewritten, Pro
         .at_file(&source.log_dir.with_file_name("index"))
         .hint("start the Java node once, so that it builds the index, and stop it again")
     })?;
-    (done.first_index, done.last_index) = (index.first, index.last);
-    if others.is_empty() {
-        let path = source.log_dir.with_file_name("checkpoint");
-        let text = std::fs::read_to_string(&path).unwrap_or_default();
-        let committed = text.lines().find_map(|line| {
-            line.strip_prefix("committedIndex=")?
-                .trim()
-                .parse::<u64>()
-                .ok()
-        });
-        let committed = committed.unwrap_or(0).min(index.last);
-        done.unconfirmed = index.last - committed;
-        return Ok(done);
-    }
+    let (first, last) = (index.first, index.last);
     let mut all = vec![index];
-    for other in others {
-        let mut notes = Vec::new();
-        let opened = Source::open(other, None, &mut notes)?;
-        if let Some(index) = Index::open(&opened.log_dir)? {
-            all.push(index);
+    all.extend(open_others(source, others, notes)?);
+    let nodes = nodes.map(|nodes| nodes.max(all.len()));
+    let votes = Votes {
+        all: &all,
+        majority: nodes.map(|nodes| nodes / 2 + 1),
+        unknown: nodes.map_or(usize::MAX, |nodes| nodes - all.len()),
+    };
+    let of = nodes.map_or_else(|| "an unknown number".to_owned(), |nodes| nodes.to_string());
+    let given = format!("the stores of {} of {of} of nodes are known", all.len());
+    match votes.lacking()? {
+        None => {}
+        Some((from, true)) => {
+            let what = format!(
+                "a majority of the group's nodes has entries that this one lacks, from {from} on"
+            );
+            return Err(Problem::new(Code::StoresDiffer, what)
+                .at_file(&source.root)
+                .why("messages were confirmed by that majority; they would be lost")
+                .hint("give one of the other nodes as --from"));
+        }
+        Some((from, false)) => {
+            let what = format!("{given}, and one has entries that this one lacks, from {from} on");
+            return Err(Problem::new(Code::Unconfirmed, what)
+                .at_file(&source.root)
+                .why("with those that are not given a majority may have confirmed them")
+                .hint(
+                    "give the stores of all other nodes with --compare-with and a node's \
+                     properties with -c, or the node that has them as --from",
+                ));
         }
     }
-    match confirmed(&all)? {
-        (Some(last), true) => {
-            done.left_out = all[0].last - last;
-            done.last_index = last;
-            Ok(done)
-        }
-        (own, _) => Err(Problem::new(
+    (done.first_index, done.last_index) = (first, last);
+    let noted = noted(&source.log_dir).min(last);
+    let possible = votes.shared(votes.least())?.max(Some(noted));
+    let Some(possible) = possible.filter(|possible| *possible >= first) else {
+        return Err(Problem::new(
             Code::StoresDiffer,
-            format!(
-                "a majority of the given nodes has entries that this one lacks, from {} on",
-                own.map_or(all[0].first, |own| own + 1)
-            ),
+            "the logs of the other nodes have no entry of this one",
         )
         .at_file(&source.root)
-        .why("messages were confirmed by that majority; they would be lost")
-        .hint("give one of the other nodes as --from")),
+        .hint("give the stores of one group's nodes, as they were stopped together"));
+    };
+    done.left_out = last - possible;
+    done.last_index = possible;
+    let confirmed = match votes.majority {
+        Some(majority) => votes.shared(majority)?.unwrap_or(0),
+        None => 0,
+    };
+    done.unconfirmed = possible - confirmed.max(noted).min(possible);
+    // Fewer stores than any majority has a part in.
+    if votes
+        .majority
+        .is_none_or(|majority| votes.unknown >= majority)
+    {
+        notes.push(
+            Problem::new(Code::Unconfirmed, given)
+                .at_file(&source.root)
+                .why("the others may have confirmed messages that this one lacks")
+                .hint(
+                    "give the other nodes' stores with --compare-with, and a node's properties with \
+                     -c, to be sure",
+                ),
+        );
     }
+    Ok(done)
 }
 
 /// Writes the planned records of the log into `dir` as a classic commit log, and the positions into `map`:

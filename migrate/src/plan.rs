@@ -118,10 +118,16 @@ pub(crate) fn plan(
     };
     let dledger = match source.kind {
         Kind::Classic => None,
-        Kind::DLedger => Some(dledger::plan(&source, &options.compare_with)?),
+        Kind::DLedger => {
+            // `--peers` are the new nodes, which need not be as many.
+            let nodes = conf.as_ref().and_then(Conf::nodes);
+            let with = &options.compare_with;
+            Some(dledger::plan(&source, with, nodes, &mut report.warnings)?)
+        }
     };
-    if let Some(done) = dledger.as_ref().filter(|done| done.unconfirmed > 0) {
-        report.warnings.push(unconfirmed(&source, done));
+    if let Some(done) = &dledger {
+        report.warnings.extend(unconfirmed(&source, done));
+        report.warnings.extend(left_out(&source, done));
     }
     if let Some(torn) = &history.torn {
         report.warnings.push(torn.clone());
@@ -278,16 +284,31 @@ pub(crate) fn pending(maxima: &Maxima, metadata: &GenesisMetadata, rest: Pending
     pending
 }
 
-fn unconfirmed(source: &Source, done: &Rewritten) -> Problem {
+fn unconfirmed(source: &Source, done: &Rewritten) -> Option<Problem> {
     let first = done.last_index + 1 - done.unconfirmed;
     let what = format!(
         "the last {} entries, from {first} on, are not known to be confirmed",
         done.unconfirmed
     );
-    Problem::new(Code::StoresDiffer, what)
-        .at_file(&source.root)
-        .why("one node alone does not know what a majority has; they are taken over")
-        .hint("give the other nodes' stores with --compare-with to be sure")
+    (done.unconfirmed > 0).then(|| {
+        Problem::new(Code::StoresDiffer, what)
+            .at_file(&source.root)
+            .why("some nodes alone do not know what a majority has; they are taken over")
+            .hint("give the other nodes' stores with --compare-with to be sure")
+    })
+}
+
+fn left_out(source: &Source, done: &Rewritten) -> Option<Problem> {
+    let what = format!(
+        "the last {} entries, from {} on, are left out",
+        done.left_out,
+        done.last_index + 1
+    );
+    (done.left_out > 0).then(|| {
+        Problem::new(Code::StoresDiffer, what)
+            .at_file(&source.root)
+            .why("no majority of the nodes has them, so no producer was told that they are stored")
+    })
 }
 
 pub(crate) fn inputs(options: &Options, plan: &Plan) -> Result<Inputs, Problem> {

@@ -1,7 +1,7 @@
 //! What is in the way of a migration: each has its code, and does no harm.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use clap::Parser as _;
@@ -114,9 +114,8 @@ fn sources_that_are_not_whole_are_refused() {
     assert_refused(&unpacked, &compared, Code::StoresDiffer);
 
     // Nothing of that changed the store.
-    let unchanged = |(path, (bytes, crc, _)): (&std::path::PathBuf, &(u64, u32, i64))| {
-        (path.clone(), *bytes, *crc)
-    };
+    let unchanged =
+        |(path, (bytes, crc, _)): (&PathBuf, &(u64, u32, i64))| (path.clone(), *bytes, *crc);
     assert!(
         tree(&store)
             .iter()
@@ -303,6 +302,83 @@ fn damaged_dledger_logs_are_refused() {
     fs::write(&path, whole).unwrap();
     fs::rename(dir.join("index"), dir.join("aside")).unwrap();
     assert_refused(&unpacked, &options, Code::BadEntry);
+}
+
+/// The group has three nodes, whatever number of stores is given.
+#[test]
+fn a_majority_is_one_of_the_nodes_of_dledger_and_not_of_the_stores() {
+    let Some(unpacked) = Unpacked::new("dledger-4.9.7", |_| true) else {
+        return;
+    };
+    let [n0, n1, n2] = ["n0", "n1", "n2"].map(|name| unpacked.store(name));
+    let with = |names: &[&PathBuf]| {
+        let text = |name: &&PathBuf| ["--compare-with".to_owned(), name.display().to_string()];
+        names.iter().flat_map(text).collect::<Vec<_>>()
+    };
+    let options = |name: &str, others: &[&PathBuf]| {
+        let more = with(others);
+        let more: Vec<&str> = more.iter().map(String::as_str).collect();
+        unpacked.options(name, &more)
+    };
+    let told = |report: &Report, what: &str| {
+        let mut all = report.warnings.iter();
+        all.any(|note| note.what.contains(what))
+    };
+
+    // The killed node lacks what the other two had confirmed.
+    let looked = check(&options("n0", &[&n1]), &quiet()).unwrap();
+    assert!(looked.blockers.is_empty(), "{:?}", looked.blockers);
+    assert!(!told(&looked, "left out"), "{:?}", looked.warnings);
+    let report = run(&options("n0", &[&n1]), &quiet()).unwrap();
+    let done = report.dledger.unwrap();
+    assert_eq!((done.last_index, done.left_out), (4322, 0));
+    let problem = run(&options("n1", &[&n0]), &quiet()).unwrap_err();
+    assert_eq!(problem.code, Code::Unconfirmed, "{problem}");
+    assert!(problem.what.contains("from 4181 on"), "{problem}");
+    let problem = run(&options("n1", &[&n0, &n0]), &quiet()).unwrap_err();
+    assert_eq!(problem.code, Code::StoresDiffer, "{problem}");
+    assert!(problem.what.contains("same node"), "{problem}");
+    let alone = check(&options("n1", &[]), &quiet()).unwrap();
+    assert!(told(&alone, "1 of 3"), "{:?}", alone.warnings);
+
+    // Nobody says how many nodes there are.
+    let to = unpacked.target();
+    let mut bare = vec!["rmq-migrate".to_owned()];
+    for (key, path) in [("--from", &n1), ("--to", &to)] {
+        bare.extend([key.to_owned(), path.display().to_string()]);
+    }
+    bare.extend(with(&[&n0, &n2]));
+    let problem = run(&Options::parse_from(bare), &quiet()).unwrap_err();
+    assert_eq!(problem.code, Code::Unconfirmed, "{problem}");
+    assert!(problem.what.contains("3 of an unknown number"), "{problem}");
+
+    // A store without an index is as one that is not given.
+    let checkpoint = n0.join("dledger-n0/checkpoint");
+    fs::write(&checkpoint, "committedIndex=4000\n").unwrap();
+    let index = n2.join("dledger-n2/index");
+    let aside = index.with_file_name("aside");
+    fs::rename(&index, &aside).unwrap();
+    let looked = check(&options("n0", &[&n1, &n2]), &quiet()).unwrap();
+    assert!(told(&looked, "index"), "{:?}", looked.warnings);
+    assert!(told(
+        &looked,
+        "last 142 entries, from 4181 on, are not known"
+    ));
+    assert!(!told(&looked, "left out"), "{:?}", looked.warnings);
+    fs::rename(&aside, &index).unwrap();
+
+    // No other node has the entries from 4181 on.
+    for entry in fs::read_dir(&index).unwrap() {
+        let path = entry.unwrap().path();
+        let first: usize = path.file_name().unwrap().to_str().unwrap().parse().unwrap();
+        let mut bytes = fs::read(&path).unwrap();
+        let keep = (4181 * 32_usize).saturating_sub(first).min(bytes.len());
+        bytes[keep..].fill(0);
+        fs::write(&path, bytes).unwrap();
+    }
+    let looked = check(&options("n0", &[&n1, &n2]), &quiet()).unwrap();
+    let what = "last 142 entries, from 4181 on, are left out";
+    assert!(told(&looked, what), "{:?}", looked.warnings);
 }
 
 /// Of two that want a store, a broker and a migration, the later one is sent away. A run that is
