@@ -39,7 +39,7 @@ pub(crate) struct Target<'a> {
 }
 
 /// Keys of the old roles and places, and why they have no line any more.
-const GONE: [(&str, &str); 12] = [
+const GONE: [(&str, &str); 14] = [
     (
         "storePathCommitLog",
         "the commit log lies under storePathRootDir",
@@ -70,10 +70,15 @@ const GONE: [(&str, &str); 12] = [
         "an old spelling; the size of the files is given below",
     ),
     ("enableDLedgerCommitLog", "see enableDLegerCommitLog"),
+    ("storeType", "the store has the classic file format"),
+    (
+        "configManagerVersion",
+        "topics, groups and offsets are in the log of the group",
+    ),
 ];
 
 /// Keys of a group's nodes that a Java master does not know or must not have.
-const GONE_BACK: [(&str, &str); 15] = [
+const GONE_BACK: [(&str, &str); 17] = [
     ("dLeger*", "a classic master has no peers"),
     ("dLedger*", "a classic master has no peers"),
     ("raft*", "a key of rmq"),
@@ -91,6 +96,11 @@ const GONE_BACK: [(&str, &str); 15] = [
     (
         "storePathDLedgerCommitLog",
         "a classic master has no such log",
+    ),
+    ("storeType", "the store has the classic file format"),
+    (
+        "configManagerVersion",
+        "topics, groups and offsets are in config/*.json",
     ),
 ];
 

@@ -3,14 +3,16 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rmq_store::GenesisMetadata;
 use rmq_wire::body::{ConsumerOffsetSerializeWrapper, DataVersion};
 use rmq_wire::json;
 use serde::de::DeserializeOwned;
 
+use crate::conf::Conf;
 use crate::problem::{Code, Problem};
+use crate::source::{exists, list};
 
 /// Longest name of a topic or group in a state of rmq.
 const MAX_NAME_BYTES: usize = 263;
@@ -38,6 +40,14 @@ pub(crate) fn read(dir: &Path, notes: &mut Vec<Problem>) -> Result<GenesisMetada
         read_file(dir, "consumerOffset.json", notes)?;
     let lmq: Option<ConsumerOffsetSerializeWrapper> =
         read_file(dir, "lmqConsumerOffset.json", notes)?;
+    if plain.is_none() && lmq.is_none() {
+        notes.push(
+            Problem::new(Code::Metadata, "there is no consumerOffset.json")
+                .at_file(dir)
+                .why("the group begins without offsets: consumers begin where their settings say, as new ones")
+                .hint("if there were consumers, give the directory that has it with --config-from"),
+        );
+    }
     let tables = [plain, lmq].into_iter().flatten();
     for (key, queues) in tables.flat_map(|table| table.offset_table) {
         let of: &mut BTreeMap<i32, i64> = metadata.offsets.offset_table.entry(key).or_default();
@@ -51,6 +61,45 @@ pub(crate) fn read(dir: &Path, notes: &mut Vec<Problem>) -> Result<GenesisMetada
     }
     tidy(&mut metadata, notes);
     Ok(metadata)
+}
+
+/// What is in the way where the broker had its metadata in RocksDB: the files beside that are as old as
+/// the change to it, or were never written.
+pub(crate) fn in_rocksdb(dir: &Path, conf: Option<&Conf>) -> Result<Option<Problem>, Problem> {
+    let said = |key| conf.and_then(|conf| conf.get(key)).unwrap_or_default();
+    // Java compares the one without regard to case, and not the other.
+    let found = if said("storeType").eq_ignore_ascii_case("defaultRocksDB") {
+        Some(("storeType=defaultRocksDB", dir.to_owned()))
+    } else if said("configManagerVersion") == "v2" {
+        Some(("configManagerVersion=v2", dir.to_owned()))
+    } else {
+        rocksdb_under(dir)?.map(|path| ("this is a RocksDB", path))
+    };
+    Ok(found.map(|(what, path)| {
+        Problem::new(Code::Metadata, format!("{what}: topics, groups and offsets are in it"))
+            .at_file(&path)
+            .why("the .json files beside it may be old, and groups would begin again where they were then")
+            .hint(
+                "export them with mqadmin rocksDBConfigToJson and give the directory with --config-from; \
+                 or give the store's own config there, if it is up to date",
+            )
+    }))
+}
+
+/// A RocksDB in a directory or one of those in it: it has a file `CURRENT`.
+fn rocksdb_under(dir: &Path) -> Result<Option<PathBuf>, Problem> {
+    for name in list(dir)? {
+        let path = dir.join(name);
+        if path.is_dir() {
+            if exists(&path.join("CURRENT"))? {
+                return Ok(Some(path));
+            }
+            if let Some(found) = rocksdb_under(&path)? {
+                return Ok(Some(found));
+            }
+        }
+    }
+    Ok(None)
 }
 
 /// Takes out what differs between brokers that mean the same, and what no group of rmq can have.

@@ -109,6 +109,10 @@ pub(crate) fn plan(
         .config_from
         .clone()
         .unwrap_or_else(|| source.root.join("config"));
+    if options.config_from.is_none() {
+        let found = metadata::in_rocksdb(&config_dir, conf.as_ref())?;
+        report.blockers.extend(found);
+    }
     let metadata = metadata::read(&config_dir, &mut report.warnings)?;
 
     progress.phase("finding the end of the log", 0);

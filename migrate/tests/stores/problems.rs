@@ -277,6 +277,52 @@ fn places_that_hold_no_store_or_none_to_be_are_refused() {
 }
 
 #[test]
+fn files_beside_metadata_in_rocksdb_are_not_taken_for_it() {
+    let Some(unpacked) = Unpacked::new("classic-5.5.0-v2", |store| store == "broker-a") else {
+        return;
+    };
+    let (store, conf) = (unpacked.store("broker-a"), unpacked.conf("broker-a"));
+    let plain = unpacked.options("broker-a", &[]);
+    let config = store.join("config");
+    let chosen = ["--config-from", config.to_str().unwrap()];
+    let chosen = unpacked.options("broker-a", &chosen);
+    let text = fs::read_to_string(&conf).unwrap();
+    for (more, refused) in [
+        ("storeType=DefaultRocksDB", true),
+        ("configManagerVersion=v2", true),
+        ("storeType=default\nconfigManagerVersion=v1", false),
+    ] {
+        fs::write(&conf, format!("{text}\n{more}\n")).unwrap();
+        if refused {
+            assert_refused(&unpacked, &plain, Code::Metadata);
+        }
+        let open = if refused { &chosen } else { &plain };
+        let looked = check(open, &quiet()).unwrap();
+        assert!(looked.blockers.is_empty(), "{:?}", looked.blockers);
+    }
+    fs::write(&conf, &text).unwrap();
+    for dir in ["topics", "rdb/of"] {
+        let dir = config.join(dir);
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join("CURRENT"), "MANIFEST-000005\n").unwrap();
+        assert_refused(&unpacked, &plain, Code::Metadata);
+        assert!(check(&chosen, &quiet()).unwrap().blockers.is_empty());
+        fs::remove_file(dir.join("CURRENT")).unwrap();
+    }
+
+    let told = |what: &str| {
+        let looked = check(&plain, &quiet()).unwrap();
+        assert!(looked.blockers.is_empty(), "{:?}", looked.blockers);
+        looked.warnings.iter().any(|note| note.what.contains(what))
+    };
+    assert!(!told("no consumerOffset.json"));
+    for name in ["consumerOffset.json", "consumerOffset.json.bak"] {
+        fs::remove_file(config.join(name)).unwrap();
+    }
+    assert!(told("no consumerOffset.json"));
+}
+
+#[test]
 fn damaged_dledger_logs_are_refused() {
     let Some(unpacked) = Unpacked::new("dledger-4.9.7", |store| store == "n0") else {
         return;
