@@ -40,6 +40,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 pub use history::Verify;
 pub use problem::{Code, Problem};
@@ -118,6 +119,7 @@ pub struct Options {
 pub fn main() -> ExitCode {
     let options = Options::parse();
     stop::on_signals(&options);
+    raise_descriptor_limit();
     let progress = Progress::new(options.progress);
     let result = if options.rollback {
         rollback::rollback(&options.to).map(|text| report::say(&text))
@@ -141,5 +143,21 @@ pub fn main() -> ExitCode {
             report::complain(&problem);
             ExitCode::from(problem.exit_code())
         }
+    }
+}
+
+/// Takes as many descriptors as the system allows: every segment is open while a store is, and of those
+/// there may be more than the 1024 that programs get which may still use `select`.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        report::tell(&format!(
+            "the limit of open descriptors stays {:?}: {error}",
+            limit.current
+        ));
     }
 }

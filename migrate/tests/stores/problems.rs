@@ -427,6 +427,23 @@ fn a_majority_is_one_of_the_nodes_of_dledger_and_not_of_the_stores() {
     assert!(told(&looked, what), "{:?}", looked.warnings);
 }
 
+/// Every segment is open while the result is; the soft limit is what shells give, not what the system has.
+#[test]
+fn more_files_are_open_than_the_soft_limit_allows() {
+    let Some(unpacked) = Unpacked::new("classic-4.9.7-clean", |store| store == "broker-b") else {
+        return;
+    };
+    let args = unpacked.args("broker-b");
+    let program = env!("CARGO_BIN_EXE_rmq-migrate");
+    let output = Command::new("sh")
+        .args(["-c", "ulimit -S -n 12; exec \"$0\" \"$@\"", program])
+        .args(&args[1..])
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{said}");
+}
+
 /// Of two that want a store, a broker and a migration, the later one is sent away. A run that is
 /// stopped says how to go on.
 #[test]
