@@ -192,10 +192,13 @@ pub(crate) fn keep_rest(
 }
 
 fn keep(from: &Path, to: &Path, transfer: &mut Transfer<'_>) -> Result<(), Problem> {
-    let meta = match fs::symlink_metadata(from) {
+    let reading = |error| Problem::reading(from, &error);
+    match fs::symlink_metadata(from) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        other => other.map_err(|error| Problem::reading(from, &error))?,
+        other => other.map_err(reading)?,
     };
+    // What a symbolic link leads to is taken, and one that leads nowhere is told.
+    let meta = fs::metadata(from).map_err(reading)?;
     if meta.is_dir() {
         for name in list(from)? {
             keep(&from.join(&name), &to.join(&name), transfer)?;

@@ -352,9 +352,16 @@ pub(crate) fn check_space(plan: &mut Plan, mode: Mode) -> Result<(), Problem> {
     } = plan;
     let log = history.end - history.start;
     let tail = history.end % source.segment_bytes;
+    // A symbolic link may lead to another disk.
+    let far = source.segments.iter();
+    let far = far
+        .filter(|segment| dev(&segment.path) != dev(parent))
+        .count() as u64;
     let derived = queues.queues.len() as u64 * queues.file_bytes;
     let needed = match (source.kind, mode) {
-        (Kind::Classic, Mode::Auto | Mode::Link) if one_disk => tail + derived,
+        (Kind::Classic, Mode::Auto | Mode::Link) if one_disk => {
+            tail + far * source.segment_bytes + derived
+        }
         _ => log + derived,
     } + SPARE_BYTES;
     let free = free_bytes(parent)?;

@@ -76,9 +76,10 @@ impl<'a> Transfer<'a> {
         if self.is_there(to)? {
             return Ok(());
         }
-        let bytes = fs::metadata(from)
-            .map_err(|error| Problem::reading(from, &error))?
-            .len();
+        let reading = |error| Problem::reading(from, &error);
+        // A link to a symbolic link would name the file by its path, and go with it.
+        let from = &fs::canonicalize(from).map_err(reading)?;
+        let bytes = fs::metadata(from).map_err(reading)?.len();
         if self.mode != Mode::Copy {
             if reflink(from, to)? {
                 self.done.reflinked_files += 1;

@@ -58,6 +58,34 @@ fn what_is_odd_is_told_and_taken_over_or_left_alone() {
     }
 }
 
+#[test]
+fn symbolic_links_are_followed() {
+    let Some(unpacked) = Unpacked::new("classic-4.9.7-clean", |store| store == "broker-b") else {
+        return;
+    };
+    let (store, target) = (unpacked.store("broker-b"), unpacked.target());
+    let elsewhere = unpacked.dir.path().join("elsewhere");
+    fs::create_dir_all(&elsewhere).unwrap();
+    let segment = "commitlog/00000000000000000000";
+    let topics = fs::read(store.join("config/topics.json")).unwrap();
+    for (nth, name) in [segment, "config/topics.json", "config"].iter().enumerate() {
+        let moved = elsewhere.join(nth.to_string());
+        fs::rename(store.join(name), &moved).unwrap();
+        std::os::unix::fs::symlink(moved, store.join(name)).unwrap();
+    }
+    run(
+        &unpacked.options("broker-b", &["--verify", "full"]),
+        &quiet(),
+    )
+    .unwrap();
+    let taken = fs::symlink_metadata(target.join(segment)).unwrap();
+    assert!(taken.is_file() && taken.len() == 1 << 20, "{taken:?}");
+    assert_eq!(
+        fs::read(target.join("adopted/config/topics.json")).unwrap(),
+        topics
+    );
+}
+
 /// A commit log in two directories, and the properties that a published group was made with.
 #[test]
 fn properties_as_operators_have_them_are_understood() {
