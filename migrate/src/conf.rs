@@ -39,9 +39,13 @@ pub(crate) struct Target<'a> {
 }
 
 /// Keys of the old roles and places, and why they have no line any more.
-const GONE: [(&str, &str); 14] = [
+const GONE: [(&str, &str); 15] = [
     (
         "storePathCommitLog",
+        "the commit log lies under storePathRootDir",
+    ),
+    (
+        "readOnlyCommitLogStorePaths",
         "the commit log lies under storePathRootDir",
     ),
     (
@@ -78,7 +82,11 @@ const GONE: [(&str, &str); 14] = [
 ];
 
 /// Keys of a group's nodes that a Java master does not know or must not have.
-const GONE_BACK: [(&str, &str); 17] = [
+const GONE_BACK: [(&str, &str); 18] = [
+    (
+        "readOnlyCommitLogStorePaths",
+        "the commit log lies under storePathRootDir",
+    ),
     ("dLeger*", "a classic master has no peers"),
     ("dLedger*", "a classic master has no peers"),
     ("raft*", "a key of rmq"),

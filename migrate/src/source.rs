@@ -1,6 +1,7 @@
 //! A store that is migrated: what kind it is, that nobody uses it, and which files it has. Everything
 //! is opened to read only.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
@@ -190,10 +191,15 @@ fn log_dirs(
     let own = said("storePathCommitLog").split(',');
     let all = own.chain(said("readOnlyCommitLogStorePaths").split(','));
     let mut dirs = Vec::new();
+    // One that is read only is named by both keys as a rule.
+    let mut seen = BTreeSet::new();
     for dir in all.map(str::trim).filter(|dir| !dir.is_empty()) {
         let dir = PathBuf::from(dir);
         if exists(&dir)? {
-            dirs.push(dir);
+            let real = fs::canonicalize(&dir).map_err(|error| Problem::reading(&dir, &error))?;
+            if seen.insert(real) {
+                dirs.push(dir);
+            }
         } else if exists(&usual)? {
             notes.push(
                 Problem::new(
@@ -208,7 +214,6 @@ fn log_dirs(
     if dirs.is_empty() {
         dirs.push(usual);
     }
-    dirs.dedup();
     Ok(dirs)
 }
 

@@ -102,10 +102,9 @@ fn properties_as_operators_have_them_are_understood() {
     }
     fs::remove_dir(store.join("commitlog")).unwrap();
     let text = fs::read_to_string(unpacked.conf("broker-b")).unwrap();
+    let [one, two] = dirs.each_ref().map(|dir| dir.display());
     let both = format!(
-        "{text}\nstorePathCommitLog={},{}\n",
-        dirs[0].display(),
-        dirs[1].display()
+        "{text}\nstorePathCommitLog={one},{two}\nreadOnlyCommitLogStorePaths={one}/../one\n"
     );
     fs::write(unpacked.conf("broker-b"), both).unwrap();
     let report = run(
@@ -116,6 +115,11 @@ fn properties_as_operators_have_them_are_understood() {
     assert_eq!(
         (report.log.end, report.segments),
         (before.log.end, before.segments)
+    );
+    let written = fs::read_to_string(&report.conf_files[0]).unwrap();
+    assert!(
+        !written.contains("\nreadOnlyCommitLogStorePaths"),
+        "{written}"
     );
     rollback(&unpacked);
 
