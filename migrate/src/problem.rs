@@ -1,5 +1,6 @@
 //! What goes wrong, for people and for scripts: a stable code, where, why, and what to do.
 
+use std::error::Error;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -127,6 +128,14 @@ impl Problem {
         }
     }
 
+    /// A full disk, if that is what is behind an error, however deep.
+    pub(crate) fn full_disk(path: &Path, error: &(dyn Error + 'static)) -> Option<Self> {
+        std::iter::successors(Some(error), |&error| error.source())
+            .filter_map(|cause| cause.downcast_ref::<io::Error>())
+            .map(|cause| Self::writing(path, cause))
+            .find(|problem| problem.code == Code::NoSpace)
+    }
+
     #[must_use]
     pub fn at_file(mut self, path: &Path) -> Self {
         self.path = Some(path.to_owned());
@@ -184,4 +193,30 @@ impl fmt::Display for Problem {
     }
 }
 
-impl std::error::Error for Problem {}
+impl Error for Problem {}
+
+#[cfg(test)]
+mod tests {
+    use rmq_store::{DispatchError, OpenQueuesError, OpenStoreError, PhyOffset};
+
+    use super::*;
+
+    #[test]
+    fn a_disk_that_fills_while_queues_are_built_is_no_failure_to_look_into() {
+        let building = |kind: io::ErrorKind| {
+            let (at, source) = (PhyOffset(0), kind.into());
+            let error = OpenQueuesError::Dispatch(DispatchError::Io { at, source });
+            OpenStoreError::Queues(error)
+        };
+        let exit = |error: &(dyn Error + 'static)| {
+            Problem::full_disk(Path::new("/to"), error).map(|problem| problem.exit_code())
+        };
+        assert_eq!(exit(&building(io::ErrorKind::StorageFull)), Some(75));
+        assert_eq!(exit(&building(io::ErrorKind::QuotaExceeded)), Some(75));
+        assert_eq!(exit(&building(io::ErrorKind::PermissionDenied)), None);
+        // As the queues' thread hands it on.
+        let error = io::Error::other(building(io::ErrorKind::StorageFull));
+        assert_eq!(exit(&error), Some(75));
+        assert_eq!(exit(&io::Error::from(io::ErrorKind::StorageFull)), Some(75));
+    }
+}

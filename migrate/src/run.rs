@@ -1,5 +1,6 @@
 //! The steps of a migration, in their order.
 
+use std::error::Error;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -270,11 +271,13 @@ fn derive(
     }
     let config = plan.sizes.config(partial);
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
-    let failed = |error: &dyn std::fmt::Display| {
-        Problem::new(Code::Write, error.to_string())
-            .at_file(partial)
-            .why("the result does not open as a store")
-            .hint("run the same command again once the cause is gone")
+    let failed = |error: &(dyn Error + 'static)| {
+        Problem::full_disk(partial, error).unwrap_or_else(|| {
+            Problem::new(Code::Write, error.to_string())
+                .at_file(partial)
+                .why("the result does not open as a store")
+                .hint("run the same command again once the cause is gone")
+        })
     };
     let mut from = genesis.start;
     if plan.queues_rebuilt.is_none() {

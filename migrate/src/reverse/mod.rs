@@ -12,7 +12,7 @@ mod place;
 mod report;
 mod settings;
 
-use std::fmt;
+use std::error::Error;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -177,11 +177,13 @@ fn first_queue_file(root: &Path) -> Result<Option<u64>, Problem> {
 /// Opens the copy, which builds what its queues and index lack, with all entries committed.
 fn derive(sizes: &Sizes, partial: &Path, progress: &Progress) -> Result<(), Problem> {
     progress.phase("bringing queues and index to the end", 0);
-    let failed = |error: &dyn fmt::Display| {
-        Problem::new(Code::Write, error.to_string())
-            .at_file(partial)
-            .why("the copy does not open as a store")
-            .hint("take the store of another node, or look at this one with mqadmin inspect store")
+    let failed = |error: &(dyn Error + 'static)| {
+        Problem::full_disk(partial, error).unwrap_or_else(|| {
+            Problem::new(Code::Write, error.to_string())
+                .at_file(partial)
+                .why("the copy does not open as a store")
+                .hint("take the store of another node, or look at this one with mqadmin inspect store")
+        })
     };
     let config = sizes.config(partial);
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
