@@ -1,7 +1,8 @@
 //! `rmq-migrate`: the store of a Java RocketMQ broker becomes the beginning of a group's log.
 //!
 //! - `source`: which store it is, that nobody uses it; `history`: how far its log goes; `queues`: whether
-//!   its queues and index agree with that; `metadata`: what its `config/*.json` say
+//!   its queues and index agree with that; `metadata`: what its `config/*.json` say; `unserved`: what
+//!   nobody will deliver
 //! - `plan`: what will be done; `place` and `transfer`: its files into the target; `dledger`: a DLedger
 //!   log written anew
 //! - `run`: the steps in their order; `verify`: the result against itself; `compare`: two stores;
@@ -33,6 +34,7 @@ mod sizes;
 mod source;
 mod stop;
 mod transfer;
+mod unserved;
 mod verify;
 mod walk;
 

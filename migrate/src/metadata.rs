@@ -9,6 +9,7 @@ use rmq_store::GenesisMetadata;
 use rmq_wire::body::{ConsumerOffsetSerializeWrapper, DataVersion};
 use rmq_wire::json;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use crate::conf::Conf;
 use crate::problem::{Code, Problem};
@@ -59,8 +60,39 @@ pub(crate) fn read(dir: &Path, notes: &mut Vec<Problem>) -> Result<GenesisMetada
     if let Some(delay) = read_file(dir, "delayOffset.json", notes)? {
         metadata.delay = delay;
     }
+    static_topics(dir, notes);
     tidy(&mut metadata, notes);
     Ok(metadata)
+}
+
+/// Notes topics whose queues are numbered across brokers: here they become those of this one.
+fn static_topics(dir: &Path, notes: &mut Vec<Problem>) {
+    const FILE: &str = "topicQueueMapping.json";
+    let what = match read_file::<Value>(dir, FILE, &mut Vec::new()) {
+        Ok(None) => return,
+        Ok(Some(found)) => {
+            let topics = found["topicQueueMappingDetailMap"].as_object();
+            let names: Vec<&str> = topics
+                .into_iter()
+                .flat_map(|of| of.keys())
+                .map(|n| &**n)
+                .collect();
+            if names.is_empty() {
+                return;
+            }
+            format!("static topics become plain ones: {}", names.join(", "))
+        }
+        Err(problem) => format!(
+            "static topics, if there are any, become plain ones: {}",
+            problem.what
+        ),
+    };
+    notes.push(
+        Problem::new(Code::MetadataRefused, what)
+            .at_file(&dir.join(FILE))
+            .why("their queues get the numbers and offsets that they have on this broker, which clients do not know")
+            .hint("move what uses them to plain topics first"),
+    );
 }
 
 /// What is in the way where the broker had its metadata in RocksDB: the files beside that are as old as
@@ -252,6 +284,20 @@ mod tests {
         let codes: Vec<Code> = notes.iter().map(|note| note.code).collect();
         let refused = Code::MetadataRefused;
         assert_eq!(codes, [Code::Metadata, refused, refused, refused]);
+
+        let statics = |text: &str| {
+            write("topicQueueMapping.json", text);
+            let mut notes = Vec::new();
+            read(dir.path(), &mut notes).unwrap();
+            let told = |note: &&Problem| note.what.starts_with("static topics");
+            notes.iter().find(told).map(|note| note.what.clone())
+        };
+        let none = r#"{"dataVersion":{"counter":1},"topicQueueMappingDetailMap":{}}"#;
+        assert_eq!(statics(none), None);
+        let one = r#"{"topicQueueMappingDetailMap":{"S":{"hostedQueues":{0:[]},"topic":"S"}}}"#;
+        let told = "static topics become plain ones: S";
+        assert_eq!(statics(one).as_deref(), Some(told));
+        assert!(statics("{").is_some());
 
         write("topics.json", "{");
         let problem = read(dir.path(), &mut Vec::new()).unwrap_err();

@@ -23,6 +23,7 @@ use crate::run::parent;
 use crate::sizes::{self, Sizes};
 use crate::source::{Kind, Source, list};
 use crate::transfer::{Mode, free_bytes};
+use crate::unserved::{Timer, unserved};
 
 /// Room for small files that nobody has to count.
 pub(crate) const SPARE_BYTES: u64 = 16 << 20;
@@ -61,6 +62,9 @@ pub(crate) struct Plan {
     pub(crate) queues: SourceQueues,
     pub(crate) queues_rebuilt: Option<String>,
     pub(crate) index: SourceIndex,
+    pub(crate) timer: Timer,
+    /// Warnings that queues built anew may change.
+    pub(crate) unserved: Vec<Problem>,
     pub(crate) report: Report,
 }
 
@@ -182,9 +186,12 @@ pub(crate) fn plan(
         .map(|queue| ((queue.topic.clone(), queue.id), queue.last + 1))
         .collect();
     beyond_end(&maxima, &metadata, &mut report.warnings);
+    let timer = Timer::read(&source.root)?;
+    let unserved = unserved(&maxima, &metadata, &timer);
     report.pending = pending(
         &maxima,
         &metadata,
+        &timer,
         Pending {
             light: queues.lmq.values().sum(),
             inner_batch_files: count_files(&source.root.join("batchconsumequeue"))?,
@@ -231,6 +238,8 @@ pub(crate) fn plan(
         queues,
         queues_rebuilt,
         index,
+        timer,
+        unserved,
         report,
     })
 }
@@ -256,8 +265,14 @@ fn beyond_end(maxima: &Maxima, metadata: &GenesisMetadata, notes: &mut Vec<Probl
 }
 
 /// What waits, of what queues hold and groups have had.
-pub(crate) fn pending(maxima: &Maxima, metadata: &GenesisMetadata, rest: Pending) -> Pending {
+pub(crate) fn pending(
+    maxima: &Maxima,
+    metadata: &GenesisMetadata,
+    timer: &Timer,
+    rest: Pending,
+) -> Pending {
     let mut pending = Pending {
+        timer: timer.waiting(maxima),
         light: rest.light,
         inner_batch_files: rest.inner_batch_files,
         ..Pending::default()
@@ -277,8 +292,6 @@ pub(crate) fn pending(maxima: &Maxima, metadata: &GenesisMetadata, rest: Pending
             pending.delayed += end.saturating_sub(done);
         } else if topic == name::TRANS_HALF_TOPIC {
             pending.half += end.saturating_sub(offset(name::TRANS_GROUP, topic, *id));
-        } else if topic == "rmq_sys_wheel_timer" {
-            pending.timer += end;
         } else if let Some(group) = topic.strip_prefix(name::RETRY_PREFIX) {
             pending.retry += end.saturating_sub(offset(group, topic, *id));
         } else if name::is_dlq_topic(topic) {

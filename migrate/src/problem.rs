@@ -45,6 +45,8 @@ pub enum Code {
     MetadataRefused = 202,
     /// A consumer offset beyond the end of its queue.
     OffsetBeyondEnd = 203,
+    /// Messages that the Java broker would have delivered yet, and rmq does not.
+    Unserved = 204,
     /// Two stores differ.
     StoresDiffer = 207,
     /// Other nodes may have messages that this store lacks.

@@ -70,7 +70,7 @@ pub struct Pending {
     pub half: u64,
     pub retry: u64,
     pub dead_letters: u64,
-    /// In the queue of the timer wheel; kept for a later version.
+    /// In the timer wheel or before it; kept for a later version.
     pub timer: u64,
     /// In light queues; kept for a later version.
     pub light: u64,

@@ -22,6 +22,7 @@ use crate::progress::Progress;
 use crate::report::Report;
 use crate::source::{Kind, exists, list};
 use crate::transfer::{Transfer, write_file};
+use crate::unserved::unserved;
 use crate::{Options, verify};
 
 /// In the target's root: which run made it, from what.
@@ -46,6 +47,7 @@ pub fn check(options: &Options, progress: &Progress) -> Result<Report, Problem> 
         }
     };
     plan.report.check = true;
+    plan.report.warnings.append(&mut plan.unserved);
     if let Err(problem) = free_target(&plan.to) {
         plan.report.blockers.push(problem);
     }
@@ -94,6 +96,7 @@ pub fn run(options: &Options, progress: &Progress) -> Result<Report, Problem> {
     plan.report.run.clone_from(&run);
     if fs::read_to_string(plan.to.join(STATE_FILE)).is_ok_and(|found| found == state) {
         let mut report = plan.report;
+        report.warnings.append(&mut plan.unserved);
         report.already_done = true;
         report.log = plan.history;
         return Ok(report);
@@ -147,7 +150,9 @@ pub fn run(options: &Options, progress: &Progress) -> Result<Report, Problem> {
     let (verified, maxima) = derive(&plan, options, &partial, &genesis, progress)?;
 
     let mut report = std::mem::take(&mut plan.report);
-    report.pending = pending(&maxima, &plan.metadata, report.pending);
+    report.pending = pending(&maxima, &plan.metadata, &plan.timer, report.pending);
+    let unserved = unserved(&maxima, &plan.metadata, &plan.timer);
+    report.warnings.extend(unserved);
     report.dledger = dledger;
     report.files = transfer.done;
     report.verified = verified;

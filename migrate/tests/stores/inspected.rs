@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use rmq_migrate::{Progress, Style, run};
+use rmq_migrate::{Code, Progress, Style, run};
 use rmq_store::RealDisk;
 use rmq_store::inspect::{Inspection, QueueKind, QueuePart, inspect};
 use serde_json::Value;
@@ -29,7 +29,7 @@ fn number(line: &Value, key: &str) -> u64 {
 
 fn check(archive: &str, name: &str, manifest: &str) -> Option<Seen> {
     let unpacked = Unpacked::new(archive, |store| store == name)?;
-    run(&unpacked.options(name, &[]), &Progress::new(Style::None)).unwrap();
+    let report = run(&unpacked.options(name, &[]), &Progress::new(Style::None)).unwrap();
     let look = |root: &std::path::Path| inspect(&(Arc::new(RealDisk) as _), root, None).unwrap();
     let (java, ours) = (look(&unpacked.store(name)), look(&unpacked.target()));
     let shown = format!("{archive}/{name}");
@@ -39,6 +39,24 @@ fn check(archive: &str, name: &str, manifest: &str) -> Option<Seen> {
         (&ours.delay, &ours.half, &ours.timer),
         (&java.delay, &java.half, &java.timer),
         "{shown}"
+    );
+    assert_eq!(report.pending.timer, java.timer.pending, "{shown}");
+    let unserved = report.warnings.iter();
+    let unserved: Vec<&str> = unserved
+        .filter(|note| note.code == Code::Unserved)
+        .map(|note| &*note.what)
+        .collect();
+    let timer = format!("{} timer messages wait for their time", java.timer.pending);
+    assert_eq!(
+        unserved.contains(&&*timer),
+        java.timer.pending > 0,
+        "{shown}: {unserved:?}"
+    );
+    let revive = "queue 0 of rmq_sys_REVIVE_LOG_FxCluster ends at 28, it was read to 3";
+    assert_eq!(
+        unserved.contains(&revive),
+        ["classic-5.5.0-clean", "classic-5.5.0-lmq"].contains(&archive),
+        "{shown}: {unserved:?}"
     );
     let tables = |found: &Inspection| {
         let config = &found.config;
