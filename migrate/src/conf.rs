@@ -191,10 +191,9 @@ impl Conf {
                         "true".to_owned(),
                         "a group of nodes",
                     ),
-                    ("dLegerGroup", target.group.to_owned(), "the broker's name"),
+                    ("dLegerGroup", target.group.to_owned(), "the group's name"),
                     ("dLegerPeers", list.join(";"), "the same on all nodes"),
                     ("dLegerSelfId", node.id.clone(), "this node"),
-                    ("brokerName", target.group.to_owned(), "as clients know it"),
                     (
                         "brokerIP1",
                         node.host.clone(),
@@ -202,6 +201,11 @@ impl Conf {
                     ),
                     ("brokerIP2", node.host.clone(), "as brokerIP1"),
                 ]);
+                // Clients know the broker by the name it had, whatever the group is called.
+                if self.get("brokerName").is_none_or(str::is_empty) {
+                    let name = target.group.to_owned();
+                    new.push(("brokerName", name, "as clients know it"));
+                }
             }
             None => new.push((
                 "enableDLegerCommitLog",
@@ -429,6 +433,32 @@ mod tests {
             "#mapedFileSizeCommitLog=1\n",
         ] {
             assert!(text.contains(note), "{text}");
+        }
+    }
+
+    #[test]
+    fn clients_find_the_broker_under_the_name_it_had() {
+        let peers = peers("n0-h:1;n1-i:1").unwrap();
+        let target = Target {
+            root: Path::new("/new"),
+            group: "raft-1",
+            peers: &peers,
+            sizes: &Sizes {
+                segment: 1 << 30,
+                consume_queue_file: 6000,
+                index: (1000, 4000),
+                levels: rmq_store::DelayLevels::default(),
+            },
+        };
+        for (text, name) in [
+            ("brokerName=orders\ndLegerGroup=raft-1", "orders"),
+            ("brokerName=\ndLegerGroup=raft-1", "raft-1"),
+            ("dLegerGroup=raft-1", "raft-1"),
+        ] {
+            let written = conf(text).for_node(&target, Some(&peers[0]));
+            let conf = conf(&written);
+            let said = (conf.get("brokerName"), conf.get("dLegerGroup"));
+            assert_eq!(said, (Some(name), Some("raft-1")), "{written}");
         }
     }
 

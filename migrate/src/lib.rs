@@ -73,7 +73,8 @@ pub struct Options {
     /// The stopped broker's properties file; files for the new nodes are written from it.
     #[arg(short = 'c', long = "conf")]
     pub conf: Option<PathBuf>,
-    /// Name of the group: dLegerGroup of the properties file, or else brokerName.
+    /// Name of the group: dLegerGroup of the properties file, or else brokerName. Clients know the
+    /// brokerName, which stays.
     #[arg(long)]
     pub group: Option<String>,
     /// The nodes, as in dLegerPeers, if the properties file does not have them.
