@@ -117,7 +117,7 @@ pub(crate) fn plan(
         let found = metadata::in_rocksdb(&config_dir, conf.as_ref())?;
         report.blockers.extend(found);
     }
-    let metadata = metadata::read(&config_dir, &mut report.warnings)?;
+    let mut metadata = metadata::read(&config_dir, &mut report.warnings)?;
 
     progress.phase("finding the end of the log", 0);
     let history = match source.kind {
@@ -186,6 +186,9 @@ pub(crate) fn plan(
         .map(|queue| ((queue.topic.clone(), queue.id), queue.last + 1))
         .collect();
     beyond_end(&maxima, &metadata, &mut report.warnings);
+    if queues_rebuilt.is_none() {
+        delay_within(&maxima, &mut metadata, &mut report.warnings);
+    }
     let timer = Timer::read(&source.root)?;
     let unserved = unserved(&maxima, &metadata, &timer);
     report.pending = pending(
@@ -262,6 +265,33 @@ fn beyond_end(maxima: &Maxima, metadata: &GenesisMetadata, notes: &mut Vec<Probl
             }
         }
     }
+}
+
+/// Takes what is said to be delivered of a delay level back to where its queue ends; whether any said more, as a slave
+/// and a broker after a power cut may: the next messages of the level would be passed over
+/// (`ScheduleMessageService.correctDelayOffset`, 4.9.8).
+pub(crate) fn delay_within(
+    maxima: &Maxima,
+    metadata: &mut GenesisMetadata,
+    notes: &mut Vec<Problem>,
+) -> bool {
+    let mut is_beyond = false;
+    for (level, at) in &mut metadata.delay.offset_table {
+        let queue = (name::SCHEDULE_TOPIC.to_owned(), level - 1);
+        let end = maxima.get(&queue).copied().unwrap_or(0);
+        let end = i64::try_from(end).unwrap_or(i64::MAX);
+        if *at > end {
+            let what =
+                format!("delay level {level} was delivered up to {at}, its queue ends at {end}");
+            notes.push(
+                Problem::new(Code::OffsetBeyondEnd, what)
+                    .why("it goes on at the end, so that no message to come is passed over"),
+            );
+            *at = end;
+            is_beyond = true;
+        }
+    }
+    is_beyond
 }
 
 /// What waits, of what queues hold and groups have had.

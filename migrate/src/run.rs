@@ -16,7 +16,7 @@ use crate::history::Verify;
 use crate::place::{
     BOOT_FILE, forget_before_boot, keep_rest, place_derived, place_log, rewrite_log,
 };
-use crate::plan::{Maxima, Plan, SPARE_BYTES, check_space, inputs, pending, plan};
+use crate::plan::{Maxima, Plan, SPARE_BYTES, check_space, delay_within, inputs, pending, plan};
 use crate::problem::{Code, Problem};
 use crate::progress::Progress;
 use crate::report::Report;
@@ -143,11 +143,17 @@ pub fn run(options: &Options, progress: &Progress) -> Result<Report, Problem> {
     place_derived(&plan, &partial, &mut transfer)?;
     keep_rest(&plan, &partial, &mut transfer)?;
     progress.phase("checking the result", 0);
-    let genesis = write_genesis(&plan, &partial)?;
+    let mut genesis = write_genesis(&plan, &partial)?;
     progress.phase("making it durable", 0);
     transfer.sync(&partial)?;
     progress.phase("opening the result", 0);
-    let (verified, maxima) = derive(&plan, options, &partial, &genesis, progress)?;
+    let (mut verified, mut maxima) = derive(&plan, options, &partial, &genesis, progress)?;
+    if delay_within(&maxima, &mut plan.metadata, &mut plan.report.warnings) {
+        // Where queues end that were built anew is known only now.
+        genesis = write_genesis(&plan, &partial)?;
+        transfer.sync(&partial)?;
+        (verified, maxima) = derive(&plan, options, &partial, &genesis, progress)?;
+    }
 
     let mut report = std::mem::take(&mut plan.report);
     report.pending = pending(&maxima, &plan.metadata, &plan.timer, report.pending);

@@ -1,6 +1,7 @@
 //! A migrated store against the manifest of its source.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -16,7 +17,7 @@ use crate::fixture::Unpacked;
 pub(crate) type Moved = BTreeMap<u64, u64>;
 
 pub(crate) fn conf(unpacked: &Unpacked, name: &str) -> BTreeMap<String, String> {
-    let text = std::fs::read_to_string(unpacked.conf(name)).unwrap();
+    let text = fs::read_to_string(unpacked.conf(name)).unwrap();
     let pairs = text.lines().filter_map(|line| line.split_once('='));
     pairs
         .map(|(key, value)| (key.to_owned(), value.to_owned()))
@@ -245,6 +246,38 @@ pub(crate) fn close(store: Store) {
     store.log.close().unwrap();
 }
 
+/// As a slave may have it, and a broker after a power cut, whose queues are built anew.
+#[test]
+fn delayed_messages_go_on_where_their_queues_end() {
+    for is_clean in [true, false] {
+        let Some(unpacked) = Unpacked::new("classic-5.5.0-v2", |store| store == "broker-a") else {
+            return;
+        };
+        let store = unpacked.store("broker-a");
+        let ahead = r#"{"offsetTable":{1:9999,2:1,18:7}}"#;
+        for name in ["delayOffset.json", "delayOffset.json.bak"] {
+            fs::write(store.join("config").join(name), ahead).unwrap();
+        }
+        if !is_clean {
+            fs::write(store.join("abort"), "").unwrap();
+        }
+        let report = migrate(&unpacked, "broker-a", &[]);
+        assert_eq!(report.queues_rebuilt.is_none(), is_clean);
+        let target = unpacked.target();
+        let genesis = Genesis::read(&RealDisk, &target).unwrap().unwrap();
+        let opened = open(&target, &conf(&unpacked, "broker-a"));
+        for (level, said) in [(1, 9999), (2, 1), (18, 7)] {
+            let end = opened.queues.max_offset("SCHEDULE_TOPIC_XXXX", level - 1);
+            let at = genesis.metadata.delay.offset_table[&level];
+            assert_eq!(at, said.min(end.as_i64()), "level {level}");
+            let what = format!("delay level {level} was delivered up to {said}");
+            let is_told = report.warnings.iter().any(|note| note.what.contains(&what));
+            assert_eq!(is_told, said > at, "level {level}");
+        }
+        close(opened);
+    }
+}
+
 fn check(archive: &str, name: &str) {
     let Some(unpacked) = Unpacked::new(archive, |store| store == name) else {
         return;
@@ -396,7 +429,7 @@ fn a_lost_page() {
 
 /// The positions that a run has noted.
 pub(crate) fn moved(target: &Path) -> Moved {
-    let map = std::fs::read(target.join("adopted/dledger.map")).unwrap();
+    let map = fs::read(target.join("adopted/dledger.map")).unwrap();
     let pairs = map.as_chunks::<16>().0.iter();
     let long = |bytes: &[u8]| u64::from_be_bytes(bytes.try_into().unwrap());
     pairs
@@ -473,7 +506,7 @@ fn linked_files_are_the_source_s() {
     let report = migrate(&unpacked, "broker-b", &["--mode", "link"]);
     assert!(report.files.linked_files + report.files.reflinked_files > 6);
     let name = "commitlog/00000000000000000000";
-    let inode = |root: &Path| std::fs::metadata(root.join(name)).unwrap().ino();
+    let inode = |root: &Path| fs::metadata(root.join(name)).unwrap().ino();
     let (source, target) = (unpacked.store("broker-b"), unpacked.target());
     if report.files.linked_files > 0 {
         assert_eq!(inode(&source), inode(&target));
