@@ -159,16 +159,30 @@ impl Conf {
             .transpose()
     }
 
-    /// How many nodes `dLegerPeers` has, whether or not this can be read as a list of new ones.
-    pub(crate) fn nodes(&self) -> Option<usize> {
+    /// The ids of the nodes that `dLegerPeers` has, whether or not this can be read as a list of new ones.
+    pub(crate) fn nodes(&self) -> Option<Vec<String>> {
         let text = self
             .get("dLegerPeers")
             .or_else(|| self.get("dLedgerPeers"))?;
-        let count = text
+        let peers = text
             .split(';')
-            .filter(|peer| !peer.trim().is_empty())
-            .count();
-        (count > 0).then_some(count)
+            .map(str::trim)
+            .filter(|peer| !peer.is_empty());
+        let id = |peer: &str| peer.split('-').next().unwrap_or_default().to_owned();
+        let ids: Vec<String> = peers.map(id).collect();
+        (!ids.is_empty()).then_some(ids)
+    }
+
+    /// Warns of a broker without `brokerName`, which Java then calls as its host (`BrokerConfig`, 4.9.8;
+    /// `BrokerIdentity`, 5.3): clients know it by that name, and nothing here tells which that is.
+    pub(crate) fn unnamed(&self) -> Option<Problem> {
+        let is_named = self.get("brokerName").is_some_and(|name| !name.is_empty());
+        (!is_named).then(|| {
+            Problem::new(Code::Conf, "brokerName is not set")
+                .at_file(&self.path)
+                .why("the Java broker is called as its host then, the nodes are called as their group")
+                .hint("set it to the name that mqadmin clusterList shows, so that clients find it under that")
+        })
     }
 
     /// The file for one node, or for a broker alone without peers.
@@ -455,7 +469,9 @@ mod tests {
             ("brokerName=\ndLegerGroup=raft-1", "raft-1"),
             ("dLegerGroup=raft-1", "raft-1"),
         ] {
-            let written = conf(text).for_node(&target, Some(&peers[0]));
+            let read = conf(text);
+            assert_eq!(read.unnamed().is_some(), name != "orders", "{text}");
+            let written = read.for_node(&target, Some(&peers[0]));
             let conf = conf(&written);
             let said = (conf.get("brokerName"), conf.get("dLegerGroup"));
             assert_eq!(said, (Some(name), Some("raft-1")), "{written}");

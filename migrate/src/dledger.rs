@@ -19,13 +19,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::problem::{Code, Problem};
 use crate::progress::Progress;
-use crate::source::{Kind, Source, list};
+use crate::source::{NodeLog, Segment, Source, list};
 use crate::walk::{check, read_up_to};
 
 const HEADER_LEN: u64 = 48;
 const ENTRY_MAGIC: i32 = 1;
 const FILLER_MAGIC: i32 = -1;
 const INDEX_UNIT: u64 = 32;
+/// Units of the index that are read at once.
+const UNITS: usize = 1 << 15;
 
 /// What became of a DLedger log.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,12 +86,39 @@ impl Index {
                 high = middle;
             }
         }
-        index.last = low.saturating_sub(1);
-        Ok((low > index.first).then_some(index))
+        if low == index.first {
+            return Ok(None);
+        }
+        index.last = low - 1;
+        index.last = index.before_terms_fall()?;
+        Ok(Some(index))
     }
 
-    /// The term of an entry, if it is there.
-    fn term(&self, entry: u64) -> Result<Option<u64>, Problem> {
+    /// Its last entry, or the one before which terms fall: a node that had to take entries back writes on in their
+    /// place, and the units of those behind keep their older terms until they are overwritten.
+    fn before_terms_fall(&self) -> Result<u64, Problem> {
+        let (mut entry, mut term) = (self.first, 0);
+        let mut buf = vec![0; UNITS * INDEX_UNIT as usize];
+        while entry <= self.last {
+            let units = usize::try_from(self.last - entry + 1).unwrap_or(UNITS);
+            let read = self.read(entry, &mut buf[..units.min(UNITS) * INDEX_UNIT as usize])?;
+            let (units, _) = buf[..read.unwrap_or(0)].as_chunks::<{ INDEX_UNIT as usize }>();
+            if units.is_empty() {
+                break;
+            }
+            for unit in units {
+                if long(unit, 24) < term {
+                    return Ok(entry - 1);
+                }
+                term = long(unit, 24);
+                entry += 1;
+            }
+        }
+        Ok(self.last)
+    }
+
+    /// Reads units from that of an entry on, as far as their file goes; how many bytes. `None` without a file.
+    fn read(&self, entry: u64, units: &mut [u8]) -> Result<Option<usize>, Problem> {
         let at = entry * INDEX_UNIT;
         if at < self.first_file {
             return Ok(None);
@@ -101,10 +130,60 @@ impl Index {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             other => other.map_err(reading)?,
         };
-        let mut unit = [0; 32];
-        read_up_to(&file, at - start, &mut unit).map_err(reading)?;
+        let read = read_up_to(&file, at - start, units).map_err(reading)?;
+        Ok(Some(read))
+    }
+
+    /// The unit of an entry, if it is there.
+    fn unit(&self, entry: u64) -> Result<Option<[u8; INDEX_UNIT as usize]>, Problem> {
+        let mut unit = [0; INDEX_UNIT as usize];
+        self.read(entry, &mut unit)?;
         let there = int(&unit, 0) == ENTRY_MAGIC && long(&unit, 16) == entry && int(&unit, 12) > 0;
-        Ok(there.then(|| long(&unit, 24)))
+        Ok(there.then_some(unit))
+    }
+
+    /// The term of an entry, if it is there.
+    fn term(&self, entry: u64) -> Result<Option<u64>, Problem> {
+        Ok(self.unit(entry)?.map(|unit| long(&unit, 24)))
+    }
+
+    /// Refuses a log that goes on behind the last entry of its index, as after a power cut: what is there may be
+    /// confirmed.
+    fn check_end(&self, segments: &[Segment], segment_bytes: u64) -> Result<(), Problem> {
+        let Some(unit) = self.unit(self.last)? else {
+            return Ok(());
+        };
+        let end = long(&unit, 4).checked_add(u64::from(int(&unit, 12).unsigned_abs()));
+        // It may be the first of the next file.
+        let next = end.and_then(|end| end.checked_next_multiple_of(segment_bytes));
+        for at in end.into_iter().chain(next) {
+            let Some(segment) = segments
+                .iter()
+                .find(|of| at - at % segment_bytes == of.base)
+            else {
+                continue;
+            };
+            let reading = |error| Problem::reading(&segment.path, &error);
+            let file = File::open(&segment.path).map_err(reading)?;
+            let mut head = [0; HEADER_LEN as usize];
+            read_up_to(&file, at - segment.base, &mut head).map_err(reading)?;
+            let goes_on = int(&head, 0) == ENTRY_MAGIC
+                && long(&head, 8) == self.last + 1
+                && long(&head, 16) >= long(&unit, 24)
+                && long(&head, 24) == at;
+            if goes_on {
+                let what = format!(
+                    "the log has entry {}, its index ends before it",
+                    self.last + 1
+                );
+                return Err(Problem::new(Code::BadEntry, what)
+                    .at_file(&segment.path)
+                    .at_byte(at - segment.base)
+                    .why("the node was not stopped cleanly; entries that the index lacks may be confirmed")
+                    .hint("start the Java node once, so that it mends the index, and stop it again"));
+            }
+        }
+        Ok(())
     }
 
     /// The last entry that this log and another have in common.
@@ -198,37 +277,57 @@ fn noted(data: &Path) -> u64 {
     committed.unwrap_or(0)
 }
 
+/// The id of the node whose log lies in `dledger-<id>/data`, which has to be one of the group's.
+fn member(root: &Path, data: &Path, nodes: Option<&[String]>) -> Result<String, Problem> {
+    let dir = data.parent().and_then(Path::file_name).unwrap_or_default();
+    let dir = dir.to_string_lossy();
+    let id = dir.strip_prefix("dledger-").unwrap_or_default();
+    match nodes {
+        Some(nodes) if !nodes.iter().any(|node| node == id) => {
+            let of = nodes.join(", ");
+            let what = format!("this is the store of node {id}, dLegerPeers has {of}");
+            Err(Problem::new(Code::StoresDiffer, what)
+                .at_file(root)
+                .why("how many nodes are a majority is told by dLegerPeers")
+                .hint("give -c the properties of one of the group's nodes"))
+        }
+        _ => Ok(id.to_owned()),
+    }
+}
+
 /// The logs of the other nodes. One without an index is noted, and counts as not given.
 fn open_others(
     source: &Source,
     others: &[PathBuf],
+    nodes: Option<&[String]>,
     notes: &mut Vec<Problem>,
 ) -> Result<Vec<Index>, Problem> {
-    // `dledger-n0`: one node's store, given twice, is no second vote.
-    let node = |of: &Source| {
-        of.log_dir
-            .parent()
-            .and_then(Path::file_name)
-            .map(ToOwned::to_owned)
-    };
-    let mut seen = vec![node(source)];
+    let mut seen = vec![member(&source.root, &source.log_dir, nodes)?];
     let mut found = Vec::new();
     for other in others {
-        let opened = Source::open(other, None, &mut Vec::new())?;
-        let differ = |what| Problem::new(Code::StoresDiffer, what).at_file(other);
-        if opened.kind != Kind::DLedger {
-            return Err(differ("this is no store of a DLedger node")
-                .hint("--compare-with names the stores of the group's other nodes"));
+        let Some(opened) = NodeLog::open(other)? else {
+            return Err(
+                Problem::new(Code::StoresDiffer, "this is no store of a DLedger node")
+                    .at_file(other)
+                    .hint("--compare-with names the stores of the group's other nodes"),
+            );
+        };
+        let id = member(other, &opened.dir, nodes)?;
+        if seen.contains(&id) {
+            return Err(Problem::new(
+                Code::StoresDiffer,
+                "a store of the same node is given already",
+            )
+            .at_file(other)
+            .why("the second one would count as another node's vote")
+            .hint("give one store of each node"));
         }
-        let name = node(&opened);
-        if seen.contains(&name) {
-            return Err(differ("a store of the same node is given already")
-                .why("the second one would count as another node's vote")
-                .hint("give one store of each node"));
-        }
-        seen.push(name);
-        match Index::open(&opened.log_dir)? {
-            Some(index) => found.push(index),
+        seen.push(id);
+        match Index::open(&opened.dir)? {
+            Some(index) => {
+                index.check_end(&opened.segments, opened.segment_bytes)?;
+                found.push(index);
+            }
             None => notes.push(
                 Problem::new(
                     Code::BadEntry,
@@ -242,12 +341,12 @@ fn open_others(
     Ok(found)
 }
 
-/// Which entries to take, given the logs of other nodes of a group of that many: `last_index` is the last
+/// Which entries to take, given the logs of other nodes of a group of those with these ids: `last_index` is the last
 /// one. An entry that may be confirmed is taken. What is odd goes to `notes`.
 pub(crate) fn plan(
     source: &Source,
     others: &[PathBuf],
-    nodes: Option<usize>,
+    nodes: Option<&[String]>,
     notes: &mut Vec<Problem>,
 ) -> Result<Rewritten, Problem> {
     let mut done = Rewritten {
@@ -262,17 +361,21 @@ pub(crate) fn plan(
         .at_file(&source.log_dir.with_file_name("index"))
         .hint("start the Java node once, so that it builds the index, and stop it again")
     })?;
+    index.check_end(&source.segments, source.segment_bytes)?;
     let (first, last) = (index.first, index.last);
     let mut all = vec![index];
-    all.extend(open_others(source, others, notes)?);
-    let nodes = nodes.map(|nodes| nodes.max(all.len()));
+    all.extend(open_others(source, others, nodes, notes)?);
+    let nodes = nodes.map(<[String]>::len);
     let votes = Votes {
         all: &all,
         majority: nodes.map(|nodes| nodes / 2 + 1),
         unknown: nodes.map_or(usize::MAX, |nodes| nodes - all.len()),
     };
-    let of = nodes.map_or_else(|| "an unknown number".to_owned(), |nodes| nodes.to_string());
-    let given = format!("the stores of {} of {of} of nodes are known", all.len());
+    let of = nodes.map_or_else(
+        || "an unknown number of".to_owned(),
+        |nodes| nodes.to_string(),
+    );
+    let given = format!("the stores of {} of {of} nodes are given", all.len());
     match votes.lacking()? {
         None => {}
         Some((from, true)) => {
@@ -523,4 +626,85 @@ fn int(bytes: &[u8], at: usize) -> i32 {
 
 fn long(bytes: &[u8], at: usize) -> u64 {
     u64::from_be_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An index of entries from 0 on with these terms, in two files, in a directory as of a node.
+    fn index(terms: &[u64]) -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("dledger-n0/data");
+        std::fs::create_dir_all(&data).unwrap();
+        let path = data.with_file_name("index");
+        std::fs::create_dir_all(&path).unwrap();
+        let mut units = Vec::new();
+        for (entry, term) in (0_u64..).zip(terms) {
+            units.extend(ENTRY_MAGIC.to_be_bytes());
+            units.extend((entry * 100).to_be_bytes());
+            units.extend(100_i32.to_be_bytes());
+            units.extend(entry.to_be_bytes());
+            units.extend(term.to_be_bytes());
+        }
+        units.resize(8 * INDEX_UNIT as usize, 0);
+        let (one, two) = units.split_at(4 * INDEX_UNIT as usize);
+        std::fs::write(path.join(format!("{:020}", 0)), one).unwrap();
+        std::fs::write(path.join(format!("{:020}", one.len())), two).unwrap();
+        (dir, data)
+    }
+
+    #[test]
+    fn units_of_entries_that_were_taken_back_are_not_of_the_log() {
+        for (terms, last) in [
+            (&[1, 1, 2, 2, 3, 3][..], 5),
+            (&[1, 1, 3, 3, 2, 2], 3),
+            (&[1, 3, 2, 2, 4, 4], 1),
+            (&[1, 1, 2, 5, 2, 2, 2, 2], 3),
+        ] {
+            let (_dir, data) = index(terms);
+            let index = Index::open(&data).unwrap().unwrap();
+            assert_eq!((index.first, index.last), (0, last), "{terms:?}");
+        }
+        let (_dir, data) = index(&[]);
+        assert!(Index::open(&data).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_log_that_goes_on_behind_its_index_is_refused() {
+        let (_dir, data) = index(&[1, 1, 2]);
+        let index = Index::open(&data).unwrap().unwrap();
+        // A file ends behind its last entry, or with a filler.
+        for (bytes, at) in [(1000, 300_u64), (300, 300), (350, 350)] {
+            let segments = [0, bytes].map(|base| Segment {
+                base,
+                path: data.join(format!("{base:020}")),
+            });
+            for (entry, term, refused) in [
+                (3_u64, 2_u64, true),
+                (3, 3, true),
+                (3, 1, false),
+                (4, 2, false),
+            ] {
+                for segment in &segments {
+                    std::fs::write(&segment.path, vec![0; 1000]).unwrap();
+                }
+                let segment = &segments[usize::from(at >= bytes)];
+                let mut log = vec![0; 1000];
+                let entry = [
+                    &ENTRY_MAGIC.to_be_bytes()[..],
+                    &100_i32.to_be_bytes(),
+                    &entry.to_be_bytes(),
+                    &term.to_be_bytes(),
+                    &at.to_be_bytes(),
+                ]
+                .concat();
+                let from = usize::try_from(at - segment.base).unwrap();
+                log[from..from + entry.len()].copy_from_slice(&entry);
+                std::fs::write(&segment.path, &log).unwrap();
+                let found = index.check_end(&segments, bytes);
+                assert_eq!(found.is_err(), refused, "{bytes} {at} {term} {found:?}");
+            }
+        }
+    }
 }

@@ -104,6 +104,8 @@ pub(crate) fn in_rocksdb(dir: &Path, conf: Option<&Conf>) -> Result<Option<Probl
         Some(("storeType=defaultRocksDB", dir.to_owned()))
     } else if said("configManagerVersion") == "v2" {
         Some(("configManagerVersion=v2", dir.to_owned()))
+    } else if !said("storeType").is_empty() {
+        None
     } else {
         rocksdb_under(dir)?.map(|path| ("this is a RocksDB", path))
     };

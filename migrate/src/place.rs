@@ -1,7 +1,7 @@
 //! The files of the source into the target, part by part.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rmq_store::{Disk as _, RealDisk};
 
@@ -9,7 +9,8 @@ use crate::dledger::{self, Rewritten};
 use crate::plan::Plan;
 use crate::problem::Problem;
 use crate::progress::Progress;
-use crate::source::{Kind, exists, list};
+use crate::queues::SourceQueues;
+use crate::source::{Kind, Source, exists, list};
 use crate::transfer::{Transfer, write_file};
 
 /// In an unfinished target: the boot that it was made in.
@@ -168,15 +169,15 @@ pub(crate) fn keep_rest(
     partial: &Path,
     transfer: &mut Transfer<'_>,
 ) -> Result<(), Problem> {
-    let root = &plan.source.root;
     let kept = partial.join("adopted");
-    for name in KEPT {
-        keep(&root.join(name), &kept.join(name), transfer)?;
-    }
-    keep(&root.join("config"), &kept.join("config"), transfer)?;
-    for topic in plan.queues.lmq.keys() {
-        let of = |root: &Path| root.join("consumequeue").join(topic);
-        keep(&of(root), &of(&kept), transfer)?;
+    for (name, bytes) in rest(&plan.source, &plan.queues)? {
+        // The broker writes into these in place if it is started again, so a link is no copy of them.
+        transfer.copy(
+            &plan.source.root.join(&name),
+            &kept.join(&name),
+            bytes,
+            bytes,
+        )?;
     }
     if let Some(conf) = &plan.conf {
         let meta =
@@ -191,20 +192,38 @@ pub(crate) fn keep_rest(
     Ok(())
 }
 
-fn keep(from: &Path, to: &Path, transfer: &mut Transfer<'_>) -> Result<(), Problem> {
-    let reading = |error| Problem::reading(from, &error);
-    match fs::symlink_metadata(from) {
+/// Bytes that are copied because rmq has no use for them yet.
+pub(crate) fn rest_bytes(source: &Source, queues: &SourceQueues) -> Result<u64, Problem> {
+    Ok(rest(source, queues)?.iter().map(|(_, bytes)| bytes).sum())
+}
+
+/// The files that are kept without use, as they are named in the source's root, and their lengths.
+fn rest(source: &Source, queues: &SourceQueues) -> Result<Vec<(PathBuf, u64)>, Problem> {
+    let mut found = Vec::new();
+    let light = queues.lmq.keys();
+    let light = light.map(|topic| Path::new("consumequeue").join(topic));
+    let whole = KEPT.iter().copied().chain(["config"]).map(PathBuf::from);
+    for name in whole.chain(light) {
+        files(&source.root, &name, &mut found)?;
+    }
+    Ok(found)
+}
+
+fn files(root: &Path, name: &Path, found: &mut Vec<(PathBuf, u64)>) -> Result<(), Problem> {
+    let path = root.join(name);
+    let reading = |error| Problem::reading(&path, &error);
+    match fs::symlink_metadata(&path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         other => other.map_err(reading)?,
     };
     // What a symbolic link leads to is taken, and one that leads nowhere is told.
-    let meta = fs::metadata(from).map_err(reading)?;
-    if meta.is_dir() {
-        for name in list(from)? {
-            keep(&from.join(&name), &to.join(&name), transfer)?;
-        }
+    let meta = fs::metadata(&path).map_err(reading)?;
+    if !meta.is_dir() {
+        found.push((name.to_owned(), meta.len()));
         return Ok(());
     }
-    // The broker writes into these in place if it is started again, so a link is no copy of them.
-    transfer.copy(from, to, meta.len(), meta.len())
+    for below in list(&path)? {
+        files(root, &name.join(below), found)?;
+    }
+    Ok(())
 }

@@ -15,6 +15,7 @@ use crate::conf::{self, Conf, Peer};
 use crate::dledger::{self, Rewritten};
 use crate::history::{History, Verify};
 use crate::metadata;
+use crate::place::rest_bytes;
 use crate::problem::{Code, Problem};
 use crate::progress::{Progress, bytes};
 use crate::queues::{SourceIndex, SourceQueues, has_files};
@@ -79,6 +80,9 @@ pub(crate) fn plan(
     let to =
         std::path::absolute(&options.to).map_err(|error| Problem::reading(&options.to, &error))?;
     let conf = options.conf.as_deref().map(Conf::read).transpose()?;
+    report
+        .warnings
+        .extend(conf.as_ref().and_then(Conf::unnamed));
     let source = Source::open(&from, conf.as_ref(), &mut report.warnings)?;
     if to.starts_with(&source.root)
         || source.root.starts_with(&to)
@@ -130,7 +134,8 @@ pub(crate) fn plan(
             // `--peers` are the new nodes, which need not be as many.
             let nodes = conf.as_ref().and_then(Conf::nodes);
             let with = &options.compare_with;
-            Some(dledger::plan(&source, with, nodes, &mut report.warnings)?)
+            let notes = &mut report.warnings;
+            Some(dledger::plan(&source, with, nodes.as_deref(), notes)?)
         }
     };
     if let Some(done) = &dledger {
@@ -400,7 +405,7 @@ pub(crate) fn check_space(plan: &mut Plan, mode: Mode) -> Result<(), Problem> {
     let far = far
         .filter(|segment| dev(&segment.path) != dev(parent))
         .count() as u64;
-    let derived = queues.queues.len() as u64 * queues.file_bytes;
+    let derived = queues.queues.len() as u64 * queues.file_bytes + rest_bytes(source, queues)?;
     let needed = match (source.kind, mode) {
         (Kind::Classic, Mode::Auto | Mode::Link) if one_disk => {
             tail + far * source.segment_bytes + derived

@@ -132,7 +132,16 @@ impl Problem {
 
     /// A full disk, if that is what is behind an error, however deep.
     pub(crate) fn full_disk(path: &Path, error: &(dyn Error + 'static)) -> Option<Self> {
-        std::iter::successors(Some(error), |&error| error.source())
+        // What an `io::Error` holds is not what it gives as its source, but that one's.
+        fn cause<'a>(&error: &&'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
+            match error.downcast_ref::<io::Error>() {
+                Some(error) => error
+                    .get_ref()
+                    .map(|held| -> &(dyn Error + 'static) { held }),
+                None => error.source(),
+            }
+        }
+        std::iter::successors(Some(error), cause)
             .filter_map(|cause| cause.downcast_ref::<io::Error>())
             .map(|cause| Self::writing(path, cause))
             .find(|problem| problem.code == Code::NoSpace)
@@ -218,6 +227,8 @@ mod tests {
         assert_eq!(exit(&building(io::ErrorKind::PermissionDenied)), None);
         // As the queues' thread hands it on.
         let error = io::Error::other(building(io::ErrorKind::StorageFull));
+        assert_eq!(exit(&error), Some(75));
+        let error = io::Error::other(io::Error::from(io::ErrorKind::StorageFull));
         assert_eq!(exit(&error), Some(75));
         assert_eq!(exit(&io::Error::from(io::ErrorKind::StorageFull)), Some(75));
     }

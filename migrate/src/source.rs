@@ -95,19 +95,13 @@ impl Source {
         foreign(root, notes)?;
         let dirs = log_dirs(root, conf, notes)?;
         let classic = bases(&dirs, notes)?;
-        let dledger = dledger_dirs(root)?;
-        let (kind, log_dir) = match (classic.is_empty(), &dledger[..]) {
-            (false, []) => (Kind::Classic, dirs[0].clone()),
-            (_, [one]) => (Kind::DLedger, one.clone()),
-            (true, []) if exists(&dirs[0])? => return Err(empty(&dirs[0])),
-            (true, []) => {
+        let (kind, log_dir) = match (classic.is_empty(), dledger_dir(root)?) {
+            (_, Some(dir)) => (Kind::DLedger, dir),
+            (false, None) => (Kind::Classic, dirs[0].clone()),
+            (true, None) if exists(&dirs[0])? => return Err(empty(&dirs[0])),
+            (true, None) => {
                 return Err(no_store("there is no commit log under it")
                     .hint("--from is the broker's storePathRootDir; -c names a storePathCommitLog elsewhere"));
-            }
-            _ => {
-                return Err(no_store("there are several DLedger logs under it")
-                    .why("which of them has the history cannot be told")
-                    .hint("move those that are out of use away"));
             }
         };
         let (older, (segments, segment_bytes)) = match kind {
@@ -217,8 +211,35 @@ fn log_dirs(
     Ok(dirs)
 }
 
-/// Directories of DLedger logs: `dledger-<id>/data`.
-fn dledger_dirs(root: &Path) -> Result<Vec<PathBuf>, Problem> {
+/// The log of a stopped DLedger node, locked while this lives. Of what else is in its store nothing is looked at.
+#[derive(Debug)]
+pub(crate) struct NodeLog {
+    pub(crate) dir: PathBuf,
+    pub(crate) segments: Vec<Segment>,
+    pub(crate) segment_bytes: u64,
+    _lock: Option<Locked>,
+}
+
+impl NodeLog {
+    /// Of a store; `None` if it has no such log.
+    pub(crate) fn open(root: &Path) -> Result<Option<Self>, Problem> {
+        let lock = lock(root)?;
+        let Some(dir) = dledger_dir(root)? else {
+            return Ok(None);
+        };
+        let (segments, segment_bytes) =
+            sized(&bases(std::slice::from_ref(&dir), &mut Vec::new())?)?;
+        Ok(Some(Self {
+            dir,
+            segments,
+            segment_bytes,
+            _lock: lock,
+        }))
+    }
+}
+
+/// The directory of a DLedger log that is not empty, if there is one: `dledger-<id>/data`.
+fn dledger_dir(root: &Path) -> Result<Option<PathBuf>, Problem> {
     let mut dirs = Vec::new();
     for name in list(root)? {
         let data = root.join(&name).join("data");
@@ -229,7 +250,14 @@ fn dledger_dirs(root: &Path) -> Result<Vec<PathBuf>, Problem> {
             dirs.push(data);
         }
     }
-    Ok(dirs)
+    if dirs.len() > 1 {
+        let what = "there are several DLedger logs under it";
+        return Err(Problem::new(Code::NoStore, what)
+            .at_file(root)
+            .why("which of them has the history cannot be told")
+            .hint("move those that are out of use away"));
+    }
+    Ok(dirs.pop())
 }
 
 /// Notes what lies in the root of a store and is not the broker's.

@@ -106,10 +106,12 @@ pub(crate) fn unserved(maxima: &Maxima, metadata: &GenesisMetadata, timer: &Time
         }
         let key = format!("{topic}@{REVIVE_GROUP}");
         let queues = metadata.offsets.offset_table.get(&key);
-        let done = queues.and_then(|queues| queues.get(id)).copied();
-        let done = done.and_then(|at| u64::try_from(at).ok()).unwrap_or(0);
-        if *end > done {
-            let what = format!("queue {id} of {topic} ends at {end}, it was read to {done}");
+        // The offset of this group is that of the last message that it has read
+        // (`PopReviveService.consumeReviveMessage`, 5.3).
+        let last = queues.and_then(|queues| queues.get(id)).copied();
+        let next = last.map_or(0, |at| u64::try_from(at.saturating_add(1)).unwrap_or(0));
+        if *end > next {
+            let what = format!("queue {id} of {topic} ends at {end}, it was read to {next}");
             notes.push(
                 Problem::new(Code::Unserved, what)
                     .why("messages that were popped, and are not acknowledged there, do not come again")

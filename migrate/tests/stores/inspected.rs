@@ -52,7 +52,7 @@ fn check(archive: &str, name: &str, manifest: &str) -> Option<Seen> {
         java.timer.pending > 0,
         "{shown}: {unserved:?}"
     );
-    let revive = "queue 0 of rmq_sys_REVIVE_LOG_FxCluster ends at 28, it was read to 3";
+    let revive = "queue 0 of rmq_sys_REVIVE_LOG_FxCluster ends at 28, it was read to 4";
     assert_eq!(
         unserved.contains(&revive),
         ["classic-5.5.0-clean", "classic-5.5.0-lmq"].contains(&archive),

@@ -91,6 +91,10 @@ fn sources_that_are_not_whole_are_refused() {
     fs::remove_file(segment(3)).unwrap();
     fs::rename(&aside, segment(3)).unwrap();
 
+    std::os::unix::fs::symlink("/nowhere", store.join("config/gone")).unwrap();
+    assert_refused(&unpacked, &plain, Code::Unreadable);
+    fs::remove_file(store.join("config/gone")).unwrap();
+
     let topics = store.join("config/topics.json");
     for file in [&topics, &topics.with_extension("json.bak")] {
         fs::rename(file, file.with_extension("kept")).unwrap();
@@ -346,8 +350,29 @@ fn damaged_dledger_logs_are_refused() {
         rollback(&unpacked);
     }
     fs::write(&path, whole).unwrap();
+
+    // What a power cut leaves: the log, without the end of its index.
+    let (path, at) = index_unit(&dir, 4322);
+    let whole = fs::read(&path).unwrap();
+    let mut bytes = whole.clone();
+    bytes[at..at + 32].fill(0);
+    fs::write(&path, bytes).unwrap();
+    assert_refused(&unpacked, &options, Code::BadEntry);
+    fs::write(&path, whole).unwrap();
+
     fs::rename(dir.join("index"), dir.join("aside")).unwrap();
     assert_refused(&unpacked, &options, Code::BadEntry);
+}
+
+/// The file of a DLedger node's index that has an entry, and where in it.
+fn index_unit(node: &Path, entry: usize) -> (PathBuf, usize) {
+    let files = fs::read_dir(node.join("index")).unwrap();
+    let files = files.map(|file| file.unwrap().path());
+    let start = |path: &PathBuf| path.file_name().unwrap().to_str().unwrap().parse::<usize>();
+    let files = files.map(|path| (start(&path).unwrap(), path));
+    let file = files.filter(|(start, _)| *start <= entry * 32).max();
+    let (start, path) = file.unwrap();
+    (path, entry * 32 - start)
 }
 
 /// The group has three nodes, whatever number of stores is given.
@@ -413,7 +438,33 @@ fn a_majority_is_one_of_the_nodes_of_dledger_and_not_of_the_stores() {
     assert!(!told(&looked, "left out"), "{:?}", looked.warnings);
     fs::rename(&aside, &index).unwrap();
 
+    // A file of the group's properties that is of another group.
+    let properties = unpacked.conf("n0");
+    let text = fs::read_to_string(&properties).unwrap();
+    let others = text.replace("=n0-", "=n5-");
+    assert_ne!(others, text);
+    fs::write(&properties, others).unwrap();
+    assert_refused(&unpacked, &options("n0", &[&n1]), Code::StoresDiffer);
+    fs::write(&properties, text).unwrap();
+
+    // What another node has beside its log is not looked at.
+    fs::create_dir_all(n1.join("commitlog")).unwrap();
+    fs::write(n1.join("commitlog/00000000000000000000"), [0; 100]).unwrap();
+    let looked = check(&options("n0", &[&n1, &n2]), &quiet()).unwrap();
+    let mut blockers = looked.blockers.iter();
+    assert!(
+        blockers.all(|of| of.code == Code::TargetExists),
+        "{looked:?}"
+    );
+
     // No other node has the entries from 4181 on.
+    let (path, at) = index_unit(&n2.join("dledger-n2"), 4181);
+    let unit = &fs::read(path).unwrap()[at..];
+    let position = u64::from_be_bytes(unit[4..12].try_into().unwrap());
+    let segment = n2.join(format!("dledger-n2/data/{:020}", position >> 20 << 20));
+    let mut bytes = fs::read(&segment).unwrap();
+    bytes[usize::try_from(position % (1 << 20)).unwrap()..].fill(0);
+    fs::write(&segment, bytes).unwrap();
     for entry in fs::read_dir(&index).unwrap() {
         let path = entry.unwrap().path();
         let first: usize = path.file_name().unwrap().to_str().unwrap().parse().unwrap();
