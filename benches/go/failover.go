@@ -49,7 +49,8 @@ type send struct {
 
 // window is what happened since the mark.
 type window struct {
-	from           time.Time
+	// The mark, and when the fault had struck.
+	from, struck   time.Time
 	sends          []*send
 	acks, arrivals []time.Time
 	// The longest time from acknowledgement, but no earlier than the mark, to arrival, by queue.
@@ -87,7 +88,8 @@ func (w *window) late(a ack, now time.Time) {
 }
 
 func newWindow() *window {
-	return &window{from: time.Now(), lags: map[int]time.Duration{}, twiceBefore: twice, againBefore: again, disorderBefore: disorder}
+	now := time.Now()
+	return &window{from: now, struck: now, lags: map[int]time.Duration{}, twiceBefore: twice, againBefore: again, disorderBefore: disorder}
 }
 
 func main() {
@@ -124,6 +126,13 @@ func main() {
 			}
 			mu.Unlock()
 			fmt.Println(`{"marked":1}`)
+		case "struck":
+			at, err := strconv.ParseInt(strings.TrimSpace(strings.TrimPrefix(in.Text(), word)), 10, 64)
+			must(err)
+			mu.Lock()
+			win.struck = time.Unix(0, at)
+			mu.Unlock()
+			fmt.Println(`{"noted":1}`)
 		case "report":
 			report(atMark)
 		case "stop":
@@ -353,7 +362,15 @@ func report(atMark []*send) {
 	var slowest, slowestFlying, longest, ofLiving, ofStruck time.Duration
 	var badOf [threads]int
 	errors := map[string]int{}
+	inFlight, sends := slices.Clone(atMark), []*send{}
 	for _, s := range win.sends {
+		if s.begun.Before(win.struck) {
+			inFlight = append(inFlight, s)
+		} else {
+			sends = append(sends, s)
+		}
+	}
+	for _, s := range sends {
 		slowest = max(slowest, s.ended.Sub(s.begun))
 		if s.err != "" {
 			bad++
@@ -361,7 +378,7 @@ func report(atMark []*send) {
 			errors[brief(s.err)]++
 		}
 	}
-	for _, s := range atMark {
+	for _, s := range inFlight {
 		ended := s.ended
 		if ended.IsZero() {
 			ended = time.Now()
@@ -391,7 +408,7 @@ func report(atMark []*send) {
 		}
 	}
 	print(map[string]any{
-		"seconds": time.Since(win.from).Seconds(), "sends": len(win.sends), "failed": bad, "failed_of_thread": slices.Max(badOf[:]), "in_flight": len(atMark), "in_flight_failed": badFlying,
+		"seconds": time.Since(win.from).Seconds(), "sends": len(sends), "failed": bad, "failed_of_thread": slices.Max(badOf[:]), "in_flight": len(inFlight), "in_flight_failed": badFlying,
 		"in_flight_ms": ms(slowestFlying), "slowest_ms": ms(slowest), "send_gap_ms": gap(win.from, win.acks), "consume_gap_ms": gap(win.from, win.arrivals),
 		"living_lag_ms": ms(ofLiving), "struck_queues": len(win.ofStruck), "struck_lag_ms": ms(ofStruck), "keys_waiting": waiting, "key_wait_ms": ms(longest),
 		"key_retries": win.keyRetries, "stored_twice": twice - win.twiceBefore, "redelivered": again - win.againBefore,

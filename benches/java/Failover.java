@@ -10,12 +10,16 @@
 // With transactions=true the 8 threads send transactional messages, which are committed at once; one whose send failed is
 // rolled back when the broker asks.
 // On standard input: "mark [HOST:PORT]" = a fault follows, which strikes the node there, if it is one (answered
-// "marked"), "report" = one JSON line of what was seen since the mark, "stop" = no more sends, wait for the consumers,
-// one JSON line of what was lost or repeated.
+// "marked"), "struck NANOSECONDS" = when it had, by the machine's clock (answered "noted"), "report" = one JSON line of
+// what was seen since the mark, "stop" = no more sends, wait for the consumers, one JSON line of what was lost or
+// repeated. In flight are sends that were begun before the fault had struck: a process that is killed takes
+// milliseconds to be gone, in which its connections take requests.
 
 import java.io.*;
 import java.lang.reflect.Field;
 import java.nio.charset.StandardCharsets;
+import java.time.Instant;
+import java.time.temporal.ChronoUnit;
 import java.util.*;
 import java.util.concurrent.*;
 import java.util.concurrent.atomic.*;
@@ -49,6 +53,8 @@ public final class Failover {
     /** What happened since the mark; a new one with each mark. */
     static final class Window {
         final long from = System.nanoTime();
+        /** When the fault had struck. */
+        volatile long struck = from;
         final Queue<Send> sends = new ConcurrentLinkedQueue<>();
         final Queue<Long> acks = new ConcurrentLinkedQueue<>(), arrivals = new ConcurrentLinkedQueue<>();
         /** The longest time from acknowledgement, but no earlier than the mark, to arrival, by queue. */
@@ -160,6 +166,9 @@ public final class Failover {
                 window = next;
                 atMark = new HashSet<>(flying);
                 System.out.println("{\"marked\":1}");
+            } else if (line.startsWith("struck ")) {
+                window.struck = System.nanoTime() - ChronoUnit.NANOS.between(Instant.EPOCH, Instant.now()) + Long.parseLong(line.substring(7));
+                System.out.println("{\"noted\":1}");
             } else if (line.equals("report")) {
                 report(window, atMark);
             } else if (line.equals("stop")) {
@@ -361,11 +370,14 @@ public final class Failover {
         long slowestFlying = 0, slowest = 0;
         int[] badOf = new int[THREADS];
         Map<String, Integer> errors = new TreeMap<>();
-        for (Send s : w.sends) {
+        Set<Send> inFlight = new HashSet<>(atMark);
+        List<Send> sends = new ArrayList<>();
+        for (Send s : w.sends) (s.begun < w.struck ? inFlight : sends).add(s);
+        for (Send s : sends) {
             slowest = Math.max(slowest, s.ended - s.begun);
             if (s.error != null) { bad++; badOf[s.thread]++; errors.merge(brief(s.error), 1, Integer::sum); }
         }
-        for (Send s : atMark) {
+        for (Send s : inFlight) {
             slowestFlying = Math.max(slowestFlying, (s.ended == 0 ? now : s.ended) - w.from);
             if (s.error != null || s.ended == 0) { badFlying++; badOf[s.thread]++; errors.merge("in flight: " + brief(s.error), 1, Integer::sum); }
         }
@@ -385,7 +397,7 @@ public final class Failover {
         System.out.println(String.format(Locale.ROOT,
             "{\"seconds\":%.1f,\"sends\":%d,\"failed\":%d,\"failed_of_thread\":%d,\"in_flight\":%d,\"in_flight_failed\":%d,\"in_flight_ms\":%.0f,\"slowest_ms\":%.0f,"
             + "\"send_gap_ms\":%.0f,\"consume_gap_ms\":%.0f,\"living_lag_ms\":%.0f,\"struck_queues\":%d,\"struck_lag_ms\":%.0f,\"keys_waiting\":%d,\"key_wait_ms\":%.0f,\"key_retries\":%d,\"stored_twice\":%d,\"redelivered\":%d,\"out_of_order\":%d,\"errors\":%s}",
-            ms(now - w.from) / 1000, w.sends.size(), bad, Arrays.stream(badOf).max().getAsInt(), atMark.size(), badFlying, ms(slowestFlying), ms(slowest), gap(w.from, w.acks),
+            ms(now - w.from) / 1000, sends.size(), bad, Arrays.stream(badOf).max().getAsInt(), inFlight.size(), badFlying, ms(slowestFlying), ms(slowest), gap(w.from, w.acks),
             gap(w.from, w.arrivals), ms(ofLiving), w.ofStruck.size(), ms(ofStruck), waiting, ms(longest), w.keyRetries.get(), storedTwice.get() - w.twiceBefore,
             redelivered.get() - w.againBefore, disorder.get() - w.disorderBefore, json(errors)));
     }
