@@ -8,4 +8,4 @@ mod status;
 
 pub use client::{Admin, AskError};
 pub use inspection::describe;
-pub use status::{quarantined, render, role_name, table};
+pub use status::{damaged, quarantined, render, role_name, table};

@@ -40,10 +40,17 @@ pub fn render(status: &NodeStatus) -> String {
             id = SelfId::of(asking.node),
         );
     }
-    for damage in &group.damaged {
-        text += &format!("DAMAGED on {}: {damage}\n", status.self_id);
-    }
     text
+}
+
+/// What each node's disk has lost and no other node could give back.
+#[must_use]
+pub fn damaged(statuses: &[NodeStatus]) -> String {
+    let all = statuses.iter().flat_map(|status| {
+        let damaged = status.group.damaged.iter();
+        damaged.map(|damage| format!("DAMAGED on {}: {damage}\n", status.self_id))
+    });
+    all.collect()
 }
 
 /// The nodes that do not vote because they may have lost entries, a line for each, and what to do if no node

@@ -37,9 +37,9 @@ impl AliasPort {
     /// hangs on it: it is the same for good.
     fn shift(&self, request: &mut Request) {
         let command = &mut request.command;
-        let (topic, queue) = match command.code {
-            request::SEND_MESSAGE => ("topic", "queueId"),
-            request::SEND_MESSAGE_V2 | request::SEND_BATCH_MESSAGE => ("b", "e"),
+        let [topic, model, model_queues, queue] = match command.code {
+            request::SEND_MESSAGE => ["topic", "defaultTopic", "defaultTopicQueueNums", "queueId"],
+            request::SEND_MESSAGE_V2 | request::SEND_BATCH_MESSAGE => ["b", "c", "d", "e"],
             _ => return,
         };
         let asked = command.ext.get(queue).and_then(|id| id.parse::<i32>().ok());
@@ -49,11 +49,21 @@ impl AliasPort {
         };
         let queues = {
             let state = self.broker.meta.read();
-            let topic = command
-                .ext
-                .get(topic)
-                .and_then(|topic| state.topics.get(topic));
-            topic.map_or(0, |topic| topic.write_queues)
+            let find = |field| {
+                command
+                    .ext
+                    .get(field)
+                    .and_then(|name| state.topics.get(name))
+            };
+            match (find(topic), find(model)) {
+                (Some(topic), _) => topic.write_queues,
+                // As many as it will be made with (`send::create_topic`).
+                (None, Some(model)) => {
+                    let wanted = command.ext.get(model_queues).and_then(|n| n.parse().ok());
+                    model.write_queues.min(wanted.unwrap_or(0))
+                }
+                (None, None) => 0,
+            }
         };
         if asked < queues && self.shift % queues != 0 {
             command
@@ -168,7 +178,7 @@ mod tests {
         let ask = |command| client.call(&addr, command, PATIENCE);
         let sent = ask(send("KEYS\u{1}k", b"1")).await.unwrap();
         let sent: SendMessageResponse = sent.header().unwrap();
-        assert_eq!((sent.queue_id, sent.queue_offset), (0, 0));
+        assert_eq!((sent.queue_id, sent.queue_offset), (1, 0));
         for (code, expected) in [
             (request::GET_TOPIC_STATS_INFO, response::SUCCESS),
             (request::GET_CONSUME_STATS, response::SUCCESS),
@@ -222,6 +232,20 @@ mod tests {
             .chain(twice([2, 3, 4, 0, 1]))
             .collect();
         assert_eq!(seen, expected);
+    }
+
+    #[tokio::test]
+    async fn the_first_message_of_a_topic_is_in_the_queue_of_its_key() {
+        let node = Node::start().await;
+        let client = Client::default();
+        let (addr, _trigger) = port(&node, 1).await;
+        for count in 0..2 {
+            let mut command = send("", b"1");
+            command.ext.insert("e", 1);
+            let sent = client.call(&addr, command, PATIENCE).await.unwrap();
+            let sent: SendMessageResponse = sent.header().unwrap();
+            assert_eq!((sent.queue_id, sent.queue_offset), (0, count));
+        }
     }
 
     #[tokio::test]

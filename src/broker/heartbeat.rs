@@ -28,6 +28,8 @@ const SCAN_INTERVAL: Duration = Duration::from_secs(10);
 /// How long a node asks for the consumers that its leader knows. By then they have told it themselves.
 const LEARNING_LIMIT: Duration = Duration::from_secs(60);
 const LEARNING_PAUSE: Duration = Duration::from_secs(1);
+/// Most groups of one client.
+const MAX_GROUPS: usize = 10_000;
 /// How often is looked whether the process was paused.
 const PAUSE_LOOK: Duration = Duration::from_secs(2);
 /// A timer is not so late on a busy machine, and clients wait longer than both together before they hang up.
@@ -41,9 +43,7 @@ pub(super) async fn heart_beat(broker: &Arc<Broker>, request: &Request) -> Handl
             "a heartbeat comes over its own connection",
         ));
     };
-    for group in data.consumer_data_set.iter().map(|data| &data.group_name) {
-        name::check_group(group)?;
-    }
+    check(&data)?;
     let member = Member {
         conn: Arc::clone(conn),
         client_id: data.client_id,
@@ -82,6 +82,20 @@ pub(super) async fn heart_beat(broker: &Arc<Broker>, request: &Request) -> Handl
         notify(broker, group);
     }
     Ok(request.command.reply(response::SUCCESS).into())
+}
+
+/// Each group keeps a member of its own, which costs far more than its name does in the frame.
+fn check(data: &HeartbeatData) -> Result<(), Refusal> {
+    name::check_client_id(&data.client_id)?;
+    for group in data.consumer_data_set.iter().map(|data| &data.group_name) {
+        name::check_group(group)?;
+    }
+    let count = data.consumer_data_set.len() + data.producer_data_set.len();
+    if count > MAX_GROUPS {
+        let remark = format!("a heartbeat of {count} groups; a client may have {MAX_GROUPS}");
+        return Err(Refusal::system_error(remark));
+    }
+    Ok(())
 }
 
 /// Creates what a consumer group needs: its configuration and the topic of its retries.

@@ -99,6 +99,26 @@ impl<'a> Properties<'a> {
         // Java stores a level of 0 or below as it is, and does not delay.
         Ok(usize::try_from(level).ok().filter(|level| *level > 0))
     }
+
+    /// Refuses a message that names the time of its delivery, as clients of 5.x may: it would be delivered at once. What
+    /// Java answers where `timerWheelEnable` is false (`HookUtils.checkIfTimerMessage`, `SendMessageProcessor`, 5.3); there
+    /// too a delay level comes first, and what a timer wheel has delivered may be sent again.
+    pub(super) fn refuse_timed(&self) -> Result<(), Refusal> {
+        let times = [
+            properties::TIMER_DELIVER_MS,
+            properties::TIMER_DELAY_MS,
+            properties::TIMER_DELAY_SEC,
+        ];
+        let mut pairs = self.pairs.iter();
+        let is_timed = pairs.any(|(name, _)| times.contains(&&**name));
+        let was_timed = || self.get(properties::TIMER_OUT_MS).is_some();
+        if is_timed && self.delay_level()?.is_none() && !was_timed() {
+            return Err(Refusal::system_error(
+                "accurate timer message is not enabled, only delay levels are",
+            ));
+        }
+        Ok(())
+    }
 }
 
 /// What a broker knows of a message before the log gives it a place.

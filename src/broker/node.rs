@@ -15,6 +15,7 @@ use tokio::time::timeout;
 use super::clients::Clients;
 use super::forward::Forwarding;
 use super::hold::Holds;
+use super::lock::LeaseClock;
 use super::message::Bounds;
 use super::offset_buffer::OffsetBuffer;
 use super::pull::{self, Readers};
@@ -69,6 +70,7 @@ pub struct Broker {
     /// Held while a round of delayed messages and its progress are stored.
     pub(super) delivering: tokio::sync::Mutex<()>,
     pub(super) transactions: Transactions,
+    pub(super) leases: LeaseClock,
     /// The one that serves clients, and not that of Raft, where a request may be worked on too.
     runtime: Handle,
     draining: AtomicBool,
@@ -118,6 +120,7 @@ impl Broker {
             silent: watch::Sender::default(),
             delivering: tokio::sync::Mutex::default(),
             transactions: Transactions::default(),
+            leases: LeaseClock::default(),
             runtime: Handle::current(),
             draining: AtomicBool::new(false),
             leaving: watch::Sender::new(false),
@@ -259,10 +262,12 @@ impl Broker {
 
     /// Changes the group's metadata and resolves once that is applied here.
     pub(super) async fn propose(&self, change: Change) -> Result<Reply, Refusal> {
-        let command = Command {
-            at_ms: self.now_ms(),
-            change,
-        };
+        self.propose_at(self.now_ms(), change).await
+    }
+
+    /// The same, at another time than the clock's.
+    pub(super) async fn propose_at(&self, at_ms: i64, change: Change) -> Result<Reply, Refusal> {
+        let command = Command { at_ms, change };
         let bytes = command
             .encode()
             .map_err(|error| Refusal::system_error(error.to_string()))?;

@@ -9,13 +9,13 @@ mod follower;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rmq_store::{GetResult, GetStatus, QueueOffset};
+use rmq_store::{GetResult, GetStatus, QueueOffset, Takes};
 use rmq_wire::body::{MessageModel, MessageQueue, OffsetMovedEvent, perm};
 use rmq_wire::code::response;
 use rmq_wire::header::{PullMessage, PullMessageResponse, pull_sys_flag};
 use rmq_wire::record::Record;
 use rmq_wire::{json, name, properties};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::filter::{self, TagFilter};
 use super::message::Message;
@@ -31,6 +31,8 @@ pub(super) use follower::{Readers, addressed, as_follower, leaving, others, own_
 /// Bytes at the end of the log that no machine that works has dropped from its page cache: far fewer than
 /// those that count as in memory for a client.
 const AT_HAND_BYTES: u64 = 64 << 20;
+/// How long a message that is committed is waited for until its queue has it.
+const DISPATCH_PATIENCE: Duration = Duration::from_millis(50);
 /// How often a waiting pull looks by itself, for it may have to be moved past messages that it does
 /// not want.
 const RECHECK: Duration = Duration::from_secs(5);
@@ -197,8 +199,8 @@ fn commit(broker: &Broker, pull: &PullMessage) {
     }
 }
 
-/// Reads at once what is in memory for certain, and anything else on a thread that may wait for the disk.
-/// Only so many of them do at a time, because sends need the disk too.
+/// Reads at once what is in memory for certain, if need be when the dispatcher has come to it, and anything else on a
+/// thread that may wait for the disk. Only so many of them do at a time, because sends need the disk too.
 async fn get(
     broker: &Arc<Broker>,
     pull: &PullMessage,
@@ -206,7 +208,18 @@ async fn get(
 ) -> Result<GetResult, Refusal> {
     let offset = QueueOffset::from_i64(pull.queue_offset).unwrap_or_default();
     let queues = &broker.queues;
-    if queues.is_at_hand(&pull.topic, pull.queue_id, offset, AT_HAND_BYTES)? {
+    let takes = || queues.takes(&pull.topic, pull.queue_id, offset, AT_HAND_BYTES);
+    if takes()? == Takes::Dispatcher {
+        let any = Arc::new(TagFilter::All);
+        let hold = broker
+            .holds
+            .enter(&pull.topic, pull.queue_id, pull.queue_offset, any);
+        queues.hurry();
+        if takes()? == Takes::Dispatcher {
+            timeout(DISPATCH_PATIENCE, hold.woken()).await.ok();
+        }
+    }
+    if takes()? == Takes::Memory {
         return look(broker, pull, filter);
     }
     let _turn = broker.disk_reads.acquire().await;

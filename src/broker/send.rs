@@ -230,6 +230,7 @@ async fn record(
     queue_id: i32,
 ) -> Result<PendingRecord, Refusal> {
     let mut message = new_message(broker, request, header, topic, queue_id);
+    message.properties.refuse_timed()?;
     let is_transaction = message
         .properties
         .get(properties::TRANSACTION_PREPARED)

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use super::namesrv::Namesrv;
-use crate::admin::{quarantined, render};
+use crate::admin::{damaged, quarantined, render};
 
 /// Whom to ask.
 #[derive(Debug, clap::Args)]
@@ -32,7 +32,7 @@ pub(super) async fn run(options: Options) -> anyhow::Result<ExitCode> {
         match best {
             Some(status) => {
                 print!("{}", render(status));
-                print!("{}", quarantined(&statuses));
+                print!("{}{}", damaged(&statuses), quarantined(&statuses));
             }
             None => {
                 println!("group {name}: no node answers");

@@ -159,7 +159,7 @@ fn check_group(config: &BrokerConfig, settings: &mut Settings) {
     }
     let id = &config.dleger_self_id;
     if !id.is_empty() && id_number(id).is_none() {
-        let message = format!("dLegerSelfId: `{id}` is not a letter and a number");
+        let message = format!("dLegerSelfId: `{id}` is not n and a number up to 65535");
         settings.error(
             "dLegerSelfId",
             message,
@@ -176,7 +176,7 @@ fn check_group(config: &BrokerConfig, settings: &mut Settings) {
         settings.error("dLegerSelfId", message, Some(hint));
     }
     for id in config.preferred_leaders() {
-        if !id.starts_with('n') || id_number(id).is_none() {
+        if id_number(id).is_none() {
             let message = format!("preferredLeaderId: `{id}` is no self id");
             let hint = "want n0, or n0;n1 in the order of preference".to_owned();
             settings.error("preferredLeaderId", message, Some(hint));

@@ -19,11 +19,11 @@ values of a key the command line wins, then the environment, then the file, then
 environment a key is `RMQ_` and its words in upper case: `brokerIP1` is `RMQ_BROKER_IP1`, `dLegerPeers` is
 `RMQ_DLEGER_PEERS`. `NAMESRV_ADDR` and `ROCKETMQ_HOME` are read as the Java programs read them: as defaults
 that the file overrides. `${user.home}` and `${ROCKETMQ_HOME}` are replaced in values. `dLeger` may be
-spelled `dLedger` everywhere. Intervals are in milliseconds unless their name says otherwise.
+spelled `dLedger` in the keys of a group and in all names of the environment. Intervals are in milliseconds unless their name says otherwise.
 
 `--check` says what is wrong with a configuration and starts nothing; a wrong one ends with exit code 78.
-`--lenient` makes unknown keys warnings. `--set KEY=VALUE` sets a key on the command line. `-p` prints all keys with
-an effect, `-m` the important ones; with `--origins` also where each value is from.
+`--lenient` makes unknown keys of the file warnings. `--set KEY=VALUE` sets a key on the command line. `-p` prints all keys with
+an effect, `-m` those that RocketMQ marks as important; with `--origins` also where each value is from.
 ";
 
 fn keys<C: Schema>(out: &mut String, title: &str) {

@@ -286,7 +286,7 @@ enum_value!(UncleanRecovery { Manual = "manual", LongestLog = "longest-log" });
 /// One entry of `dLegerPeers`: `n0-10.0.0.10:40911`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
-    /// A letter (or several) followed by a number.
+    /// A self id: `n0` to `n65535`.
     pub id: String,
     /// Host name or address; an IPv6 address without its brackets.
     pub host: String,
@@ -306,16 +306,12 @@ impl Peer {
     }
 }
 
-/// The number of a self id such as `n0`, if it has the form letters + digits.
+/// The number of a self id such as `n0`.
 pub(super) fn id_number(id: &str) -> Option<u32> {
-    let digits = id.trim_start_matches(|c: char| c.is_ascii_alphabetic());
-    let plain = digits.len() < id.len() && digits.bytes().all(|b| b.is_ascii_digit());
-    // One less than the largest, because broker ids are one more.
-    if plain {
-        digits.parse().ok().filter(|n| *n < u32::MAX)
-    } else {
-        None
-    }
+    let digits = id.strip_prefix('n')?;
+    let plain = digits.bytes().all(|b| b.is_ascii_digit());
+    // As `raft::SelfId` has it.
+    digits.parse::<u16>().ok().filter(|_| plain).map(u32::from)
 }
 
 fn join_host_port(host: &str, port: u16) -> String {
@@ -389,7 +385,7 @@ impl Value for Vec<Peer> {
             };
             if id_number(id).is_none() {
                 return Err(form(format!(
-                    "has the id `{id}`, which is not a letter and a number"
+                    "has the id `{id}`, which is not n and a number up to 65535"
                 )));
             }
             let (host, port) = split_host_port(address).map_err(form)?;

@@ -108,7 +108,7 @@ pub struct Queue {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lock {
     pub client: String,
-    /// Unix milliseconds of the last time it was taken or renewed.
+    /// When it was taken or last renewed, in milliseconds by the time of leases (`broker::lock::LeaseClock`).
     pub renewed_ms: i64,
 }
 
@@ -179,8 +179,7 @@ impl DataVersion {
 impl Lock {
     /// Whether the lease has run out at `now_ms`.
     ///
-    /// Times come from the clocks of successive leaders. A small step back between them must not
-    /// end a lease early; a renewal far in the future can only come from a clock that was wrong,
+    /// The time of leases never steps back. A renewal far in the future can only come from a log that knew clocks alone,
     /// and must not hold the queue until that time.
     pub fn is_expired(&self, now_ms: i64) -> bool {
         let age = now_ms.saturating_sub(self.renewed_ms);

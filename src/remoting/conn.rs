@@ -24,6 +24,8 @@ use crate::shutdown::Shutdown;
 /// Calls in one direction of one connection that wait for their answers.
 const PENDING_MAX: usize = 16 * 1024;
 
+/// Longest time for the answer to an HTTP request to leave.
+const TOLD_LIMIT: Duration = Duration::from_secs(1);
 /// How long a connection may take none of its answers while those of all take more than their share.
 const STALL_UNDER_PRESSURE: Duration = Duration::from_secs(2);
 
@@ -288,7 +290,12 @@ pub(super) async fn run<S: Service>(
         elsewhere.clone(),
     );
     let ended = reader.run().await;
-    if ended == Ended::Drain && !bounds.limits().drain.is_zero() {
+    let limit = match ended {
+        Ended::Over => Duration::ZERO,
+        Ended::Drain => bounds.limits().drain,
+        Ended::Told => TOLD_LIMIT,
+    };
+    if !limit.is_zero() {
         let drain = async {
             reader.in_flight_done().await;
             reader.sign_off();
@@ -296,7 +303,7 @@ pub(super) async fn run<S: Service>(
             writer.await.ok();
             reader.left().await;
         };
-        timeout(bounds.limits().drain, drain).await.ok();
+        timeout(limit, drain).await.ok();
     }
     conn.close();
     reader.leave();

@@ -115,21 +115,23 @@ pub struct Housing {
 
 impl Listener for Housing {
     async fn accept(&mut self) -> io::Result<Stream> {
-        let (socket, _) = self.listener.accept().await?;
-        let home = self.homes.next();
-        let socket = match home.is_near {
-            // A socket wakes the runtime on which it was made.
-            true => {
-                let _there = home.runtime().enter();
-                TcpStream::from_std(socket.into_std()?)?
+        loop {
+            let (socket, _) = self.listener.accept().await?;
+            let home = self.homes.next();
+            let socket = match home.is_near {
+                // A socket wakes the runtime on which it was made.
+                true => {
+                    let _there = home.runtime().enter();
+                    TcpStream::from_std(socket.into_std()?)?
+                }
+                false => socket,
+            };
+            // One that its client has reset meanwhile is no trouble of this machine's.
+            if let Ok(stream) = Stream::accepted(socket) {
+                let home = Some(home);
+                return Ok(Stream { home, ..stream });
             }
-            false => socket,
-        };
-        let stream = Stream::accepted(socket)?;
-        Ok(Stream {
-            home: Some(home),
-            ..stream
-        })
+        }
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {

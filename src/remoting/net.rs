@@ -172,8 +172,13 @@ pub trait Listener: Send + 'static {
 
 impl Listener for TcpListener {
     async fn accept(&mut self) -> io::Result<Stream> {
-        let (socket, _) = Self::accept(self).await?;
-        Stream::accepted(socket)
+        loop {
+            let (socket, _) = Self::accept(self).await?;
+            // One that its client has reset meanwhile is no trouble of this machine's.
+            if let Ok(stream) = Stream::accepted(socket) {
+                return Ok(stream);
+            }
+        }
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {

@@ -59,6 +59,8 @@ pub(super) enum Ended {
     Over,
     /// Nothing more is read; requests in flight may finish.
     Drain,
+    /// An HTTP request is answered, and nothing else comes.
+    Told,
 }
 
 pub(super) struct Reader<'a, S> {
@@ -204,7 +206,7 @@ impl<'a, S: Service> Reader<'a, S> {
                             Head::Path(path) => {
                                 let health = self.service.health(path);
                                 self.conn.outbox.push_text(http::answer(health));
-                                return Ok(Ended::Drain);
+                                return Ok(Ended::Told);
                             }
                         }
                         // The alarm may be set for the end of an idle time, long after that of

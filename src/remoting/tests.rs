@@ -419,6 +419,35 @@ async fn bad_frames_end_their_connection_only() {
     until(|| server.probe.closed.load(Ordering::SeqCst) == cases.len()).await;
 }
 
+#[tokio::test]
+async fn whoever_asks_for_health_is_told_even_if_nothing_else_is_drained() {
+    let server = start(Limits {
+        drain: Duration::ZERO,
+        ..Limits::default()
+    });
+    let mut balancer = server.port.connect(1 << 10).await.unwrap();
+    balancer
+        .write_all(b"GET /leader HTTP/1.1\r\n\r\n")
+        .await
+        .unwrap();
+    let mut told = String::new();
+    balancer.read_to_string(&mut told).await.unwrap();
+    assert!(told.starts_with("HTTP/1.1 404"), "{told:?}");
+}
+
+#[tokio::test]
+async fn a_connection_that_was_reset_before_it_is_accepted_is_no_trouble() {
+    let mut listener = Tcp::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    for _ in 0..3 {
+        let gone = tokio::net::TcpStream::connect(addr).await.unwrap();
+        gone.set_zero_linger().unwrap();
+    }
+    let here = tokio::net::TcpStream::connect(addr).await.unwrap();
+    let accepted = Listener::accept(&mut listener).await.unwrap();
+    assert_eq!(accepted.peer, here.local_addr().unwrap());
+}
+
 #[tokio::test(start_paused = true)]
 async fn slow_or_silent_peers_are_closed_and_busy_ones_are_not() {
     let server = start(Limits::default());

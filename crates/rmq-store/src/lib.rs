@@ -76,7 +76,8 @@ pub use index_file::{
 };
 pub use log::{Appended, Log, Recovered};
 pub use queues::{
-    ArrivalListener, Boundary, GetResult, GetStatus, OpenQueuesError, Place, Queues, bring_in,
+    ArrivalListener, Boundary, GetResult, GetStatus, OpenQueuesError, Place, Queues, Takes,
+    bring_in,
 };
 pub use reader::{LogReader, ReadError};
 pub use recovery::OpenError;

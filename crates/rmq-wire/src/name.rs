@@ -11,6 +11,9 @@ pub const TOPIC_MAX_LEN: usize = 127;
 pub const GROUP_TOPIC_MAX_LEN: usize = 255;
 /// Most characters of a group.
 pub const GROUP_MAX_LEN: usize = 255;
+/// Most bytes of a client id. Stock ones, `ip@instance@unit`, have less than a hundred; it is kept with each group of the
+/// client and each queue that it locks.
+pub const CLIENT_ID_MAX_LEN: usize = 1024;
 
 /// The topic that new ones are copied from when a producer names it as its default.
 pub const AUTO_CREATE_TOPIC: &str = "TBW102";
@@ -90,6 +93,8 @@ pub enum NameError {
     GroupIllegal,
     #[error("the specified group is longer than group max length 255.")]
     GroupTooLong,
+    #[error("the client id is longer than 1024 bytes")]
+    ClientIdTooLong,
 }
 
 /// Checks a topic that comes from outside.
@@ -129,6 +134,17 @@ pub fn check_group(group: &str) -> Result<(), NameError> {
     }
     if !legal(group) {
         return Err(NameError::GroupIllegal);
+    }
+    Ok(())
+}
+
+/// Checks a client id that comes from outside.
+///
+/// # Errors
+/// [`NameError`]: longer than [`CLIENT_ID_MAX_LEN`].
+pub fn check_client_id(id: &str) -> Result<(), NameError> {
+    if id.len() > CLIENT_ID_MAX_LEN {
+        return Err(NameError::ClientIdTooLong);
     }
     Ok(())
 }

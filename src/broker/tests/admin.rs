@@ -6,7 +6,9 @@ use rmq_wire::body::{
 use rmq_wire::header::{CreateTopic, DeleteSubscriptionGroup, TopicOnly};
 
 use super::*;
+use crate::broker::testing;
 use crate::config::BrokerConfig;
+use crate::meta::{Change, Queue};
 
 fn create(topic: &str, queues: i32) -> Command {
     Command::request(request::UPDATE_AND_CREATE_TOPIC).with_header(&CreateTopic {
@@ -199,4 +201,36 @@ async fn a_queue_is_locked_by_one_client() {
     assert_eq!(node.told(unlock).await.code, response::SUCCESS);
     let held: LockBatchResponse = node.told(lock("b", &[1, 2])).await.json().unwrap();
     assert_eq!(held.lock_ok_mq_set, [queue(1), queue(2)].into());
+}
+
+/// The clock of the leader before was another one, or this one's was set since.
+#[tokio::test]
+async fn a_clock_that_is_wrong_ends_no_lock() {
+    for apart_ms in [-100_000, 0, 100_000] {
+        let node = Node::start().await;
+        let taken = Change::LockQueues {
+            group: "g".to_owned(),
+            client: "a".to_owned(),
+            queues: vec![Queue {
+                topic: "T".to_owned(),
+                broker_name: "b".to_owned(),
+                queue_id: 0,
+            }],
+        };
+        let at_ms = testing::now_ms() + apart_ms;
+        node.broker.propose_at(at_ms, taken).await.unwrap();
+        let lock = Command::request(request::LOCK_BATCH_MQ).with_json(&LockBatchRequest {
+            client_id: "b".to_owned(),
+            consumer_group: "g".to_owned(),
+            mq_set: [MessageQueue {
+                broker_name: "b".to_owned(),
+                queue_id: 0,
+                topic: "T".to_owned(),
+            }]
+            .into(),
+            only_this_broker: None,
+        });
+        let held: LockBatchResponse = node.told(lock).await.json().unwrap();
+        assert_eq!(held.lock_ok_mq_set, [].into(), "{apart_ms}");
+    }
 }

@@ -7,6 +7,7 @@ use rmq_wire::header::{
 };
 use rmq_wire::msg_id;
 use rmq_wire::name::RAFT_LOG_TOPIC;
+use tokio::time::timeout;
 
 use super::*;
 use crate::broker::testing::now_ms;
@@ -411,5 +412,25 @@ async fn messages_are_found_by_key_and_by_id() {
             response::SYSTEM_ERROR,
             "{wrong}"
         );
+    }
+}
+
+/// Readers of old messages take their turns for as long as the disk takes; what has just come is not read from there.
+#[tokio::test]
+async fn a_new_message_does_not_wait_behind_those_who_read_the_disk() {
+    let node = Node::start().await;
+    let reads = node.broker.disk_reads.available_permits();
+    let reads = u32::try_from(reads).unwrap();
+    let _all = node.broker.disk_reads.acquire_many(reads).await.unwrap();
+    for offset in 0..50 {
+        let sent = node.sent(send("", b"x")).await;
+        let answer = timeout(
+            PATIENCE,
+            node.told(pull_request(&PullMessage {
+                queue_id: sent.queue_id,
+                ..pull(offset)
+            })),
+        );
+        assert_eq!(answer.await.unwrap().code, response::SUCCESS);
     }
 }

@@ -1,8 +1,11 @@
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
+use rmq_wire::body::{HeartbeatData, LockBatchRequest, MessageQueue, ProducerData};
+use rmq_wire::name;
 
 use super::*;
 use crate::broker::dispatch::CODES;
+use crate::remoting::Client;
 
 /// Names that headers of the table have, among others.
 const FIELDS: &[&str] = &[
@@ -147,4 +150,50 @@ fn no_request_breaks_a_broker() {
         let sent = node.sent(send_to("afterwards", "", b"1")).await;
         assert_eq!(sent.queue_offset, 0);
     });
+}
+
+/// A client id is kept with each group and each lock, so a frame could be multiplied by itself.
+#[tokio::test]
+async fn long_client_ids_and_endless_lists_are_refused() {
+    let node = Node::start().await;
+    let client = Client::default();
+    let long = "c".repeat(name::CLIENT_ID_MAX_LEN + 1);
+    let lock = |client: &str, queues: i32| {
+        let queue = |queue_id| MessageQueue {
+            topic: "T".to_owned(),
+            broker_name: "b".to_owned(),
+            queue_id,
+        };
+        Command::request(request::LOCK_BATCH_MQ).with_json(&LockBatchRequest {
+            client_id: client.to_owned(),
+            consumer_group: "g".to_owned(),
+            mq_set: (0..queues).map(queue).collect(),
+            only_this_broker: None,
+        })
+    };
+    let beat = |client: &str, groups: usize| {
+        let group = |n| ProducerData {
+            group_name: format!("p{n}"),
+        };
+        Command::request(request::HEART_BEAT).with_json(&HeartbeatData {
+            client_id: client.to_owned(),
+            producer_data_set: (0..groups).map(group).collect(),
+            ..HeartbeatData::default()
+        })
+    };
+    for refused in [
+        lock(&long, 1),
+        lock("c", 20_000),
+        beat(&long, 1),
+        beat("c", 10_001),
+    ] {
+        let answer = client.call(&node.addr, refused, PATIENCE).await.unwrap();
+        assert_eq!(answer.code, response::SYSTEM_ERROR, "{:?}", answer.remark);
+    }
+    assert!(node.broker.meta.read().locks.is_empty());
+    assert!(node.broker.clients.read().producers.is_empty());
+    for taken in [lock(&long[1..], 1), beat(&long[1..], 10)] {
+        let answer = client.call(&node.addr, taken, PATIENCE).await.unwrap();
+        assert_eq!(answer.code, response::SUCCESS, "{:?}", answer.remark);
+    }
 }

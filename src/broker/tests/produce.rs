@@ -272,3 +272,27 @@ async fn what_is_allocated_for_each_request_is_not_as_large_as_the_largest_proce
     let size = size_of_val(&Arc::clone(&node.broker).call(request));
     assert!(size <= 768, "{size}");
 }
+
+#[tokio::test]
+async fn a_time_of_delivery_is_refused_and_not_passed_over() {
+    let node = Node::start().await;
+    for (sent, code) in [
+        ("TIMER_DELAY_SEC\x0110", response::SYSTEM_ERROR),
+        (
+            "k\x01v\x02TIMER_DELIVER_MS\x0199999999999999",
+            response::SYSTEM_ERROR,
+        ),
+        (
+            "TIMER_DELAY_MS\x0110\x02TRAN_MSG\x01true\x02PGROUP\x01g",
+            response::SYSTEM_ERROR,
+        ),
+        ("TIMER_DELAY_MS\x0110\x02DELAY\x013", response::SUCCESS),
+        (
+            "TIMER_DELAY_MS\x0110\x02TIMER_OUT_MS\x015",
+            response::SUCCESS,
+        ),
+    ] {
+        let answer = node.told(send(sent, b"x")).await;
+        assert_eq!(answer.code, code, "{sent:?}: {:?}", answer.remark);
+    }
+}

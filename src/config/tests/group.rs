@@ -44,8 +44,8 @@ fn peers_are_checked_one_by_one() {
             "dLegerPeers: entry 2 `n1-127.0.0.1:40911` has the same address as entry 1 `n0`",
         ),
         (
-            "n0-127.0.0.1:40911;m0-127.0.0.1:40912",
-            "dLegerPeers: entry 2 `m0-127.0.0.1:40912` has the same number as entry 1 `n0`, so both \
+            "n0-127.0.0.1:40911;n00-127.0.0.1:40912",
+            "dLegerPeers: entry 2 `n00-127.0.0.1:40912` has the same number as entry 1 `n0`, so both \
              would be broker 1",
         ),
         (
@@ -54,8 +54,8 @@ fn peers_are_checked_one_by_one() {
         ),
         (
             "n0-127.0.0.1:40911;b-127.0.0.1:40912",
-            "dLegerPeers: entry 2 `b-127.0.0.1:40912` has the id `b`, which is not a letter and a \
-             number; want id-host:port;...",
+            "dLegerPeers: entry 2 `b-127.0.0.1:40912` has the id `b`, which is not n and a \
+             number up to 65535; want id-host:port;...",
         ),
         (
             "n0-127.0.0.1:70911",
@@ -131,7 +131,7 @@ broker.conf:4: error: dLegerSelfId: `n7` is not in dLegerPeers
     assert_eq!(
         refused(&GROUP.replace("SelfId=n0", "SelfId=first")),
         "\
-broker.conf:4: error: dLegerSelfId: `first` is not a letter and a number
+broker.conf:4: error: dLegerSelfId: `first` is not n and a number up to 65535
     4 | dLegerSelfId=first
       |              ^^^^^ want an id like n0
 1 error. Nothing was started.

@@ -83,8 +83,13 @@ impl Net for Tcp {
 impl Listener for TcpListener {
     fn accept(&self) -> BoxFuture<'_, io::Result<Duplex>> {
         Box::pin(async move {
-            let (stream, _) = self.accept().await?;
-            halves(stream)
+            loop {
+                let (stream, _) = self.accept().await?;
+                // One that the other node has reset meanwhile is no trouble of this machine's.
+                if let Ok(duplex) = halves(stream) {
+                    return Ok(duplex);
+                }
+            }
         })
     }
 }

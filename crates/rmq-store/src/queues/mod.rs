@@ -27,7 +27,7 @@ use saved::SavedAt;
 
 pub use open::OpenQueuesError;
 pub(crate) use read::store_time;
-pub use read::{Boundary, GetResult, GetStatus, Place, bring_in};
+pub use read::{Boundary, GetResult, GetStatus, Place, Takes, bring_in};
 pub(crate) use saved::TABLE_FILE;
 
 use crate::consume_queue::{QueueFiles, Table};

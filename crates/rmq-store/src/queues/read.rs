@@ -74,6 +74,17 @@ pub enum Place {
     Damaged(Damage),
 }
 
+/// What reading a queue on from an offset takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Takes {
+    /// What is in memory for certain.
+    Memory,
+    /// Waiting for the dispatcher, which the message there has not come to yet.
+    Dispatcher,
+    /// What the page cache may have let go of.
+    Disk,
+}
+
 /// Which offset a time stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Boundary {
@@ -210,34 +221,36 @@ impl Queues {
         })
     }
 
-    /// Whether reading a queue on from `offset` needs only the last `bytes` of the log, and so nothing that
-    /// the page cache may have let go of, and need not wait for the dispatcher.
-    pub fn is_at_hand(
+    /// What reading a queue on from `offset` takes, where the last `bytes` of the log are in memory.
+    pub fn takes(
         &self,
         topic: &str,
         queue_id: i32,
         offset: QueueOffset,
         bytes: u64,
-    ) -> io::Result<bool> {
+    ) -> io::Result<Takes> {
         /// Units that are as recent as the queue's last one, or not much older.
         const UNITS: u64 = 1024;
         let Some((topic, state)) = self.queue(topic, queue_id) else {
-            return Ok(true);
+            return Ok(Takes::Memory);
         };
         if offset >= state.next {
-            return Ok(offset >= state.committed);
+            return Ok(match offset >= state.committed {
+                true => Takes::Memory,
+                false => Takes::Dispatcher,
+            });
         }
         if offset < state.min {
-            return Ok(true);
+            return Ok(Takes::Memory);
         }
         let confirm = self.log.confirm_offset();
         let is_recent = |phy: PhyOffset| confirm.0.saturating_sub(phy.0) <= bytes;
         if !is_recent(state.end_phy) || state.next.0 - offset.0 > UNITS {
-            return Ok(false);
+            return Ok(Takes::Disk);
         }
         Ok(match self.files.slot(&topic, queue_id, offset)? {
-            Slot::Message(unit) => is_recent(unit.phy),
-            Slot::Blank | Slot::Empty => false,
+            Slot::Message(unit) if is_recent(unit.phy) => Takes::Memory,
+            Slot::Message(_) | Slot::Blank | Slot::Empty => Takes::Disk,
         })
     }
 

@@ -9,7 +9,7 @@ use super::fake_log::{FIRST_TIME, FakeLog, Send};
 use crate::consume_queue::Unit;
 use crate::dispatch::{Arrival, CommittedLog};
 use crate::queues::run::GATHER;
-use crate::queues::{ArrivalListener, Boundary, GetResult, GetStatus, Queues};
+use crate::queues::{ArrivalListener, Boundary, GetResult, GetStatus, Queues, Takes};
 use crate::types::{PhyOffset, QueueOffset};
 use crate::worker::Turn;
 
@@ -69,8 +69,8 @@ fn only_the_end_of_the_log_is_at_hand() {
     let (log, _dir, queues) = queue_of(0..20);
     let end = log.confirm_offset().0;
     let at_hand = |offset, bytes| {
-        let at_hand = queues.is_at_hand(TOPIC, 0, QueueOffset(offset), bytes);
-        at_hand.unwrap()
+        let takes = queues.takes(TOPIC, 0, QueueOffset(offset), bytes);
+        takes.unwrap() == Takes::Memory
     };
     let begin_of = |offset| {
         let unit = queues.unit(TOPIC, 0, QueueOffset(offset)).unwrap();
@@ -85,7 +85,8 @@ fn only_the_end_of_the_log_is_at_hand() {
     }
     // Where there is nothing to read, nothing is read.
     assert!(at_hand(20, 0) && at_hand(99, 0));
-    assert!(queues.is_at_hand("Other", 0, QueueOffset(0), 0).unwrap());
+    let other = queues.takes("Other", 0, QueueOffset(0), 0).unwrap();
+    assert_eq!(other, Takes::Memory);
     // A queue whose last message is old has nothing at hand, however few messages it has.
     log.append(&Send::new("Other", 0, 0));
     log.confirm_all();
