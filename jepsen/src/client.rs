@@ -293,7 +293,8 @@ impl Client {
         self.call(Command::request(request::PULL_MESSAGE).with_header(&header))
     }
 
-    /// At most so many messages of a queue from an offset on; none if it is said that there is none.
+    /// At most so many messages of a queue from an offset on, none if it is said that there is none, and where a consumer
+    /// is told to go on.
     pub fn poll(
         &mut self,
         group: &str,
@@ -301,18 +302,20 @@ impl Client {
         queue: u32,
         from: u64,
         most: i32,
-    ) -> Outcome<Vec<(u64, String)>> {
+    ) -> Outcome<(Vec<(u64, String)>, u64)> {
         let answer = match self.pull_for(group, topic, queue, from, most) {
             Ok(answer) => answer,
             Err(e) => return Outcome::Fail(e.to_string()),
         };
-        match answer.code {
-            response::SUCCESS => match messages(&answer.body) {
-                Ok(found) => Outcome::Ok(found),
-                Err(e) => Outcome::Fail(e.to_string()),
-            },
-            response::PULL_NOT_FOUND | response::PULL_OFFSET_MOVED => Outcome::Ok(Vec::new()),
-            _ => Outcome::Fail(describe(&answer)),
+        let found = match answer.code {
+            response::SUCCESS => messages(&answer.body),
+            response::PULL_NOT_FOUND | response::PULL_OFFSET_MOVED => Ok(Vec::new()),
+            _ => return Outcome::Fail(describe(&answer)),
+        };
+        match (found, number(&answer, "nextBeginOffset")) {
+            (Ok(found), Some(next)) => Outcome::Ok((found, next)),
+            (Err(e), _) => Outcome::Fail(e.to_string()),
+            (_, None) => Outcome::Fail(describe(&answer)),
         }
     }
 

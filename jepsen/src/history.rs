@@ -103,6 +103,8 @@ pub struct Poll {
     pub ended: u64,
     /// What it got, as (offset, body). Nothing is what a node says that knows of no message there.
     pub outcome: Outcome<Vec<(u64, String)>>,
+    /// Where it was told to go on, which a consumer takes as its offset.
+    pub next: Option<u64>,
 }
 
 /// One call about the lock of a queue, which lasts for [`LEASE`] at most.

@@ -1,26 +1,32 @@
 //! What each node makes of the log: its queues and its index, which only a leader shows. So each leads for a
 //! moment when all is quiet.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt::Debug;
+use std::io;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use anyhow::{bail, ensure};
+
 use crate::client::{Client, Outcome};
 use crate::cluster::Cluster;
-use crate::history::History;
+use crate::history::{History, Kept, Stretch};
 use crate::migration::Said;
 use crate::workload::{LIVENESS, TOPIC, read_stretches};
 
-/// How long a node may take to lead. On a machine that is too busy for that it is left out.
-const TURN: Duration = Duration::from_secs(20);
+/// How long a node may take to lead when all is quiet, also on a machine that is busy.
+const TURN: Duration = Duration::from_secs(120);
+/// How often a node may cease to lead before all of it is read.
+const TRIES: usize = 5;
 /// How long the index may be behind.
 const BEHIND: Duration = Duration::from_secs(30);
 /// Messages that are looked up on each node.
 const LOOKUPS: usize = 100;
 
 /// Has each node lead, and reads its queues and looks messages up by their keys there. What differs from what was
-/// read before is wrong. What was `said` of a store that was taken over is looked for.
+/// read before is wrong, and so is a node that does not come to lead. What was `said` of a store that was taken over is
+/// looked for.
 pub(crate) fn compare(
     cluster: &Cluster,
     history: &History,
@@ -32,42 +38,80 @@ pub(crate) fn compare(
     let unknown: HashSet<&str> = unknown.map(|send| &*send.body).collect();
     let mut found = history.found.clone();
     for node in cluster.members() {
-        // A Java node shows its queues in any role.
-        let is_java = cluster.target().is_java();
-        if !is_java && !lead(cluster, node) {
-            continue;
-        }
-        let term = cluster.served_term(node);
-        let mut client = Client::connect(cluster.addresses()[node], LIVENESS)?;
-        for (queue, before) in &mut found {
-            // One that no longer leads may refuse.
-            let Ok(now) = client.read_queue(TOPIC, *queue) else {
+        let seen = match see(cluster, node, history, said.as_deref()) {
+            Ok(seen) => seen,
+            Err(e) => {
+                wrong.push(format!("n{node} does not show what it has: {e:#}"));
                 continue;
-            };
-            take_late(&now, before, &unknown);
-            wrong.extend(difference(node, *queue, &now, before));
-        }
-        if let Ok(now) = read_stretches(cluster.addresses()[node], history) {
-            for (queue, before) in &history.stretches {
-                let now = now.get(queue).map_or(&[][..], |now| now);
-                wrong.extend(difference(node, *queue, now, before));
             }
+        };
+        for (queue, before) in &mut found {
+            let now = &seen.queues[queue];
+            take_late(now, before, &unknown);
+            wrong.extend(difference(node, *queue, now, before));
         }
-        if !is_java {
-            wrong.extend(look_up(&mut client, node, history));
+        for (queue, before) in &history.stretches {
+            let now = seen.stretches.get(queue).map_or(&[][..], |now| now);
+            wrong.extend(difference(node, *queue, now, before));
         }
-        if let Some(said) = &mut said {
-            let seen = said.look(&mut client);
-            // Whoever has ceased to lead passes questions on, or refuses them.
-            if term.is_some() && cluster.served_term(node) == term {
-                match seen {
-                    Ok(seen) => said.book(node, seen),
-                    Err(e) => wrong.push(format!("n{node} does not show what was taken over: {e}")),
-                }
-            }
+        wrong.extend(seen.missing);
+        if let (Some(said), Some(adopted)) = (&mut said, seen.adopted) {
+            said.book(node, adopted);
         }
     }
     Ok(wrong)
+}
+
+/// What a node shows.
+struct Seen {
+    queues: BTreeMap<u32, Vec<(u64, String)>>,
+    stretches: BTreeMap<u32, Vec<Stretch>>,
+    /// A message that it does not find by its key.
+    missing: Option<String>,
+    adopted: Option<Vec<Option<Kept>>>,
+}
+
+/// All that a node shows as the leader of one term: whoever has ceased to lead passes questions on.
+fn see(
+    cluster: &Cluster,
+    node: usize,
+    history: &History,
+    said: Option<&Said>,
+) -> anyhow::Result<Seen> {
+    // A Java node shows its queues in any role.
+    let is_java = cluster.target().is_java();
+    for _ in 0..TRIES {
+        ensure!(is_java || lead(cluster, node), "it does not lead");
+        let term = cluster.served_term(node);
+        let seen = see_now(cluster, node, history, said);
+        if is_java || (term.is_some() && cluster.served_term(node) == term) {
+            return seen;
+        }
+    }
+    bail!("it ceases to lead again and again")
+}
+
+fn see_now(
+    cluster: &Cluster,
+    node: usize,
+    history: &History,
+    said: Option<&Said>,
+) -> anyhow::Result<Seen> {
+    let address = cluster.addresses()[node];
+    let mut client = Client::connect(address, LIVENESS)?;
+    let mut queues = BTreeMap::new();
+    for queue in history.found.keys() {
+        queues.insert(*queue, client.read_queue(TOPIC, *queue)?);
+    }
+    Ok(Seen {
+        queues,
+        stretches: read_stretches(address, history)?,
+        missing: match cluster.target().is_java() {
+            true => None,
+            false => look_up(&mut client, node, history)?,
+        },
+        adopted: said.map(|said| said.look(&mut client)).transpose()?,
+    })
 }
 
 /// Adds what came since the queue was read before, of sends whose outcome is unknown: a network may give up a request
@@ -119,26 +163,21 @@ pub(crate) fn lead(cluster: &Cluster, node: usize) -> bool {
     false
 }
 
-/// Looks for acknowledged messages, spread over the whole run, by their keys.
-fn look_up(client: &mut Client, node: usize, history: &History) -> Option<String> {
+/// Looks for acknowledged messages, spread over the whole run, by their keys; one that is not found.
+fn look_up(client: &mut Client, node: usize, history: &History) -> io::Result<Option<String>> {
     let acknowledged = history.sends.iter();
     let acknowledged = acknowledged.filter(|send| matches!(send.outcome, Outcome::Ok(_)));
     let keys: Vec<&str> = acknowledged.map(|send| &*send.body).collect();
     let end = Instant::now() + BEHIND;
     for key in keys.iter().step_by(keys.len() / LOOKUPS + 1) {
-        loop {
-            match client.look_up(TOPIC, key) {
-                Ok(true) => break,
-                // Whoever leads now is looked at in its turn.
-                Err(_) => return None,
-                Ok(false) if Instant::now() > end => {
-                    return Some(format!("n{node} does not find {key} by its key"));
-                }
-                Ok(false) => thread::sleep(Duration::from_millis(100)),
+        while !client.look_up(TOPIC, key)? {
+            if Instant::now() > end {
+                return Ok(Some(format!("n{node} does not find {key} by its key")));
             }
+            thread::sleep(Duration::from_millis(100));
         }
     }
-    None
+    Ok(None)
 }
 
 #[cfg(test)]

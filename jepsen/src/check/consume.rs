@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use crate::client::Outcome;
-use crate::history::{History, OffsetCall, Poll};
+use crate::history::{Fault, History, OffsetCall, Poll};
 
 /// What was got, of each poll that was answered.
 fn answered(history: &History) -> impl Iterator<Item = (&Poll, &[(u64, String)])> {
@@ -60,7 +60,7 @@ pub fn stale(history: &History) -> Vec<String> {
 }
 
 /// A poll gives the messages from its offset on without a gap, and those are what lies there at the end:
-/// nobody read what was not committed.
+/// nobody read what was not committed. A consumer goes on behind what it got, unless messages have left the log.
 pub fn polled(history: &History) -> Vec<String> {
     let mut lying: HashMap<(u32, u64), &str> = HashMap::new();
     for (queue, messages) in &history.found {
@@ -70,9 +70,19 @@ pub fn polled(history: &History) -> Vec<String> {
                 .map(|(at, body)| ((*queue, *at), body.as_str())),
         );
     }
+    let leaves = |fault: &Fault| fault.what.starts_with("snapshot");
+    let all_stay = !history.faults.iter().any(leaves);
     let mut wrong = Vec::new();
     for (poll, got) in answered(history) {
         let queue = poll.queue;
+        let due = poll.from + got.len() as u64;
+        if let Some(next) = poll.next.filter(|next| all_stay && *next != due) {
+            let from = poll.from;
+            wrong.push(format!(
+                "a poll of {queue}/{from} got {} messages, and was told to go on at {next}",
+                got.len()
+            ));
+        }
         for (due, (offset, body)) in (poll.from..).zip(got) {
             if *offset != due {
                 wrong.push(format!("a poll of {queue}/{due} got what is at {offset}"));

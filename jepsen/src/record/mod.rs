@@ -122,6 +122,9 @@ fn operations(history: &History) -> Vec<Op> {
         if p.delivers {
             value.push(("group", Edn::Bool(true)));
         }
+        if let Some(next) = p.next {
+            value.push(("next", next.into()));
+        }
         ops.push(poll(
             p.process,
             (p.invoked, p.ended),

@@ -210,6 +210,7 @@ fn take(
                 invoked,
                 ended,
                 outcome,
+                next: number(at, "next"),
             });
         }
         name @ ("commit" | "committed") => {

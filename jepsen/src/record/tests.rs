@@ -22,6 +22,7 @@ fn a_history_survives_being_written() {
         invoked: 100 * n,
         ended: 100 * n + 7,
         outcome,
+        next: (n < 3).then_some(3),
     };
     let lock = |n: u64, call| LockOp {
         process: 8,

@@ -49,7 +49,7 @@ fn read_round(
 ) -> Option<()> {
     for (queue, next) in (0..QUEUES).zip(next) {
         let got = match client.poll(GROUP, topic, queue, *next, 32) {
-            Outcome::Ok(got) => got,
+            Outcome::Ok((got, _)) => got,
             Outcome::Fail(why) if why.starts_with("code 17 ") => continue,
             _ => return None,
         };

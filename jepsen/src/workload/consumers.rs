@@ -21,10 +21,11 @@ impl Shared {
     ) -> Option<usize> {
         let invoked = self.now();
         let outcome = client.poll(GROUP, TOPIC, queue, from, most.unwrap_or(1));
-        let got = match &outcome {
-            Outcome::Ok(got) => Some(got.len()),
-            _ => None,
+        let (got, next) = match &outcome {
+            Outcome::Ok((got, next)) => (Some(got.len()), Some(*next)),
+            _ => (None, None),
         };
+        let outcome = outcome.map(|(got, _)| got);
         let ended = self.now();
         self.history().polls.push(Poll {
             process,
@@ -34,6 +35,7 @@ impl Shared {
             invoked,
             ended,
             outcome,
+            next,
         });
         got
     }
