@@ -14,7 +14,7 @@ use futures_util::future::BoxFuture;
 use futures_util::{StreamExt, stream};
 use rmq_store::ExtentError;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::task::coop::{consume_budget, unconstrained};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
@@ -52,6 +52,8 @@ const MAX_CONNECTIONS: usize = 256;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How often a node without space looks whether it has some again.
 const SPACE_PAUSE: Duration = Duration::from_millis(100);
+/// Bytes of answers on one connection above which nothing more is read from it.
+const MAX_UNSENT: usize = 32 << 20;
 /// Frames written in one go.
 const MAX_BURST: usize = 64;
 
@@ -192,11 +194,46 @@ async fn serve(duplex: Duplex, shared: Arc<Shared>) -> Result<(), Closed> {
     }
 }
 
-async fn write_answers(mut writer: Writer, mut answers: mpsc::Receiver<OutFrame>) {
+async fn write_answers(
+    mut writer: Writer,
+    mut answers: mpsc::Receiver<OutFrame>,
+    unsent: Arc<Unsent>,
+) {
     let mut batch = Vec::new();
     while answers.recv_many(&mut batch, MAX_BURST).await > 0 {
+        let bytes = batch.iter().map(OutFrame::len).sum();
         if write_frames(&mut writer, batch.drain(..)).await.is_err() {
             return;
+        }
+        unsent.remove(bytes);
+    }
+}
+
+/// Bytes of answers that the other end has not taken. While there are many no more requests are read: clients'
+/// answers are large, and no budget counts them here.
+#[derive(Default)]
+struct Unsent {
+    bytes: AtomicUsize,
+    fewer: Notify,
+}
+
+impl Unsent {
+    fn add(&self, bytes: usize) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn remove(&self, bytes: usize) {
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        self.fewer.notify_one();
+    }
+
+    /// Waits until there are few, or nobody sends them any more.
+    async fn are_few(&self, answers: &mpsc::Sender<OutFrame>) {
+        while self.bytes.load(Ordering::Relaxed) > MAX_UNSENT {
+            tokio::select! {
+                () = self.fewer.notified() => {}
+                () = answers.closed() => return,
+            }
         }
     }
 }
@@ -286,8 +323,10 @@ impl Connection {
         let (answers, to_write) = mpsc::channel(outstanding(self.hello.purpose));
         // Dropped with this task, which closes the connection.
         let mut writing = JoinSet::new();
-        writing.spawn(write_answers(writer, to_write));
-        let end = Arc::new(self).take_requests(&mut reader, answers).await;
+        let unsent = Arc::new(Unsent::default());
+        writing.spawn(write_answers(writer, to_write, Arc::clone(&unsent)));
+        let this = Arc::new(self);
+        let end = this.take_requests(&mut reader, answers, unsent).await;
         // The last answer may say why. It ends by itself unless requests are still being handled.
         drop(timeout(LINGER, writing.join_next()).await);
         end
@@ -297,6 +336,7 @@ impl Connection {
         self: Arc<Self>,
         reader: &mut Reader,
         answers: mpsc::Sender<OutFrame>,
+        unsent: Arc<Unsent>,
     ) -> Result<(), Closed> {
         let limit = match self.hello.purpose {
             Purpose::Meet => MEET_IDLE_LIMIT,
@@ -309,12 +349,16 @@ impl Connection {
             let request = Request::read(&frame, self.hello.purpose)?;
             if matches!(request, Request::Ping) {
                 // Takes no place: a caller also pings when all are taken.
-                drop(answers.send(answer(&frame, &())).await);
+                let pong = answer(&frame, &());
+                unsent.add(pong.len());
+                drop(answers.send(pong).await);
                 continue;
             }
+            unsent.are_few(&answers).await;
             let place = Arc::clone(&places).try_acquire_owned();
             let place = place.map_err(|_| Closed::Crowded(most))?;
             let (this, answers) = (Arc::clone(&self), answers.clone());
+            let unsent = Arc::clone(&unsent);
             let is_forwarded = matches!(request, Request::Forward(_));
             let work = async move {
                 let answer = match this.handle(request, frame.raw.clone()).await {
@@ -326,6 +370,7 @@ impl Connection {
                 };
                 // Before the caller can have the answer, and send its next request in its place.
                 drop(place);
+                unsent.add(answer.len());
                 // The connection may have ended meanwhile; there is nobody left to tell.
                 drop(answers.send(answer).await);
             };

@@ -16,9 +16,11 @@ use tokio::sync::Notify;
 use tokio::task::coop::unconstrained;
 
 use crate::raft::peer::caller::{CallError, Target, connect};
-use crate::raft::peer::messages::{Hello, Message, PROTOCOL_VERSION, Purpose, VoteRequest};
+use crate::raft::peer::messages::{
+    Forward, Hello, Message, PROTOCOL_VERSION, Purpose, VoteRequest,
+};
 use crate::raft::peer::server::NotLeader;
-use crate::raft::peer::wire::{Kind, OutFrame, Role};
+use crate::raft::peer::wire::{FrameReader, Kind, MAX_FRAME, OutFrame, Role};
 use crate::raft::types::Vote;
 use crate::raft::{Departure, Patience};
 
@@ -360,6 +362,71 @@ async fn forwarded_requests_begin_in_the_order_of_their_arrival() {
     let begun = begun.lock().unwrap();
     assert!(begun.is_sorted(), "{begun:?}");
     assert_eq!(begun.len(), usize::from(CALLS));
+}
+
+/// A follower that reads nothing, as behind a link that is far slower than the leader.
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_that_nobody_reads_end_the_reading_of_requests() {
+    const ANSWER: usize = 1 << 20;
+    const CALLS: u64 = 200;
+    let cluster = Cluster::new(3).await;
+    let begun = Arc::new(AtomicUsize::new(0));
+    let handler: ForwardHandler = {
+        let begun = Arc::clone(&begun);
+        Arc::new(move |_, _| {
+            begun.fetch_add(1, Ordering::SeqCst);
+            Box::pin(async { Ok(Some(vec![0; ANSWER].into())) })
+        })
+    };
+    let mut nodes = Vec::new();
+    for id in 0..3 {
+        let differs = Differs {
+            forward: Some(Arc::clone(&handler)),
+            ..Differs::default()
+        };
+        nodes.push(cluster.start_as(id, differs).await);
+    }
+    let leader = leader(&nodes).await;
+    let group = leader.local.info().await.group;
+    let id = SelfId((SelfId::of(leader.local.node).0 + 1) % 3);
+    let peer = caller("broker-a", id.0, group, &cluster.peers);
+    let hello = Hello {
+        purpose: Purpose::Forward,
+        target: None,
+        seal: peer.local.secret.seal(),
+        from: peer.local.info().await,
+    };
+    let mut stream = TcpStream::connect(&leader.local.addrs.raft_addr)
+        .await
+        .unwrap();
+    let request = |kind, id, head: &[u8]| OutFrame::new(kind, Role::Request, id, head, vec![]).lead;
+    let hello = request(Kind::Hello, 0, &hello.to_head());
+    stream.write_all(&hello).await.unwrap();
+    let forward = Forward { client: client(1) }.to_head();
+    for id in 1..=CALLS {
+        stream
+            .write_all(&request(Kind::Forward, id, &forward))
+            .await
+            .unwrap();
+    }
+    let mut last = 0;
+    until("no more requests are begun", || {
+        let before = std::mem::replace(&mut last, begun.load(Ordering::SeqCst));
+        std::thread::sleep(Duration::from_millis(200));
+        last > 10 && last == before
+    })
+    .await;
+    assert!(last < 100, "{last} answers of {ANSWER} bytes are in memory");
+    // Whoever reads gets them all.
+    let mut reader = FrameReader::new(stream, MAX_FRAME);
+    let mut answers = 0;
+    while answers < CALLS {
+        let frame = reader.next().await.unwrap().expect("the connection stays");
+        answers += u64::from(frame.kind == Kind::Forward);
+    }
+    for node in nodes {
+        node.stop().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
