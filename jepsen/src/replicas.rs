@@ -7,7 +7,7 @@ use std::io;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{bail, ensure};
+use anyhow::{anyhow, ensure};
 
 use crate::client::{Client, Outcome};
 use crate::cluster::Cluster;
@@ -80,15 +80,24 @@ fn see(
 ) -> anyhow::Result<Seen> {
     // A Java node shows its queues in any role.
     let is_java = cluster.target().is_java();
+    let mut last = anyhow!("it ceases to lead again and again");
     for _ in 0..TRIES {
         ensure!(is_java || lead(cluster, node), "it does not lead");
         let term = cluster.served_term(node);
         let seen = see_now(cluster, node, history, said);
-        if is_java || (term.is_some() && cluster.served_term(node) == term) {
-            return seen;
+        match seen {
+            // A slave takes over topics and queues when it likes.
+            Err(e) if is_java => {
+                last = e;
+                thread::sleep(Duration::from_secs(5));
+            }
+            seen if is_java || (term.is_some() && cluster.served_term(node) == term) => {
+                return seen;
+            }
+            _ => {}
         }
     }
-    bail!("it ceases to lead again and again")
+    Err(last)
 }
 
 fn see_now(

@@ -1,6 +1,7 @@
 //! The files of the source into the target, part by part.
 
-use std::fs;
+use std::fs::{self, Metadata};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use rmq_store::{Disk as _, RealDisk};
@@ -170,14 +171,10 @@ pub(crate) fn keep_rest(
     transfer: &mut Transfer<'_>,
 ) -> Result<(), Problem> {
     let kept = partial.join("adopted");
-    for (name, bytes) in rest(&plan.source, &plan.queues)? {
+    for (name, meta) in rest(&plan.source, &plan.queues)? {
+        let (from, bytes) = (plan.source.root.join(&name), meta.len());
         // The broker writes into these in place if it is started again, so a link is no copy of them.
-        transfer.copy(
-            &plan.source.root.join(&name),
-            &kept.join(&name),
-            bytes,
-            bytes,
-        )?;
+        transfer.copy(&from, &kept.join(&name), bytes, bytes)?;
     }
     if let Some(conf) = &plan.conf {
         let meta =
@@ -194,11 +191,16 @@ pub(crate) fn keep_rest(
 
 /// Bytes that are copied because rmq has no use for them yet.
 pub(crate) fn rest_bytes(source: &Source, queues: &SourceQueues) -> Result<u64, Problem> {
-    Ok(rest(source, queues)?.iter().map(|(_, bytes)| bytes).sum())
+    let rest = rest(source, queues)?;
+    // Many have holes, which are copied as such.
+    let bytes = rest
+        .iter()
+        .map(|(_, meta)| meta.len().min(meta.blocks() * 512));
+    Ok(bytes.sum())
 }
 
-/// The files that are kept without use, as they are named in the source's root, and their lengths.
-fn rest(source: &Source, queues: &SourceQueues) -> Result<Vec<(PathBuf, u64)>, Problem> {
+/// The files that are kept without use, as they are named in the source's root.
+fn rest(source: &Source, queues: &SourceQueues) -> Result<Vec<(PathBuf, Metadata)>, Problem> {
     let mut found = Vec::new();
     let light = queues.lmq.keys();
     let light = light.map(|topic| Path::new("consumequeue").join(topic));
@@ -209,7 +211,7 @@ fn rest(source: &Source, queues: &SourceQueues) -> Result<Vec<(PathBuf, u64)>, P
     Ok(found)
 }
 
-fn files(root: &Path, name: &Path, found: &mut Vec<(PathBuf, u64)>) -> Result<(), Problem> {
+fn files(root: &Path, name: &Path, found: &mut Vec<(PathBuf, Metadata)>) -> Result<(), Problem> {
     let path = root.join(name);
     let reading = |error| Problem::reading(&path, &error);
     match fs::symlink_metadata(&path) {
@@ -219,7 +221,7 @@ fn files(root: &Path, name: &Path, found: &mut Vec<(PathBuf, u64)>) -> Result<()
     // What a symbolic link leads to is taken, and one that leads nowhere is told.
     let meta = fs::metadata(&path).map_err(reading)?;
     if !meta.is_dir() {
-        found.push((name.to_owned(), meta.len()));
+        found.push((name.to_owned(), meta));
         return Ok(());
     }
     for below in list(&path)? {

@@ -37,6 +37,7 @@ pub(super) async fn run(broker: &Arc<Broker>) {
 }
 
 async fn lead(broker: &Arc<Broker>, term: u64) {
+    broker.leases.begin(broker, term);
     while let Err(refusal) = create_system_entries(broker).await {
         tracing::warn!(?refusal, "system topics and groups could not be created");
         tokio::time::sleep(RETRY_PAUSE).await;

@@ -30,12 +30,21 @@ struct Begun {
 }
 
 impl LeaseClock {
+    /// Has it go on in a term that begins.
+    pub(super) fn begin(&self, broker: &Broker, term: u64) {
+        self.shown_ms(broker, term);
+    }
+
     /// Unix milliseconds, more or less.
-    fn now_ms(&self, broker: &Broker) -> i64 {
-        let Some(term) = broker.replica.serving() else {
-            // Refused by whoever leads.
-            return broker.now_ms();
-        };
+    ///
+    /// # Errors
+    /// [`Refusal::NotLeader`] without a lease: other times than its own are not for the log.
+    fn now_ms(&self, broker: &Broker) -> Result<i64, Refusal> {
+        let term = broker.replica.serving().ok_or(Refusal::NotLeader)?;
+        Ok(self.shown_ms(broker, term))
+    }
+
+    fn shown_ms(&self, broker: &Broker, term: u64) -> i64 {
         let mut begun = self.0.lock().expect("no panic while it is held");
         let begun = match &mut *begun {
             Some(begun) if begun.term == term => begun,
@@ -64,7 +73,7 @@ pub(super) async fn lock(broker: &Arc<Broker>, request: &Request) -> Handled {
         client,
         queues,
     };
-    let at_ms = broker.leases.now_ms(broker);
+    let at_ms = broker.leases.now_ms(broker)?;
     let locked = match broker.propose_at(at_ms, change).await? {
         Reply::Locked(locked) => locked,
         other => {

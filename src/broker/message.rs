@@ -13,6 +13,9 @@ use rmq_wire::{name, properties};
 use super::Broker;
 use super::refusal::Refusal;
 
+/// Begins the names of properties that say when a message is to be delivered.
+pub(super) const TIMED: &str = "TIMER_DEL";
+
 /// The properties of one message: names are unique, the order is that of the sender.
 ///
 /// Like Java's broker, which reads them into a map and writes that map again: pairs without a name

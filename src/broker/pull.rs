@@ -208,18 +208,21 @@ async fn get(
 ) -> Result<GetResult, Refusal> {
     let offset = QueueOffset::from_i64(pull.queue_offset).unwrap_or_default();
     let queues = &broker.queues;
-    let takes = || queues.takes(&pull.topic, pull.queue_id, offset, AT_HAND_BYTES);
-    if takes()? == Takes::Dispatcher {
+    let look_at = || queues.takes(&pull.topic, pull.queue_id, offset, AT_HAND_BYTES);
+    let mut takes = look_at()?;
+    if takes == Takes::Dispatcher {
         let any = Arc::new(TagFilter::All);
         let hold = broker
             .holds
             .enter(&pull.topic, pull.queue_id, pull.queue_offset, any);
         queues.hurry();
-        if takes()? == Takes::Dispatcher {
+        takes = look_at()?;
+        if takes == Takes::Dispatcher {
             timeout(DISPATCH_PATIENCE, hold.woken()).await.ok();
+            takes = look_at()?;
         }
     }
-    if takes()? == Takes::Memory {
+    if takes == Takes::Memory {
         return look(broker, pull, filter);
     }
     let _turn = broker.disk_reads.acquire().await;

@@ -300,6 +300,9 @@ fn batch_records(
         if !text.is_empty() && !text.ends_with(properties::PROPERTY_SEPARATOR) {
             text.push(properties::PROPERTY_SEPARATOR);
         }
+        if text.contains(message::TIMED) {
+            Properties::parse(&text).refuse_timed()?;
+        }
         text.push_str(&of_batch);
         let message = Message {
             flag: part.flag,

@@ -7,8 +7,8 @@ use super::state::{Group, Queue, Topic};
 /// Variants and fields are written by position: add new variants at the end, never change one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Command {
-    /// Wall clock of the leader when it proposed, Unix milliseconds. It stamps data versions and
-    /// lock leases, so that all replicas agree on them.
+    /// Wall clock of the leader when it proposed, Unix milliseconds, or with locks the time that their leases go by
+    /// (`broker::lock::LeaseClock`). It stamps data versions and leases, so that all replicas agree on them.
     pub at_ms: i64,
     pub change: Change,
 }

@@ -70,7 +70,7 @@ pub fn polled(history: &History) -> Vec<String> {
                 .map(|(at, body)| ((*queue, *at), body.as_str())),
         );
     }
-    let leaves = |fault: &Fault| fault.what.starts_with("snapshot");
+    let leaves = |fault: &Fault| fault.what.starts_with("Snapshot");
     let all_stay = !history.faults.iter().any(leaves);
     let mut wrong = Vec::new();
     for (poll, got) in answered(history) {

@@ -130,7 +130,7 @@ pub fn judge(history: &History, checkers: &[(&str, Checker)]) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::history::{Fault, OffsetCall, OffsetOp};
+    use crate::history::{Fault, OffsetCall, OffsetOp, Poll};
 
     fn offset(invoked: u64, call: OffsetCall) -> OffsetOp {
         OffsetOp {
@@ -203,6 +203,33 @@ mod tests {
         }
     }
 
+    /// A poll of queue 0 from an offset on, which was told to go on at `next`.
+    fn poll(from: u64, got: &[&str], next: u64) -> Poll {
+        let got = (from..).zip(got);
+        let got = got.map(|(at, body)| (at, (*body).to_owned()));
+        Poll {
+            process: 5,
+            delivers: false,
+            queue: 0,
+            from,
+            invoked: 50,
+            ended: 51,
+            outcome: Outcome::Ok(got.collect()),
+            next: Some(next),
+        }
+    }
+
+    #[test]
+    fn a_consumer_goes_on_behind_what_it_got_or_behind_what_has_left_the_log() {
+        let mut h = good();
+        h.polls = vec![poll(1, &["b", "c"], 3), poll(3, &[], 3)];
+        assert_eq!(polled(&h), Vec::<String>::new());
+        h.polls.push(poll(0, &[], 1));
+        assert!(!polled(&h).is_empty());
+        h.faults[0].what = "Snapshot round 0".into();
+        assert_eq!(polled(&h), Vec::<String>::new());
+    }
+
     #[test]
     fn every_checker_rejects_its_bad_history() {
         let bad = |change: fn(&mut History)| {
@@ -210,7 +237,7 @@ mod tests {
             change(&mut h);
             h
         };
-        let cases: [(&str, Checker, History); 11] = [
+        let cases: [(&str, Checker, History); 14] = [
             (
                 "lost suffix",
                 lost,
@@ -272,6 +299,17 @@ mod tests {
                 bad(|h| {
                     h.offsets.push(offset(7, OffsetCall::Read(Some(9))));
                 }),
+            ),
+            (
+                "sent back",
+                polled,
+                bad(|h| h.polls.push(poll(1, &["b"], 1))),
+            ),
+            ("skipped", polled, bad(|h| h.polls.push(poll(1, &["b"], 3)))),
+            (
+                "told to begin anew",
+                polled,
+                bad(|h| h.polls.push(poll(3, &[], 0))),
             ),
             (
                 "no ack after the fault",

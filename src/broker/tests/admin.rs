@@ -219,6 +219,7 @@ async fn a_clock_that_is_wrong_ends_no_lock() {
         };
         let at_ms = testing::now_ms() + apart_ms;
         node.broker.propose_at(at_ms, taken).await.unwrap();
+        node.replica.become_leader(2);
         let lock = Command::request(request::LOCK_BATCH_MQ).with_json(&LockBatchRequest {
             client_id: "b".to_owned(),
             consumer_group: "g".to_owned(),

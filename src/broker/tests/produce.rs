@@ -296,3 +296,24 @@ async fn a_time_of_delivery_is_refused_and_not_passed_over() {
         assert_eq!(answer.code, code, "{sent:?}: {:?}", answer.remark);
     }
 }
+
+#[tokio::test]
+async fn a_time_of_delivery_is_refused_in_a_batch_too() {
+    let node = Node::start().await;
+    let batch = |properties: &str| {
+        let mut part = Vec::new();
+        part.extend(0_i32.to_be_bytes());
+        part.extend([0; 12]);
+        part.extend(1_i32.to_be_bytes());
+        part.push(b'x');
+        part.extend(i16::try_from(properties.len()).unwrap().to_be_bytes());
+        part.extend(properties.as_bytes());
+        let len = i32::try_from(part.len()).unwrap();
+        part[..4].copy_from_slice(&len.to_be_bytes());
+        send_with(|header| header.batch = true).with_body(part.into())
+    };
+    let answer = node.told(batch("k\x01v")).await;
+    assert_eq!(answer.code, response::SUCCESS, "{:?}", answer.remark);
+    let answer = node.told(batch("k\x01v\x02TIMER_DELAY_MS\x015")).await;
+    assert_eq!(answer.code, response::SYSTEM_ERROR, "{:?}", answer.remark);
+}

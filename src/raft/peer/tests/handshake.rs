@@ -167,6 +167,19 @@ fn client(port: u16) -> SocketAddr {
     SocketAddr::from(([10, 0, 0, 1], port))
 }
 
+/// Three nodes that answer clients' requests like this.
+async fn answering(cluster: &Cluster, handler: &ForwardHandler) -> Vec<Running> {
+    let mut nodes = Vec::new();
+    for id in 0..3 {
+        let differs = Differs {
+            forward: Some(Arc::clone(handler)),
+            ..Differs::default()
+        };
+        nodes.push(cluster.start_as(id, differs).await);
+    }
+    nodes
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_are_forwarded_to_the_leader_and_to_nobody_else() {
     let cluster = Cluster::new(3).await;
@@ -181,15 +194,7 @@ async fn requests_are_forwarded_to_the_leader_and_to_nobody_else() {
             Ok((client.port() % 5 != 0).then(|| Bytes::from([&frame[..], b"!"].concat())))
         })
     });
-    let mut nodes = Vec::new();
-    for id in 0..3 {
-        let forward = Some(Arc::clone(&handler));
-        let differs = Differs {
-            forward,
-            ..Differs::default()
-        };
-        nodes.push(cluster.start_as(id, differs).await);
-    }
+    let nodes = answering(&cluster, &handler).await;
     let newest_term = || {
         let terms = nodes
             .iter()
@@ -260,14 +265,7 @@ async fn nothing_waits_behind_what_the_leader_lets_wait() {
             Ok(Some(frame))
         })
     });
-    let mut nodes = Vec::new();
-    for id in 0..3 {
-        let differs = Differs {
-            forward: Some(Arc::clone(&handler)),
-            ..Differs::default()
-        };
-        nodes.push(cluster.start_as(id, differs).await);
-    }
+    let nodes = answering(&cluster, &handler).await;
     until_ok("a send is answered", async || {
         waiting.store(0, Ordering::SeqCst);
         let leader = leader(&nodes).await;
@@ -328,14 +326,7 @@ async fn forwarded_requests_begin_in_the_order_of_their_arrival() {
             })
         })
     };
-    let mut nodes = Vec::new();
-    for id in 0..3 {
-        let differs = Differs {
-            forward: Some(Arc::clone(&handler)),
-            ..Differs::default()
-        };
-        nodes.push(cluster.start_as(id, differs).await);
-    }
+    let nodes = answering(&cluster, &handler).await;
     until_ok("nobody is elected meanwhile", async || {
         let leader = leader(&nodes).await;
         let from = nodes
@@ -378,14 +369,7 @@ async fn answers_that_nobody_reads_end_the_reading_of_requests() {
             Box::pin(async { Ok(Some(vec![0; ANSWER].into())) })
         })
     };
-    let mut nodes = Vec::new();
-    for id in 0..3 {
-        let differs = Differs {
-            forward: Some(Arc::clone(&handler)),
-            ..Differs::default()
-        };
-        nodes.push(cluster.start_as(id, differs).await);
-    }
+    let nodes = answering(&cluster, &handler).await;
     let leader = leader(&nodes).await;
     let group = leader.local.info().await.group;
     let id = SelfId((SelfId::of(leader.local.node).0 + 1) % 3);
@@ -454,15 +438,7 @@ async fn forward_to_one_that_hangs_up() -> Result<(), Vec<Result<Option<Bytes>, 
             Box::pin(std::future::pending())
         })
     };
-    let mut nodes = Vec::new();
-    for id in 0..3 {
-        let forward = Some(Arc::clone(&handler));
-        let differs = Differs {
-            forward,
-            ..Differs::default()
-        };
-        nodes.push(cluster.start_as(id, differs).await);
-    }
+    let mut nodes = answering(&cluster, &handler).await;
     let leading = leader(&nodes).await.local.node;
     let at = nodes
         .iter()
