@@ -213,6 +213,7 @@ fn run_here(rmq: &Path, dir: &Path, schedule: &Schedule, bed: Bed) -> anyhow::Re
     wrong.extend(hygiene(&cluster)?);
     wrong.extend(check::judge(&history, &CHECKERS));
     let mut void = check::void(&history);
+    void.extend(check::unserved(&history, schedule.workload));
     for kind in schedule.kinds() {
         let name = crate::schedule::value_name(&kind);
         if !history

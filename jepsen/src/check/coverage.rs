@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use clap::ValueEnum;
 
 use crate::client::Outcome;
-use crate::history::{History, OffsetCall, Send};
+use crate::history::{Delivery, History, LockCall, OffsetCall, Send};
 use crate::schedule::Fault as Kind;
+use crate::workload::Kind as Workload;
 
 /// A run whose faults were not felt by any acknowledged send says nothing.
 pub fn exercised(history: &History) -> Vec<String> {
@@ -65,10 +66,63 @@ pub fn void(history: &History) -> Vec<String> {
     void
 }
 
+/// What these clients are there for and was never done for them: of that a run proves nothing either.
+pub fn unserved(history: &History, clients: Workload) -> Vec<String> {
+    let got = |delivers| {
+        let mut polls = history.polls.iter();
+        polls.any(|poll| {
+            let is_some = matches!(&poll.outcome, Outcome::Ok(got) if !got.is_empty());
+            is_some && poll.delivers == delivers
+        })
+    };
+    let seen_in_time = |list: &[Delivery]| list.iter().any(|delivery| !delivery.last);
+    let committed = history
+        .offsets
+        .iter()
+        .any(|op| matches!(op.call, OffsetCall::Commit { acknowledged, .. } if acknowledged));
+    let ended = |commits| {
+        let mut ends = history.transactions.iter().flat_map(|half| &half.ends);
+        ends.any(|end| end.acknowledged && end.commits == commits)
+    };
+    let mut done = vec![("no commit of an offset was acknowledged", committed)];
+    match clients {
+        Workload::Queue | Workload::Load | Workload::Migrate => {
+            done.push(("no reader got a message", got(false)));
+            if clients == Workload::Load {
+                let mut batches = history.batches.iter();
+                let acknowledged = batches.any(|batch| matches!(batch.outcome, Outcome::Ok(_)));
+                done.push(("no batch was acknowledged", acknowledged));
+            }
+            if clients == Workload::Migrate {
+                done.push(("nothing was taken over", !history.adopted.is_empty()));
+            }
+        }
+        Workload::Offset => done.push(("no member got a message", got(true))),
+        Workload::Ordered => {
+            let mut locks = history.locks.iter();
+            let had = locks.any(|op| matches!(op.call, LockCall::Lock(Outcome::Ok(true))));
+            done.push(("no lock was had", had));
+            done.push(("no member got a message", got(true)));
+        }
+        Workload::Delay => {
+            let seen = seen_in_time(&history.deliveries);
+            done.push(("no delayed message was seen to come", seen));
+        }
+        Workload::Transaction => {
+            let seen = seen_in_time(&history.visible);
+            done.push(("no committed message was seen to come", seen));
+            done.push(("no commit of a transaction was acknowledged", ended(true)));
+            done.push(("no rollback was acknowledged", ended(false)));
+        }
+    }
+    let missing = done.into_iter().filter(|(_, is_done)| !is_done);
+    missing.map(|(what, _)| what.to_owned()).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::check::tests::send;
+    use crate::check::tests::{good, poll, send};
     use crate::history::Fault;
 
     /// Sends that are acknowledged in the five seconds after a fault count where it has left no majority.
@@ -102,5 +156,36 @@ mod tests {
         ] {
             assert!(is_void(name), "{name}");
         }
+    }
+    #[test]
+    fn a_run_whose_clients_were_never_served_proves_nothing_of_what_they_do() {
+        let mut history = good();
+        history.polls = vec![poll(0, &[], 0)];
+        assert_eq!(
+            unserved(&history, Workload::Queue),
+            ["no reader got a message"]
+        );
+        history.polls.push(poll(0, &["a"], 1));
+        assert_eq!(unserved(&history, Workload::Queue), Vec::<String>::new());
+        assert_eq!(
+            unserved(&history, Workload::Load),
+            ["no batch was acknowledged"]
+        );
+        assert_eq!(
+            unserved(&history, Workload::Ordered),
+            ["no lock was had", "no member got a message"]
+        );
+        for (clients, count) in [
+            (Workload::Offset, 1),
+            (Workload::Delay, 1),
+            (Workload::Transaction, 3),
+        ] {
+            assert_eq!(unserved(&history, clients).len(), count, "{clients:?}");
+        }
+        history.offsets.clear();
+        assert_eq!(
+            unserved(&history, Workload::Queue),
+            ["no commit of an offset was acknowledged"]
+        );
     }
 }

@@ -58,7 +58,7 @@ pub fn lost_bodies(history: &History) -> HashSet<&str> {
 pub struct Loss {
     /// How many.
     pub messages: usize,
-    /// From the acknowledgement of the oldest one to the fault after it.
+    /// From the acknowledgement of the oldest one to the fault that it did not survive.
     pub age: Duration,
 }
 
@@ -79,13 +79,25 @@ pub fn forgive(history: &mut History) -> Loss {
     let sends = history.sends.iter().enumerate();
     let lost = sends.filter(|(_, send)| misplaced(send, &places).is_some());
     let lost: Vec<usize> = lost.map(|(n, _)| n).collect();
+    // What is got of a node that has power has survived all cuts before.
+    let mut last_seen: HashMap<&str, u64> = HashMap::new();
+    for poll in &history.polls {
+        let Outcome::Ok(got) = &poll.outcome else {
+            continue;
+        };
+        for (_, body) in got {
+            let at = last_seen.entry(body).or_default();
+            *at = poll.invoked.max(*at);
+        }
+    }
     for n in lost {
         let send = &mut history.sends[n];
         send.outcome = Outcome::Unknown("forgiven".into());
         let faults = history.faults.iter().map(|fault| fault.from);
+        let there = last_seen.get(&*send.body).copied().unwrap_or(0);
         // A loss without a fault after it is forgiven to nobody.
         let age = faults
-            .filter(|from| *from > send.invoked)
+            .filter(|from| *from > there.max(send.invoked))
             .min()
             .map_or(Duration::MAX, |from| {
                 Duration::from_nanos(from.saturating_sub(send.ended))
@@ -136,7 +148,7 @@ pub fn offsets(history: &History) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::check::tests::good;
+    use crate::check::tests::{good, poll};
 
     #[test]
     fn what_was_acknowledged_long_before_a_fault_is_not_forgiven() {
@@ -152,5 +164,24 @@ mod tests {
         let mut h = good();
         h.found.get_mut(&0).unwrap().pop();
         assert_eq!(forgive(&mut h).age, Duration::MAX, "no fault explains it");
+    }
+
+    #[test]
+    fn what_was_read_after_a_fault_was_not_lost_in_it() {
+        let mut h = good();
+        h.found.get_mut(&0).unwrap().pop();
+        h.faults[0].from = 45;
+        let mut later = h.faults[0].clone();
+        later.from = 1_000;
+        h.faults.push(later);
+        let mut unread = History {
+            sends: h.sends.clone(),
+            faults: h.faults.clone(),
+            found: h.found.clone(),
+            ..History::default()
+        };
+        assert_eq!(forgive(&mut unread).age, Duration::from_nanos(5));
+        h.polls = vec![poll(2, &["c"], 3)];
+        assert_eq!(forgive(&mut h).age, Duration::from_nanos(960));
     }
 }

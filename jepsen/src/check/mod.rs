@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 pub use adopted::adopted;
 pub use batches::batches;
 pub use consume::{delivered, deliveries, polled, stale};
-pub use coverage::{exercised, void};
+pub use coverage::{exercised, unserved, void};
 pub use delay::{delayed, delayed_again};
 pub use figures::Figures;
 pub use found::{Loss, forgive, lost, lost_bodies, offsets, phantom};
@@ -204,7 +204,7 @@ mod tests {
     }
 
     /// A poll of queue 0 from an offset on, which was told to go on at `next`.
-    fn poll(from: u64, got: &[&str], next: u64) -> Poll {
+    pub(super) fn poll(from: u64, got: &[&str], next: u64) -> Poll {
         let got = (from..).zip(got);
         let got = got.map(|(at, body)| (at, (*body).to_owned()));
         Poll {
