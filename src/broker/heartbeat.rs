@@ -135,6 +135,7 @@ pub(super) fn connection_closed(broker: &Broker, conn: &Conn) {
     for group in broker.clients.forget(conn.id()) {
         tracing::info!(group, peer = %conn.peer(), "consumer is gone");
         notify(broker, &group);
+        broker.consumer_gone.notify_one();
     }
 }
 
@@ -155,8 +156,9 @@ pub(super) async fn expire_silent(broker: &Broker) {
     }
 }
 
-/// Has the leader tell which consumers there are, for ever: after a start, when another node has become leader, and
-/// after a pause of this process, in which clients give up their connections. Heartbeats come only every 30 s, and
+/// Has the leader tell which consumers there are, for ever: after a start, when another node has become leader, after a
+/// pause of this process, in which clients give up their connections, and when the connection of a consumer has ended
+/// without its farewell: it may live on, when only its link to this node was cut. Heartbeats come only every 30 s, and
 /// should this node lead before, it would refuse the pulls of consumers and tell each that it is alone.
 pub(super) async fn learn(broker: &Broker) {
     let mut roles = broker.replica.role();
@@ -167,11 +169,12 @@ pub(super) async fn learn(broker: &Broker) {
         let changed = tokio::select! {
             changed = roles.wait_for(|now| *now != role) => changed.is_ok(),
             () = was_paused() => true,
+            () = broker.consumer_gone.notified() => true,
         };
         if !changed {
             break;
         }
-        // Whoever has just become leader has more to do.
+        // Whoever has just become leader has more to do, and takes a moment to miss a consumer that has ended.
         tokio::time::sleep(LEARNING_PAUSE).await;
     }
     std::future::pending().await

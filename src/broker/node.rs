@@ -8,7 +8,7 @@ use std::time::Duration;
 use rmq_store::{Arrival, ArrivalListener, LogReader, PendingRecord, Position, Queues};
 use rmq_wire::code::response;
 use tokio::runtime::Handle;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -47,6 +47,8 @@ pub struct Broker {
     pub(super) queues: Arc<Queues>,
     pub(super) replica: Arc<dyn Replica>,
     pub(super) clients: Clients,
+    /// The connection of a consumer has ended without its farewell.
+    pub(super) consumer_gone: Notify,
     pub(super) offsets: Arc<OffsetBuffer>,
     pub(super) holds: Holds,
     pub(super) forwarding: Forwarding,
@@ -106,6 +108,7 @@ impl Broker {
             offsets: OffsetBuffer::new(Arc::clone(&replica), clock),
             replica,
             clients: Clients::default(),
+            consumer_gone: Notify::new(),
             holds: Holds::default(),
             forwarding: Forwarding::default(),
             intake,

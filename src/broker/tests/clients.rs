@@ -304,6 +304,21 @@ async fn a_node_hears_of_consumers_again_from_the_next_leader() {
     until_known(&node, &["one", "two"]).await;
 }
 
+/// As when its link to this node was cut for longer than a heartbeat waits.
+#[tokio::test]
+async fn a_follower_whose_connection_to_a_consumer_ends_asks_the_leader_for_it() {
+    let later = told_by_leader_of(&["one", "two"]).await;
+    let node = Node::start().await;
+    follow(&node, "old:1", told_by_leader_of(&["three"]).await);
+    let mut client = Client::connect(&node).await;
+    client.call(heartbeat("one", &["T"])).await;
+    until_known(&node, &["one", "three"]).await;
+    *node.replica.leader.lock().unwrap() = Some(Box::new(move |_| Ok(Some(later.clone()))));
+    drop(client);
+    until_known(&node, &["one", "three", "two"]).await;
+    assert!(node.broker.clients.members("g").is_empty());
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_pause_of_the_process_is_noticed() {
     let paused = tokio::spawn(was_paused());
