@@ -60,9 +60,8 @@ PLAN = [
     ("alias", "kill-namesrv:20"),
     ("dledger", "kill-leader:3,stop-leader:3"),
     ("controller", "kill-leader:3,stop-leader:3"),
-    ("alias", "stop-leader:10,cut-leader:10"),
+    ("alias", "stop-leader:5,cut-leader:5"),
     ("vip", "kill-leader:5,stop-leader:5"),
-    ("alias", "lose-leader:5"),
 ]
 # Faults begin when all clients have seen the routes after the one before: a node that is started again takes a
 # moment until it is in them.

@@ -19,6 +19,25 @@ def spread(values):
     return f"{statistics.median(values):,.0f} ({min(values):,.0f} - {max(values):,.0f})"
 
 
+def summary(records):
+    """The lines of a table, one a fault and setup: the worst of all clients."""
+    faults = {}
+    for record in records:
+        if "total" not in record:
+            faults.setdefault((record["fault"], record["setup"]), []).append(record)
+    out = [
+        "| fault | setup | faults | failed sends | no send for, at most | nothing consumed for, at most |",
+        "|---|---|---|---|---|---|",
+    ]
+    for (fault, setup), found in sorted(faults.items()):
+        failed, sends = (sum(r[key] for r in found) for key in ("failed", "sends"))
+        share = f" ({100 * failed / sends:.2g} %)" if failed else ""
+        longest = [f"{max(r[field] for r in found) / 1000:,.2f} s" for field in ("send_gap_ms", "consume_gap_ms")]
+        count = 1 + max(r["number"] for r in found)
+        out.append(f"| {fault} | {setup} | {count} | {failed:,} of {sends:,}{share} | " + " | ".join(longest) + " |")
+    return out
+
+
 def table(records):
     """The lines of a table, one a setup, fault and client in the order of the records."""
     rows, totals = {}, {}
@@ -94,4 +113,4 @@ def publish(records, beside=None):
         before, rest = f.read().split(begin)
     after = rest.split(end)[1]
     with open(f"{ROOT}/docs/failover.md", "w") as f:
-        f.write(before + begin + "\n".join([conditions(records, beside), "", *table(records), ""]) + end + after)
+        f.write(before + begin + "\n".join([conditions(records, beside), "", "The worst of all clients:", "", *summary(records), "", "Each client, medians and ranges:", "", *table(records), ""]) + end + after)
