@@ -13,9 +13,10 @@ table. As root every node has a network namespace of its own, which ends with th
 loopback, and what needs a network is left out.
 
 Setups: plain (slaveReadEnable), alias (that and groupAliasRoutes, with all 8 queues of a topic under each
-name), alias-1 (with one), avoid (alias, and sendLatencyFaultEnable=true in the Java producers), vip (brokerVip
-alone, so that consumers read from the leader), both (alias and vip), transactions (both, with transactional messages of the Java producers), dledger (Java 4.9.7, DLedger mode), controller (Java 5.5.0, controller mode, two
-in-sync replicas).
+name), alias-1 (with one), lame-duck (alias, and lameDuckMillis=35000), avoid (alias, and sendLatencyFaultEnable=true
+in the Java producers), vip (brokerVip alone, so that consumers read from the leader), both (alias and vip), both-1
+(alias-1 and vip), transactions (both, with transactional messages of the Java producers), dledger (Java 4.9.7,
+DLedger mode), controller (Java 5.5.0, controller mode, two in-sync replicas).
 
 Faults: kill-leader (kill -9, started again after --down seconds), lose-leader (the same after 40 s, by when all clients have
 looked for routes), stop-leader (SIGSTOP for 20 s), cut-leader (its
@@ -58,6 +59,8 @@ PLAN = [
     ("both", "stop-leader:20,cut-leader:20"),
     ("transactions", "kill-leader:20"),
     ("alias", "kill-namesrv:20"),
+    ("lame-duck", "rolling:10"),
+    ("both-1", "kill-leader:20,kill-follower:20"),
     ("dledger", "kill-leader:3,stop-leader:3"),
     ("controller", "kill-leader:3,stop-leader:3"),
     ("alias", "stop-leader:5,cut-leader:5"),

@@ -10,13 +10,24 @@ from records import conditions
 FIELDS = ("send_gap_ms", "consume_gap_ms", "living_lag_ms", "struck_lag_ms", "keys_waiting")
 
 
-def spread(values):
-    values = [value for value in values if value is not None]
+def spread(field, records):
+    values = [record[field] for record in records]
     if not values:
         return "-"
     if min(values) == max(values):
         return f"{values[0]:,.0f}"
-    return f"{statistics.median(values):,.0f} ({min(values):,.0f} - {max(values):,.0f})"
+    return f"{statistics.median(values):,.0f} ({min(values):,.0f} - {unended(field, records)}{max(values):,.0f})"
+
+
+def unended(field, records):
+    """A sign before the largest value of a silence that was not over when the watch ended."""
+    longest = max(records, key=lambda record: record[field])
+    return "≥ " if field.endswith("_gap_ms") and longest[field] > 1000 * longest["seconds"] - 500 else ""
+
+
+def in_order(records):
+    """How many attempts of ordered sends failed. Records made before ordered sends in flight were told apart have those too."""
+    return sum(record.get("ordered_failed", record.get("key_retries", 0)) for record in records)
 
 
 def summary(records):
@@ -26,15 +37,15 @@ def summary(records):
         if "total" not in record:
             faults.setdefault((record["fault"], record["setup"]), []).append(record)
     out = [
-        "| fault | setup | faults | failed sends | no send for, at most | nothing consumed for, at most |",
-        "|---|---|---|---|---|---|",
+        "| fault | setup | faults | failed sends | failed attempts of ordered sends | keys that waited for more than 1.5 s, of 48 | no send for, at most | nothing consumed for, at most |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for (fault, setup), found in sorted(faults.items()):
         failed, sends = (sum(r[key] for r in found) for key in ("failed", "sends"))
         share = f" ({100 * failed / sends:.2g} %)" if failed else ""
-        longest = [f"{max(r[field] for r in found) / 1000:,.2f} s" for field in ("send_gap_ms", "consume_gap_ms")]
-        count = 1 + max(r["number"] for r in found)
-        out.append(f"| {fault} | {setup} | {count} | {failed:,} of {sends:,}{share} | " + " | ".join(longest) + " |")
+        longest = [f"{unended(field, found)}{max(r[field] for r in found) / 1000:,.2f} s" for field in ("send_gap_ms", "consume_gap_ms")]
+        count, keys = 1 + max(r["number"] for r in found), max(r["keys_waiting"] for r in found)
+        out.append(f"| {fault} | {setup} | {count} | {failed:,} of {sends:,}{share} | {in_order(found):,} | {keys} | " + " | ".join(longest) + " |")
     return out
 
 
@@ -47,23 +58,28 @@ def table(records):
         else:
             rows.setdefault((record["fault"], record["setup"], record["client"]), []).append(record)
     out = [
-        "| fault | setup | client | faults | failed sends | of one thread, at most | sends a second | in flight: failed, slowest, ms | no send for, ms | nothing consumed for, ms "
-        "| latest message of a queue read from a living node, ms | from the struck node, ms | of 48 keys waited > 1.5 s | stored twice / delivered again / out of order |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| fault | setup | client | faults | failed sends | of one thread, at most | slowest send, ms | sends a second | in flight: failed, slowest, ms | no send for, ms | nothing consumed for, ms "
+        "| latest message of a queue read from a living node, ms | from the struck node, ms | of 48 keys waited > 1.5 s | failed attempts of ordered sends | stored twice / delivered again / out of order |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for (fault, setup, client), faults in sorted(rows.items()):
         failed, sends, seconds = (sum(r[key] for r in faults) for key in ("failed", "sends", "seconds"))
         flying = f"{sum(r['in_flight_failed'] for r in faults)} of {sum(r['in_flight'] for r in faults)}, {max(r['in_flight_ms'] for r in faults):,.0f}"
         of_thread = max(r["failed_of_thread"] for r in faults)
-        values = {field: [r[field] for r in faults] for field in FIELDS}
-        values["struck_lag_ms"] = [r["struck_lag_ms"] for r in faults if r["struck_queues"]]
+        slowest = f"{max(r['slowest_ms'] for r in faults):,.0f}"
+        seen = {field: faults for field in FIELDS}
+        seen["struck_lag_ms"] = [r for r in faults if r["struck_queues"]]
+        values = [spread(field, records) for field, records in seen.items()]
         ends = " / ".join(str(sum(r[key] for r in faults)) for key in ("stored_twice", "redelivered", "out_of_order"))
-        cells = [fault, setup, client, str(len(faults)), f"{failed:,} of {sends:,}", str(of_thread), f"{sends / seconds:,.0f}", flying, *(spread(values[f]) for f in FIELDS), ends]
+        cells = [fault, setup, client, str(len(faults)), f"{failed:,} of {sends:,}", str(of_thread), slowest, f"{sends / seconds:,.0f}", flying, *values, f"{in_order(faults):,}", ends]
         out.append("| " + " | ".join(cells) + " |")
-    out += ["", "| setup | client | runs | acknowledged | of these lost |", "|---|---|---|---|---|"]
+    out += [
+        "", "| setup | client | runs | acknowledged | of these lost | stored twice | delivered again | out of order | failed, and stored yet |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
     for (setup, client), ended in sorted(totals.items()):
-        acknowledged, lost = (sum(total[key] for total in ended) for key in ("acknowledged", "lost"))
-        out.append(f"| {setup} | {client} | {len(ended)} | {acknowledged:,} | {lost:,} |")
+        sums = (sum(total[key] for total in ended) for key in ("acknowledged", "lost", "stored_twice", "redelivered", "out_of_order", "failed_yet_stored"))
+        out.append(f"| {setup} | {client} | {len(ended)} | " + " | ".join(f"{value:,}" for value in sums) + " |")
     return out
 
 

@@ -85,6 +85,8 @@ class RmqGroup(Placed, Rmq):
         "plain": "slaveReadEnable=true\n",
         "alias-1": "groupAliasRoutes=true\nslaveReadEnable=true\n",
         "alias": "groupAliasRoutes=true\ngroupAliasQueues=8\nslaveReadEnable=true\n",
+        "both-1": f"groupAliasRoutes=true\nbrokerVip={VIP}/24@eth0\nslaveReadEnable=true\n",
+        "lame-duck": "groupAliasRoutes=true\ngroupAliasQueues=8\nslaveReadEnable=true\nlameDuckMillis=35000\n",
         "avoid": "groupAliasRoutes=true\ngroupAliasQueues=8\nslaveReadEnable=true\n",
         "vip": f"brokerVip={VIP}/24@eth0\n",
         "transactions": f"groupAliasRoutes=true\ngroupAliasQueues=8\nbrokerVip={VIP}/24@eth0\nslaveReadEnable=true\n",

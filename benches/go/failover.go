@@ -50,15 +50,14 @@ type send struct {
 // window is what happened since the mark.
 type window struct {
 	// The mark, and when the fault had struck.
-	from, struck   time.Time
-	sends          []*send
+	from, struck time.Time
+	// Plain sends that were begun in it, and ordered ones that ended in it.
+	sends, ordered []*send
 	acks, arrivals []time.Time
 	// The longest time from acknowledgement, but no earlier than the mark, to arrival, by queue.
 	lags map[int]time.Duration
 	// Queues that are read from the node that is struck.
-	ofStruck   map[int]bool
-	keyWait    [keys]time.Duration
-	keyRetries int
+	ofStruck map[int]bool
 	// Of the counts below, at the mark.
 	twiceBefore, againBefore, disorderBefore int
 }
@@ -273,43 +272,35 @@ func sendPlain(p rocketmq.Producer, topic string, thread, rate int) {
 func sendOrdered(p rocketmq.Producer, topic string, thread, rate int) {
 	const mine = keys / orderedThreads
 	var next [mine]int
-	var begun, notBefore [mine]time.Time
+	// When to try again what has failed.
+	var again [mine]time.Time
 	try := func(k int) {
 		key := thread*mine + k
-		if begun[k].IsZero() {
-			begun[k] = time.Now()
-		}
-		mu.Lock()
-		w := win
-		mu.Unlock()
+		s := &send{thread: key, begun: time.Now()}
 		text := fmt.Sprintf("%s:o:%d:%d", run, key, next[k])
-		err := deliver(p, primitive.NewMessage(topic, []byte(text)).WithShardingKey(fmt.Sprint("key-", key)), text)
+		s.err = deliver(p, primitive.NewMessage(topic, []byte(text)).WithShardingKey(fmt.Sprint("key-", key)), text)
+		s.ended = time.Now()
 		mu.Lock()
-		defer mu.Unlock()
-		if err != "" {
-			w.keyRetries++
-			notBefore[k] = time.Now().Add(retryPause)
-			return
+		win.ordered = append(win.ordered, s)
+		mu.Unlock()
+		again[k] = time.Time{}
+		if s.err == "" {
+			next[k]++
+		} else {
+			again[k] = s.ended.Add(retryPause)
 		}
-		from := begun[k]
-		if from.Before(w.from) {
-			from = w.from
-		}
-		w.keyWait[key] = max(w.keyWait[key], time.Since(from))
-		next[k]++
-		begun[k] = time.Time{}
 	}
 	at := 0
 	pace(thread, orderedThreads, rate, func(int) {
 		for k := 0; k < mine; k++ {
-			if !begun[k].IsZero() && !time.Now().Before(notBefore[k]) {
+			if !again[k].IsZero() && !time.Now().Before(again[k]) {
 				try(k)
 			}
 		}
 		// And the next key that does not wait.
 		for n := 0; n < mine; n++ {
 			at = (at + 1) % mine
-			if begun[at].IsZero() {
+			if again[at].IsZero() {
 				try(at)
 				return
 			}
@@ -400,8 +391,33 @@ func report(atMark []*send) {
 			ofLiving = max(ofLiving, lag)
 		}
 	}
-	waiting := 0
-	for _, t := range win.keyWait {
+	attempts, badAttempts, waiting := 0, 0, 0
+	var keyFlying time.Duration
+	var since [keys]time.Time
+	var waited [keys]time.Duration
+	// The attempts of one key in their order.
+	for _, s := range win.ordered {
+		key := s.thread
+		if s.begun.Before(win.struck) {
+			begun := s.begun
+			if begun.Before(win.from) {
+				begun = win.from
+			}
+			keyFlying = max(keyFlying, s.ended.Sub(begun))
+			continue
+		}
+		attempts++
+		if since[key].IsZero() {
+			since[key] = s.begun
+		}
+		waited[key] = max(waited[key], s.ended.Sub(since[key]))
+		if s.err == "" {
+			since[key] = time.Time{}
+		} else {
+			badAttempts++
+		}
+	}
+	for _, t := range waited {
 		longest = max(longest, t)
 		if t > longWait {
 			waiting++
@@ -411,7 +427,7 @@ func report(atMark []*send) {
 		"seconds": time.Since(win.from).Seconds(), "sends": len(sends), "failed": bad, "failed_of_thread": slices.Max(badOf[:]), "in_flight": len(inFlight), "in_flight_failed": badFlying,
 		"in_flight_ms": ms(slowestFlying), "slowest_ms": ms(slowest), "send_gap_ms": gap(win.from, win.acks), "consume_gap_ms": gap(win.from, win.arrivals),
 		"living_lag_ms": ms(ofLiving), "struck_queues": len(win.ofStruck), "struck_lag_ms": ms(ofStruck), "keys_waiting": waiting, "key_wait_ms": ms(longest),
-		"key_retries": win.keyRetries, "stored_twice": twice - win.twiceBefore, "redelivered": again - win.againBefore,
+		"ordered": attempts, "ordered_failed": badAttempts, "in_flight_key_ms": ms(keyFlying), "stored_twice": twice - win.twiceBefore, "redelivered": again - win.againBefore,
 		"out_of_order": disorder - win.disorderBefore, "errors": errors,
 	})
 }

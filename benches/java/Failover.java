@@ -55,14 +55,13 @@ public final class Failover {
         final long from = System.nanoTime();
         /** When the fault had struck. */
         volatile long struck = from;
-        final Queue<Send> sends = new ConcurrentLinkedQueue<>();
+        /** Plain sends that were begun in it, and ordered ones that ended in it. */
+        final Queue<Send> sends = new ConcurrentLinkedQueue<>(), ordered = new ConcurrentLinkedQueue<>();
         final Queue<Long> acks = new ConcurrentLinkedQueue<>(), arrivals = new ConcurrentLinkedQueue<>();
         /** The longest time from acknowledgement, but no earlier than the mark, to arrival, by queue. */
         final Map<Integer, Long> lags = new ConcurrentHashMap<>();
         /** Queues that are read from the node that is struck, by their ids. */
         Set<Integer> ofStruck = Set.of();
-        final long[] keyWait = new long[KEYS];
-        final AtomicInteger keyRetries = new AtomicInteger();
         final int twiceBefore = storedTwice.get(), againBefore = redelivered.get(), disorderBefore = disorder.get();
     }
 
@@ -297,29 +296,22 @@ public final class Failover {
         return () -> {
             int mine = KEYS / ORDERED_THREADS;
             int[] next = new int[mine];
-            long[] begun = new long[mine], again = new long[mine];
+            // When to try again what has failed; 0 if nothing has.
+            long[] again = new long[mine];
             long period = ORDERED_THREADS * 1_000_000_000L / rate, due = System.nanoTime();
             IntConsumer attempt = k -> {
                 int key = thread * mine + k;
-                if (begun[k] == 0) begun[k] = System.nanoTime();
-                Window w = window;
-                if (send(p, new Message(topic, bytes(run + ":o:" + key + ":" + next[k])), false, key, next[k])) {
-                    long from = Math.max(begun[k], w.from);
-                    synchronized (w) { w.keyWait[key] = Math.max(w.keyWait[key], System.nanoTime() - from); }
-                    next[k]++;
-                    begun[k] = 0;
-                } else {
-                    w.keyRetries.incrementAndGet();
-                    again[k] = System.nanoTime() + 100_000_000L;
-                }
+                boolean ok = send(p, new Message(topic, bytes(run + ":o:" + key + ":" + next[k])), false, key, next[k]);
+                if (ok) next[k]++;
+                again[k] = ok ? 0 : System.nanoTime() + 100_000_000L;
             };
             for (int at = 0; !stopping; due = Math.max(due + period, System.nanoTime() - period)) {
                 for (long left; (left = due - System.nanoTime()) > 0; ) LockSupport.parkNanos(left);
-                for (int k = 0; k < mine; k++) if (begun[k] != 0 && System.nanoTime() >= again[k]) attempt.accept(k);
+                for (int k = 0; k < mine; k++) if (again[k] != 0 && System.nanoTime() >= again[k]) attempt.accept(k);
                 // And the next key that does not wait.
                 for (int n = 0; n < mine; n++) {
                     at = (at + 1) % mine;
-                    if (begun[at] != 0) continue;
+                    if (again[at] != 0) continue;
                     attempt.accept(at);
                     break;
                 }
@@ -343,11 +335,13 @@ public final class Failover {
         s.ended = System.nanoTime();
         boolean ok = s.error == null;
         if (!ok) of.failed(number);
+        Window now = window;
         if (isPlain) {
-            Window now = window;
             if (ok) now.acks.add(s.ended);
             if (s.begun >= now.from) now.sends.add(s);
             flying.remove(s);
+        } else {
+            now.ordered.add(s);
         }
         return ok;
     }
@@ -391,14 +385,28 @@ public final class Failover {
             if (w.ofStruck.contains(lag.getKey())) ofStruck = Math.max(ofStruck, lag.getValue());
             else ofLiving = Math.max(ofLiving, lag.getValue());
         }
-        int waiting = 0;
-        long longest = 0;
-        synchronized (w) { for (long t : w.keyWait) { if (t > 1_500_000_000L) waiting++; longest = Math.max(longest, t); } }
+        int attempts = 0, badAttempts = 0, waiting = 0;
+        long keyFlying = 0, longest = 0;
+        long[] since = new long[KEYS], waited = new long[KEYS];
+        // The attempts of one key in their order.
+        for (Send s : w.ordered) {
+            int key = s.thread;
+            if (s.begun < w.struck) {
+                keyFlying = Math.max(keyFlying, s.ended - Math.max(s.begun, w.from));
+                continue;
+            }
+            attempts++;
+            if (since[key] == 0) since[key] = s.begun;
+            waited[key] = Math.max(waited[key], s.ended - since[key]);
+            if (s.error == null) since[key] = 0;
+            else badAttempts++;
+        }
+        for (long t : waited) { if (t > 1_500_000_000L) waiting++; longest = Math.max(longest, t); }
         System.out.println(String.format(Locale.ROOT,
             "{\"seconds\":%.1f,\"sends\":%d,\"failed\":%d,\"failed_of_thread\":%d,\"in_flight\":%d,\"in_flight_failed\":%d,\"in_flight_ms\":%.0f,\"slowest_ms\":%.0f,"
-            + "\"send_gap_ms\":%.0f,\"consume_gap_ms\":%.0f,\"living_lag_ms\":%.0f,\"struck_queues\":%d,\"struck_lag_ms\":%.0f,\"keys_waiting\":%d,\"key_wait_ms\":%.0f,\"key_retries\":%d,\"stored_twice\":%d,\"redelivered\":%d,\"out_of_order\":%d,\"errors\":%s}",
+            + "\"send_gap_ms\":%.0f,\"consume_gap_ms\":%.0f,\"living_lag_ms\":%.0f,\"struck_queues\":%d,\"struck_lag_ms\":%.0f,\"keys_waiting\":%d,\"key_wait_ms\":%.0f,\"ordered\":%d,\"ordered_failed\":%d,\"in_flight_key_ms\":%.0f,\"stored_twice\":%d,\"redelivered\":%d,\"out_of_order\":%d,\"errors\":%s}",
             ms(now - w.from) / 1000, sends.size(), bad, Arrays.stream(badOf).max().getAsInt(), inFlight.size(), badFlying, ms(slowestFlying), ms(slowest), gap(w.from, w.acks),
-            gap(w.from, w.arrivals), ms(ofLiving), w.ofStruck.size(), ms(ofStruck), waiting, ms(longest), w.keyRetries.get(), storedTwice.get() - w.twiceBefore,
+            gap(w.from, w.arrivals), ms(ofLiving), w.ofStruck.size(), ms(ofStruck), waiting, ms(longest), attempts, badAttempts, ms(keyFlying), storedTwice.get() - w.twiceBefore,
             redelivered.get() - w.againBefore, disorder.get() - w.disorderBefore, json(errors)));
     }
 

@@ -82,7 +82,7 @@ const GONE: [(&str, &str); 15] = [
 ];
 
 /// Keys of a group's nodes that a Java master does not know or must not have.
-const GONE_BACK: [(&str, &str); 20] = [
+const GONE_BACK: [(&str, &str); 21] = [
     (
         "readOnlyCommitLogStorePaths",
         "the commit log lies under storePathRootDir",
@@ -99,6 +99,7 @@ const GONE_BACK: [(&str, &str); 20] = [
     ("brokerVip", "a key of rmq"),
     ("roleChangeHook*", "a key of rmq"),
     ("drainTimeoutMillis", "a key of rmq"),
+    ("lameDuckMillis", "a key of rmq"),
     ("proofOfDeath", "a key of rmq"),
     ("requestMemoryMaxBytes", "a key of rmq"),
     ("preferredLeaderId", "a classic master has no peers"),

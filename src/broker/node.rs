@@ -10,7 +10,7 @@ use rmq_wire::code::response;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::clients::Clients;
 use super::forward::Forwarding;
@@ -164,16 +164,18 @@ impl Broker {
     /// refused with a code that has clients try elsewhere.
     pub async fn drain(&self) {
         self.others.get_or_init(|| pull::others(self));
+        self.hand_over_for_good().await;
+        pull::say_goodbye(self).await;
+        self.draining.store(true, Ordering::Release);
+    }
+
+    async fn hand_over_for_good(&self) {
         if self.is_serving()
             && let Err(error) = self.hand_over(None).await
         {
             // Without a successor the group elects one, or has nobody else.
             tracing::info!(%error, "leadership is not handed over");
         }
-        if self.config.slave_read_enable {
-            pull::say_goodbye(self).await;
-        }
-        self.draining.store(true, Ordering::Release);
     }
 
     /// Has the offset commits it took replicated, and hands leadership to `to`, or to the node that is
@@ -202,6 +204,24 @@ impl Broker {
             .wait_for(|leaving| *leaving)
             .await
             .ok();
+    }
+
+    /// Answers, after [`Broker::leave`], until clients have looked for routes without this node
+    /// (`lameDuckMillis`), but no longer than another node leads: it may have been elected itself.
+    pub async fn linger(&self) {
+        let lame_duck = self.config.lame_duck_millis;
+        if lame_duck.is_zero() {
+            return;
+        }
+        let mut role = self.replica.role();
+        let alone = async { drop(role.wait_for(|role| role.leader.is_none()).await) };
+        tokio::select! {
+            () = alone => {}
+            () = pull::keep_saying_goodbye(self) => {}
+            () = sleep(lame_duck) => {}
+        }
+        let limit = self.config.drain_timeout_millis;
+        timeout(limit, self.hand_over_for_good()).await.ok();
     }
 
     /// Waits, after [`Broker::leave`], until consumers have gone elsewhere, if there is such a place.

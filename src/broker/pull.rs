@@ -26,7 +26,9 @@ use super::{Broker, group, heartbeat};
 use crate::meta::OffsetCommit;
 use crate::remoting::{Class, Reply, Request};
 
-pub(super) use follower::{Readers, addressed, as_follower, leaving, others, own_id, say_goodbye};
+pub(super) use follower::{
+    Readers, addressed, as_follower, keep_saying_goodbye, leaving, others, own_id, say_goodbye,
+};
 
 /// Bytes at the end of the log that no machine that works has dropped from its page cache: far fewer than
 /// those that count as in memory for a client.

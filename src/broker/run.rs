@@ -243,6 +243,9 @@ async fn run_on_store(
     broker.leave();
     drop(stop_registering);
     registrar.await.ok();
+    if matches!(result, Ok(End::Stopped)) {
+        broker.linger().await;
+    }
     if result.is_ok() {
         broker.left().await;
     }

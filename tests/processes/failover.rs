@@ -219,6 +219,35 @@ fn a_producer_that_tries_another_name_outlives_the_leader() {
 /// What a follower says when its leader's process is proven to have ended.
 const PROOF: &str = "proof of death";
 
+#[test]
+fn a_lame_duck_answers_those_whose_route_is_old_while_another_node_leads() {
+    let mut group = Running::start(&Options {
+        more: "lameDuckMillis=600000".to_owned(),
+        ..Options::default()
+    });
+    send(&group, 0..1);
+    let in_route = |group: &Running, nodes| {
+        until("the nodes that live are in the route", || {
+            (nodes_in_route(group)? == nodes).then_some(())
+        });
+    };
+    in_route(&group, 3);
+    let old = group.leading();
+    group.signal(old, Signal::TERM).unwrap();
+    in_route(&group, 2);
+    let mut client = Client::connect(group.addresses()[old], PATIENCE).unwrap();
+    until("a message is taken", || match client.send(TOPIC, 0, "m1") {
+        Outcome::Ok(offset) => Some(offset),
+        Outcome::Unknown(_) => None,
+        Outcome::Fail(why) => panic!("it was not passed on: {why}"),
+    });
+    for other in (0..3).filter(|node| *node != old) {
+        group.cluster().kill(other).unwrap();
+    }
+    let ended = until("it ends by itself", || group.cluster().ended(old).unwrap());
+    assert_eq!(ended.code(), Some(0));
+}
+
 /// The process that proves the end of this one; `None` while there is none.
 fn deathwatch_of(pid: u32) -> Option<Pid> {
     let status = |pid: u32| std::fs::read_to_string(format!("/proc/{pid}/status"));

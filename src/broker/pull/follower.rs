@@ -167,6 +167,9 @@ pub(in crate::broker) fn own_id(broker: &Broker, pull: &PullMessage) -> i64 {
 
 /// Tells the leader that consumers shall not be sent to this node any more.
 pub(in crate::broker) async fn say_goodbye(broker: &Broker) {
+    if !broker.config.slave_read_enable {
+        return;
+    }
     let mut notice = Command::request(request::RAFT_LEAVING);
     notice.ext.insert("brokerId", broker.follower_id);
     let notice = dispatch::frame(notice.into());
@@ -175,6 +178,14 @@ pub(in crate::broker) async fn say_goodbye(broker: &Broker) {
         .forward(notice, broker.store_host, GOODBYE_LIMIT.into());
     if let Err(error) = told.await {
         tracing::debug!(%error, "the leader does not know that this node goes");
+    }
+}
+
+/// Has no leader forget it, for ever.
+pub(in crate::broker) async fn keep_saying_goodbye(broker: &Broker) {
+    loop {
+        tokio::time::sleep(GONE / 2).await;
+        say_goodbye(broker).await;
     }
 }
 

@@ -10,6 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 use super::*;
 use crate::broker::ForwardError;
@@ -612,6 +613,33 @@ async fn who_stops_sends_its_consumers_to_other_nodes() {
         BTreeSet::from([3]),
         "n2 lives"
     );
+}
+
+#[tokio::test]
+async fn a_lame_duck_answers_while_another_node_leads() {
+    let node = Node::with(BrokerConfig {
+        lame_duck_millis: Duration::from_secs(600),
+        ..BrokerConfig::default()
+    })
+    .await;
+    node.replica.follow(Some("leader:1"));
+    node.broker.drain().await;
+    node.broker.leave();
+    let broker = Arc::clone(&node.broker);
+    let lame_duck = tokio::spawn(async move { broker.linger().await });
+    node.replica.follow(Some("leader:2"));
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(!lame_duck.is_finished(), "the one or the other leads");
+    // That one has gone too, and this one was elected.
+    let transfers = || node.replica.transfers.available_permits();
+    let before = transfers();
+    node.replica.become_leader(3);
+    timeout(PATIENCE, lame_duck).await.unwrap().unwrap();
+    assert_eq!(transfers(), before - 1, "leadership was handed on");
+
+    let node = Node::with(BrokerConfig::default()).await;
+    node.replica.follow(Some("leader:1"));
+    timeout(PATIENCE, node.broker.linger()).await.unwrap();
 }
 
 /// A node whose address moves with the leader, which it is; leadership does not go before the test lets it.
