@@ -60,7 +60,7 @@ PLAN = [
     ("transactions", "kill-leader:20"),
     ("alias", "kill-namesrv:20"),
     ("lame-duck", "rolling:10"),
-    ("both-1", "kill-leader:20,kill-follower:20"),
+    ("both-1", "kill-leader:10,kill-follower:10"),
     ("dledger", "kill-leader:3,stop-leader:3"),
     ("controller", "kill-leader:3,stop-leader:3"),
     ("alias", "stop-leader:5,cut-leader:5"),
